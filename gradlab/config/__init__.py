@@ -1,0 +1,1 @@
+"""experiment.yaml: positions, strict schema, and errors with carets."""

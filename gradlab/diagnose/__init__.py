@@ -1,0 +1,1 @@
+"""Findings from frames: one rule a function, no tensors and no hooks."""

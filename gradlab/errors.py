@@ -1,0 +1,78 @@
+"""Every exception that gradlab raises on purpose, and the exit code that the command line gives it.
+
+    GradlabError (1)
+    ├── UsageError (2)          a command or a call that cannot mean anything
+    │   └── ConfigError (2)     an experiment file or an override is wrong; carries every problem found
+    ├── TapError (2)            a pattern, a tap or a statistic is wrong for this model
+    ├── JacobianError (1)       a Jacobian that does not exist or cannot be computed
+    ├── ProfileError (1)        a profile window that cannot be opened or written
+    ├── EventError (1)          an event file that cannot be written or read
+    ├── RunError (1)            a run folder that cannot be used
+    │   └── UnknownRunError (2) no run of that name
+    └── MachineError (3)        this machine cannot do it
+
+A message says what is wrong, where, what was seen and the nearest fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GradlabError(Exception):
+    """Root of the hierarchy: `except GradlabError` catches whatever gradlab raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(GradlabError):
+    """A command or a call whose arguments cannot mean anything."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An experiment file or an override is wrong. Its text is the rendered list of all problems."""
+
+
+class TapError(GradlabError):
+    """A pattern that matches nothing, a statistic that is no scalar, a tap on a tensor that has no such value."""
+
+    exit_code = 2
+
+
+class JacobianError(GradlabError):
+    """A Jacobian that does not exist (no dependence, integer tensors) or cannot be computed here."""
+
+
+class ProfileError(GradlabError):
+    """A profile window that cannot be opened or written."""
+
+
+class EventError(GradlabError):
+    """An event file that cannot be created, written or read."""
+
+
+class RunError(GradlabError):
+    """A run folder that cannot be created, read or resumed."""
+
+
+class UnknownRunError(RunError):
+    """No run of that name."""
+
+    exit_code = 2
+
+
+class MachineError(GradlabError):
+    """This machine cannot do what was asked: no such device, no space, no permission."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
+    """" Did you mean 'x'?" for the words of `known` nearest to `word`, or "" where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+    if not near:
+        return ""
+    return " Did you mean " + " or ".join(repr(name) for name in near) + "?"

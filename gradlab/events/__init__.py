@@ -1,0 +1,1 @@
+"""The TensorBoard event format, written and read without torch or TensorFlow."""

@@ -1,0 +1,125 @@
+"""What one logged step holds: named vectors of numbers, and the schema that names them.
+
+Belongs here: the host-side values that sinks and diagnosis see. Does not: tensors of the training step (`taps`),
+files (`events`), or anything that needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The names of a metric's values, in forward order. Two schemas with the same names have the same hash."""
+
+    metric: str
+    """`of.stat`, with the stage appended where it is not `final`: `weight_grad.norm@clipped`."""
+    sites: tuple[str, ...]
+    """One site name a value."""
+    unit: str = ""
+    """The unit of the values, empty for a pure number."""
+
+    @cached_property
+    def hash(self) -> str:
+        """Eight hexadecimal digits of the site names."""
+        return hashlib.sha256("\n".join(self.sites).encode()).hexdigest()[:8]
+
+    @property
+    def tag(self) -> str:
+        """The TensorBoard tag: `gradlab/<metric>/<hash>`."""
+        return f"gradlab/{self.metric}/{self.hash}"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one step: float32 values, one a site; NaN where a site has no value on this step."""
+
+    schema: Schema
+    values: np.ndarray
+    """[sites] float32."""
+
+    def __getitem__(self, site: str) -> float:
+        try:
+            return float(self.values[self.schema.sites.index(site)])
+        except ValueError:
+            raise KeyError(site) from None
+
+    def items(self) -> Iterator[tuple[str, float]]:
+        """Pairs of site and value, in forward order."""
+        return zip(self.schema.sites, map(float, self.values), strict=True)
+
+    def __len__(self) -> int:
+        return len(self.schema.sites)
+
+
+@dataclass(frozen=True)
+class Frame(Mapping[str, Series]):
+    """All values of one logged step: metric -> series. `frame["weight_grad.norm"]["fc1.weight"]` is a float."""
+
+    step: int
+    """The optimizer step that these values belong to, counted from 0."""
+    wall_time: float
+    """Seconds since the epoch when the step ended."""
+    series: Mapping[str, Series] = field(default_factory=dict)
+
+    def __getitem__(self, metric: str) -> Series:
+        return self.series[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.series)
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A diagnosis in one sentence, with what it rests on."""
+
+    step: int
+    """The optimizer step at which it was seen."""
+    kind: str
+    """A short stable name of the rule: `nonfinite`, `zero_gradient`, ..."""
+    site: str
+    """The site it is about, or "" for the whole run."""
+    message: str
+    """One sentence for a person."""
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    """The numbers that the sentence rests on, by metric."""
+    advice: str = ""
+    """What to try."""
+    severity: str = "warning"
+    """`info`, `warning` or `error`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JacobianBlock:
+    """A slice of d(of)/d(wrt) on the host, with the names of its axes and what is known of its quality."""
+
+    of: str
+    """The site that is differentiated."""
+    wrt: str
+    """The site that it is differentiated by."""
+    values: np.ndarray
+    """[rows, cols] float32 or float64."""
+    row_names: tuple[str, ...]
+    """One name a row: the index into `of`, or a given label."""
+    col_names: tuple[str, ...]
+    """One name a column: the index into `wrt`."""
+    engine: str = ""
+    """How it was computed: `vmap`, `loop`, ..."""
+    audit_error: float = float("nan")
+    """Relative error of vᵀJ against one plain backward."""
+    summaries: Mapping[str, float] = field(default_factory=dict)
+    """Scalars of the block: `fro`, `sigma_1`, ..."""
+
+    @property
+    def name(self) -> str:
+        """`<of>__wrt__<wrt>`, the middle of the TensorBoard tags."""
+        return f"{self.of}__wrt__{self.wrt}"

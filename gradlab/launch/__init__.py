@@ -1,0 +1,1 @@
+"""Carry out an experiment in this process."""

@@ -1,0 +1,1 @@
+"""Lightning modules built from nn layers and functional activations."""

@@ -1,0 +1,1 @@
+"""Run folders: create, list, read, and record where a run came from."""

@@ -1,0 +1,73 @@
+"""The Tap: a rule that says which sites are watched, which of their tensors, by which statistics and how often.
+
+Belongs here: the options and their checks, without torch. Does not: names of real tensors (`sites`) or hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, get_args
+
+from gradlab.errors import TapError, did_you_mean
+
+Quantity = Literal["output", "output_grad", "weight", "weight_grad", "update"]
+Stat = Literal["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "underflow", "hist"]
+Stage = Literal["final", "clipped", "micro"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Watch the tensors at some sites: `Tap("encoder.*", of="output_grad", every=10)`."""
+
+    at: str | Sequence[str]
+    """A glob over site names, or a list of them; a leading `!` excludes. `*` crosses dots and slashes."""
+    _: KW_ONLY
+    of: Quantity | Sequence[Quantity]
+    """What is watched there: `output`, `output_grad`, `weight`, `weight_grad` or `update`."""
+    stats: Stat | Sequence[Stat] = ("norm",)
+    """The numbers of each tensor: `norm`, `rms`, `mean`, `std`, `max_abs`, `zeros`, `nonfinite`, `underflow`, `hist`."""
+    every: int = 1
+    """Look on every so many optimizer steps, the first one included."""
+    stage: Stage | Sequence[Stage] = "final"
+    """Which gradient: `final` (about to be used, before clipping), `clipped`, or `micro` (one backward, this rank)."""
+    keep: bool = False
+    """Also keep the tensor and its gradient until the next step (`retain_grad`), for `monitor.grad(site)`."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("of", Quantity), ("stats", Stat), ("stage", Stage)):
+            for word in as_tuple(getattr(self, name)):
+                if word not in get_args(choices):
+                    near = did_you_mean(str(word), get_args(choices))
+                    raise TapError(
+                        f"Tap({self.at!r}): {name} has no {word!r}.{near} It may be {', '.join(get_args(choices))}."
+                    )
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+            raise TapError(f"Tap({self.at!r}): every must be a whole number from 1, got {self.every!r}.")
+        if not as_tuple(self.at) or not all(isinstance(p, str) and p for p in as_tuple(self.at)):
+            raise TapError(f"Tap: at must be a pattern or a list of patterns, got {self.at!r}.")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """`at` as a tuple."""
+        return as_tuple(self.at)
+
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """`of` as a tuple."""
+        return as_tuple(self.of)  # type: ignore[return-value]
+
+    @property
+    def statistics(self) -> tuple[Stat, ...]:
+        """`stats` as a tuple."""
+        return as_tuple(self.stats)  # type: ignore[return-value]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """`stage` as a tuple."""
+        return as_tuple(self.stage)  # type: ignore[return-value]
+
+
+def as_tuple(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One word or several, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
