@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class GradlabError(Exception):
@@ -34,6 +35,11 @@ class UsageError(GradlabError):
 
 class ConfigError(UsageError):
     """An experiment file or an override is wrong. Its text is the rendered list of all problems."""
+
+    def __init__(self, text: str, problems: Iterable[Any] = ()) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems)
+        """Each `gradlab.config.Problem`, in order, for callers that show them in a form of their own."""
 
 
 class TapError(GradlabError):
@@ -70,8 +76,12 @@ class MachineError(GradlabError):
     exit_code = 3
 
 
+class GradlabWarning(UserWarning):
+    """Something of gradlab was switched off so that training goes on; the text names it."""
+
+
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
-    """" Did you mean 'x'?" for the words of `known` nearest to `word`, or "" where none is near."""
+    """A sentence with the words of `known` nearest to `word`, led by a space; "" where none is near."""
     near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
     if not near:
         return ""

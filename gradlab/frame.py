@@ -14,6 +14,16 @@ from functools import cached_property
 import numpy as np
 
 
+ABSENT = np.uint32(0x7FC0_0ABE).view(np.float32)
+"""Stands for "no value on this step" in a series: a NaN by its own bit pattern, so that a NaN that was really seen
+differs from a site that did not run. (R tells its missing numbers from NaN in the same way.)"""
+
+
+def is_absent(values: np.ndarray) -> np.ndarray:
+    """[n] bool: where a float32 array holds `ABSENT`."""
+    return np.asarray(np.ascontiguousarray(values, np.float32).view(np.uint32) == ABSENT.view(np.uint32))
+
+
 @dataclass(frozen=True)
 class Schema:
     """The names of a metric's values, in forward order. Two schemas with the same names have the same hash."""
@@ -38,7 +48,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Series:
-    """One metric of one step: float32 values, one a site; NaN where a site has no value on this step."""
+    """One metric of one step: float32 values, one a site; `ABSENT` where a site has no value on this step."""
 
     schema: Schema
     values: np.ndarray
@@ -107,7 +117,7 @@ class JacobianBlock:
     wrt: str
     """The site that it is differentiated by."""
     values: np.ndarray
-    """[rows, cols] float32 or float64."""
+    """[rows, cols] float32 or float64; [samples, rows, cols] where the samples were not reduced."""
     row_names: tuple[str, ...]
     """One name a row: the index into `of`, or a given label."""
     col_names: tuple[str, ...]
@@ -118,8 +128,14 @@ class JacobianBlock:
     """Relative error of vᵀJ against one plain backward."""
     summaries: Mapping[str, float] = field(default_factory=dict)
     """Scalars of the block: `fro`, `sigma_1`, ..."""
+    singular_values: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """All singular values, largest first, where the block is small enough for them; else empty."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know: engines that were refused and why, samples that are coupled."""
+    label: str = ""
+    """Tells apart two blocks of the same sites: a probe set, or a set of rows."""
 
     @property
     def name(self) -> str:
-        """`<of>__wrt__<wrt>`, the middle of the TensorBoard tags."""
-        return f"{self.of}__wrt__{self.wrt}"
+        """`<of>__wrt__<wrt>`, then `@<label>` where there is one: the middle of the TensorBoard tags."""
+        return f"{self.of}__wrt__{self.wrt}" + (f"@{self.label}" if self.label else "")

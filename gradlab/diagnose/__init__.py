@@ -1,1 +1,5 @@
 """Findings from frames: one rule a function, no tensors and no hooks."""
+
+from gradlab.diagnose.rules import Diagnosis
+
+__all__ = ["Diagnosis"]

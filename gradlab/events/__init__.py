@@ -1,1 +1,22 @@
-"""The TensorBoard event format, written and read without torch or TensorFlow."""
+"""The TensorBoard event format, written and read without torch, TensorFlow or protobuf.
+
+Writing a frame of 200 sites by 5 statistics takes microseconds (`benchmarks/write.py`), because a step is one record whose
+fixed bytes are laid out once, and because the checksum is computed in C.
+"""
+
+from __future__ import annotations
+
+from gradlab.events.file import OutputFile
+from gradlab.events.picture import diverging, png
+from gradlab.events.reader import EventValue, event_files, read_events
+from gradlab.events.writer import EventWriter
+
+__all__ = [
+    "EventValue",
+    "EventWriter",
+    "OutputFile",
+    "diverging",
+    "event_files",
+    "png",
+    "read_events",
+]

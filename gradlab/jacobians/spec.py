@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gradlab.errors import JacobianError
 
@@ -15,7 +16,7 @@ class JacobianSlice:
     of: str
     """The site that is differentiated: `output`, a module, a functional op or a `gradlab.tap` name."""
     wrt: str
-    """The site that it is differentiated by: `input` or any other site."""
+    """The site that it is differentiated by: `input` or any other site, or a parameter."""
     rows: int | Sequence[int] | None = None
     """Which entries of `of`: the first so many, or a list of flat indices; all where left out."""
     cols: int | Sequence[int] | None = None
@@ -24,9 +25,15 @@ class JacobianSlice:
     """Compute on every so many optimizer steps, the first one included."""
     samples: int = 1
     """How many samples of the probe batch; the logged block is their mean."""
+    of_map: Literal["softmax"] | None = None
+    """A function put on `of` first: `softmax` over its last axis turns logits into probabilities."""
 
     def __post_init__(self) -> None:
         for name in ("every", "samples"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise JacobianError(f"JacobianSlice({self.of!r}, {self.wrt!r}): {name} must be at least 1, got {value!r}.")
+        if self.of_map not in (None, "softmax"):
+            raise JacobianError(
+                f"JacobianSlice({self.of!r}, {self.wrt!r}): of_map must be 'softmax' or left out, got {self.of_map!r}."
+            )

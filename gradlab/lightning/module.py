@@ -17,8 +17,8 @@ from gradlab.taps.rule import Tap
 class GradlabModule(pl.LightningModule):
     """A LightningModule with declared taps, a default optimizer and, where it has any, answers to show."""
 
-    default_lr = 1e-3
-    """Learning rate of the default optimizer, where an experiment names none."""
+    lr: float = 1e-3
+    """Learning rate of the default optimizer, used where an experiment names none."""
 
     def taps(self) -> Sequence[Tap]:
         """The taps that are worth having in this model, used where an experiment or a callback names none."""
@@ -33,5 +33,5 @@ class GradlabModule(pl.LightningModule):
         return {}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with `default_lr`; an experiment's `optimizer:` takes its place."""
-        return optim.AdamW(self.parameters(), lr=self.default_lr)
+        """AdamW with learning rate `lr`; an experiment's `optimizer:` takes its place."""
+        return optim.AdamW(self.parameters(), lr=self.lr)

@@ -1,1 +1,13 @@
-"""Lightning modules built from nn layers and functional activations."""
+"""Lightning modules built from nn layers and functional activations.
+
+classifier.py what the classifiers share · mlp.py, convnet.py, rnn.py, transformer.py the models ·
+notebook.py three tiny ones whose gradients can be checked by hand · arguments.py checks of their arguments.
+"""
+
+from gradlab.models.convnet import ConvNet
+from gradlab.models.mlp import MLP
+from gradlab.models.notebook import ModuleVsFunctional, ScalarLine, TwoByTwo
+from gradlab.models.rnn import RNN
+from gradlab.models.transformer import Transformer
+
+__all__ = ["MLP", "RNN", "ConvNet", "ModuleVsFunctional", "ScalarLine", "Transformer", "TwoByTwo"]

@@ -46,3 +46,8 @@ class Profile:
         if within < self.wait + self.warmup:
             return "warmup"
         return "last" if within == length - 1 else "active"
+
+    def next_window(self, step: int) -> int:
+        """The step, counted from 0, with which the next turn of the schedule begins."""
+        length = self.wait + self.warmup + self.active
+        return (step // length + 1) * length

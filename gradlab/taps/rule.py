@@ -12,8 +12,8 @@ from typing import Literal, get_args
 from gradlab.errors import TapError, did_you_mean
 
 Quantity = Literal["output", "output_grad", "weight", "weight_grad", "update"]
-Stat = Literal["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "underflow", "hist"]
-Stage = Literal["final", "clipped", "micro"]
+Stat = Literal["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "underflow"]
+Stage = Literal["final", "clipped"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Tap:
     of: Quantity | Sequence[Quantity]
     """What is watched there: `output`, `output_grad`, `weight`, `weight_grad` or `update`."""
     stats: Stat | Sequence[Stat] = ("norm",)
-    """The numbers of each tensor: `norm`, `rms`, `mean`, `std`, `max_abs`, `zeros`, `nonfinite`, `underflow`, `hist`."""
+    """The numbers of each tensor: `norm`, `rms`, `mean`, `std`, `max_abs`, `zeros`, `nonfinite`, `underflow`."""
     every: int = 1
     """Look on every so many optimizer steps, the first one included."""
     stage: Stage | Sequence[Stage] = "final"
-    """Which gradient: `final` (about to be used, before clipping), `clipped`, or `micro` (one backward, this rank)."""
+    """Which gradient of a weight: `final` (unscaled, accumulated, reduced, before clipping) or `clipped` (as used)."""
     keep: bool = False
     """Also keep the tensor and its gradient until the next step (`retain_grad`), for `monitor.grad(site)`."""
 

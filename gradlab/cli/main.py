@@ -1,0 +1,73 @@
+"""The `gradlab` command: the table of its subcommands, and what an error looks like on the terminal.
+
+A subcommand's module is imported when it is used or listed; none of them imports anything heavy before it runs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+import gradlab
+from gradlab.errors import GradlabError, did_you_mean
+
+_COMMANDS = {
+    "run": "gradlab.cli.run",
+    "check": "gradlab.cli.check",
+    "new": "gradlab.cli.new",
+    "runs": "gradlab.cli.runs",
+    "show": "gradlab.cli.show",
+    "board": "gradlab.cli.board",
+    "doctor": "gradlab.cli.doctor",
+}
+"""Command -> the module that holds it, as an attribute named `<command>_command`. Listed in this order."""
+
+
+class ReportedError(click.ClickException):
+    """An error that gradlab raised on purpose: its text on stderr, its own exit code."""
+
+    def __init__(self, error: GradlabError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code
+
+    def show(self, file: Any = None) -> None:
+        """Print the text as it is: experiment files' problems bring their own form."""
+        click.echo(self.format_message(), err=True, file=file)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports them on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the table."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, imported now."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), f"{cmd_name}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Refuse an unknown command with the nearest known ones."""
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            raise click.UsageError(f"No such command {args[0]!r}.{did_you_mean(args[0], _COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; gradlab's own errors become their text, all others keep their traceback."""
+        try:
+            return super().invoke(ctx)
+        except GradlabError as error:
+            raise ReportedError(error) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(gradlab.__version__, prog_name="gradlab")
+def main() -> None:
+    """Train, and see what happens inside backward()."""

@@ -1,0 +1,91 @@
+"""`gradlab run`: one experiment in this process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gradlab.cli.options import on_terminal, runs_option
+
+if TYPE_CHECKING:
+    from gradlab.launch.run import Outcome
+
+
+@click.command("run")
+@click.argument("experiment", type=click.Path(path_type=Path), required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, killed or failed.")
+@click.option("--dry-run", is_flag=True, help="Check everything, train nothing; the same as `gradlab check`.")
+@click.option("--print-config", is_flag=True, help="Print the experiment with overrides and defaults filled in.")
+@runs_option
+def run_command(
+    experiment: Path | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    dry_run: bool,
+    print_config: bool,
+    root: Path,
+) -> None:
+    """Run one experiment.
+
+    For instance `gradlab run experiments/digits.yaml trainer.max_epochs=2`. Everything is checked before anything runs.
+ Exit codes: 0 done, 1 the run failed, 2 the experiment or the command is
+    wrong, 3 this machine cannot do it, 75 stopped with a checkpoint (resumable), 130 interrupted.
+    """
+    if resume is not None:
+        if experiment is not None or dry_run or print_config:
+            raise click.UsageError("--resume takes no experiment and no settings: a run goes on with those it had.")
+        _finish(_resume(resume, root))
+    elif experiment is None:
+        raise click.UsageError("Which experiment? `gradlab new` lists templates; `--resume RUN` goes on with a run.")
+    elif print_config:
+        from gradlab.config.load import load
+
+        click.echo(load(experiment, overrides).resolved(), nl=False)
+    elif dry_run:
+        from gradlab.cli.check import report
+
+        report(experiment, overrides)
+    else:
+        _finish(_start(experiment, overrides, root))
+
+
+def _start(experiment: Path, overrides: tuple[str, ...], root: Path) -> Outcome:
+    from gradlab.config.load import load
+
+    load(experiment, overrides, deep=False)  # what is wrong with the text is said at once, before torch is imported
+    from gradlab.launch.run import Voice, start
+
+    return start(experiment, overrides, root=root, argv=sys.argv, voice=Voice(say=_say, bar=on_terminal()))
+
+
+def _resume(run: str, root: Path) -> Outcome:
+    from gradlab.runs.find import find_run
+
+    folder = find_run(run, root)
+    from gradlab.launch.run import Voice, resume
+
+    return resume(folder, argv=sys.argv, voice=Voice(say=_say, bar=on_terminal()))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _finish(outcome: Outcome) -> None:
+    """Print how the run ended and leave with its code."""
+    from gradlab.cli.render import print_summary
+
+    if outcome.traceback:
+        click.echo(outcome.traceback, err=True, nl=False)
+    if outcome.summary is not None:
+        print_summary(outcome.summary)
+    if outcome.code != 0:
+        click.echo(f"{outcome.reason}; the log is {outcome.folder.log}", err=True)
+    if outcome.code in (75, 130):
+        click.echo(f"go on with: gradlab run --resume {outcome.folder.id}", err=True)
+    if outcome.code != 0:
+        raise click.exceptions.Exit(outcome.code)

@@ -1,0 +1,181 @@
+"""The settings of an experiment: every key of experiment.yaml is a field here or in Tap, JacobianSlice or Profile.
+
+Belongs here: names, types, limits, defaults and one sentence each. The JSON Schema, the checks and the documentation are
+made from these. Does not: anything that must be imported to be checked (`classes`, `trainer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from gradlab.config.limits import NotEmpty, Range, Spelled
+from gradlab.errors import ConfigError, did_you_mean
+from gradlab.jacobians.spec import JacobianSlice
+from gradlab.profiling.schedule import Profile
+from gradlab.taps.rule import Tap
+
+MODELS = {
+    "mlp": "gradlab.models.MLP",
+    "convnet": "gradlab.models.ConvNet",
+    "transformer": "gradlab.models.Transformer",
+    "rnn": "gradlab.models.RNN",
+}
+"""Short names for `model:`. A table of words, so that reading it imports nothing."""
+DATA = {
+    "digits": "gradlab.data.Digits",
+    "bytes": "gradlab.data.Bytes",
+    "synthetic": "gradlab.data.Synthetic",
+}
+"""Short names for `data:`."""
+
+FolderName = Annotated[
+    str,
+    Spelled(
+        r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00-\x1f\x7f])?",
+        "text that can name a folder (1 to 100 characters, no slash, no leading dot)",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSpec:
+    """A class and its arguments, `{class_path: ..., init_args: {...}}`; or the class alone, `model: mlp`."""
+
+    class_path: str
+    """The class, as `package.module.Class`; a module beside the experiment file will do. Or a short name."""
+    init_args: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments of its constructor, by name."""
+
+    shorthand: ClassVar[str] = "class_path"
+    short_names: ClassVar[Mapping[str, str]] = {}
+    example: ClassVar[str] = "package.module.Class"
+
+    def __post_init__(self) -> None:
+        path = self.short_names.get(self.class_path, self.class_path)
+        if "." not in path:
+            known = f" Short names are {', '.join(self.short_names)}." if self.short_names else ""
+            raise ConfigError(
+                f"{self.class_path!r} is no class path.{did_you_mean(path, self.short_names)}{known} "
+                f"Your own class is written as {self.example}."
+            )
+        object.__setattr__(self, "class_path", path)
+
+
+class ModelSpec(ClassSpec):
+    """The model: a LightningModule."""
+
+    short_names = MODELS
+    example = "my_module.MyModel"
+
+
+class DataSpec(ClassSpec):
+    """The data: a LightningDataModule."""
+
+    short_names = DATA
+    example = "my_module.MyData"
+
+
+class OptimizerSpec(ClassSpec):
+    """The optimizer: a torch.optim.Optimizer."""
+
+    example = "torch.optim.AdamW"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """What is done about findings."""
+
+    on_finding: Literal["log", "checkpoint", "profile", "stop"] = "log"
+    """At a finding: only `log` it, save a `checkpoint`, open a `profile` window, or `stop` the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the run is given to run on."""
+
+    gpus: Literal["auto"] | Annotated[int, Range(0)] = "auto"
+    """How many GPUs: `auto` takes what the machine has, 0 none."""
+    nodes: Annotated[int, Range(1)] = 1
+    """How many machines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRange:
+    """A range that is searched evenly in the logarithm."""
+
+    log: tuple[float, float]
+    """The lowest and the highest value."""
+    points: Annotated[int, Range(2)] | None = None
+    """How many values a grid takes, both ends included; one a decade where left out."""
+
+    def __post_init__(self) -> None:
+        low, high = self.log
+        if not 0 < low < high < float("inf"):
+            raise ConfigError(f"log needs two numbers, 0 < lowest < highest, not {low!r} and {high!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When a trial of a sweep is stopped early."""
+
+    metric: str
+    """The metric that trials are compared by, as the model logs it: `val/loss`."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less (`min`) or more (`max`) of it is better."""
+    rule: Literal["asha"] = "asha"
+    """Who is stopped: `asha` lets the better part of each rung go on."""
+
+
+Axis = Annotated[Sequence[Any], NotEmpty()] | LogRange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Many runs of this experiment with other values for some settings."""
+
+    over: Annotated[Mapping[str, Axis], NotEmpty()]
+    """For each setting that varies (as an override names it): a list of values, or `{log: [lowest, highest]}`."""
+    search: Literal["grid", "random"] = "grid"
+    """`grid` tries every combination, `random` draws `trials` of them."""
+    trials: Annotated[int, Range(1)] | None = None
+    """How many combinations a random search draws."""
+    stop: Stop | None = None
+    """When a trial is stopped early; null or left out: never."""
+
+    def __post_init__(self) -> None:
+        if self.search == "random" and self.trials is None:
+            raise ConfigError("a random search needs 'trials': how many combinations are drawn.")
+        if self.search == "grid" and self.trials is not None:
+            raise ConfigError("'trials' is for `search: random`; a grid tries every combination.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All settings of an experiment."""
+
+    name: FolderName
+    """What the experiment is called; its runs are in `runs/<name>/`."""
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """The seed of every random number generator."""
+    model: ModelSpec
+    """The model: a short name, a class path, or a class path with arguments."""
+    data: DataSpec | None = None
+    """The data, likewise; null or left out: the model brings its own."""
+    optimizer: OptimizerSpec | None = None
+    """The optimizer, likewise; null or left out: the model configures its own."""
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of Lightning's Trainer, in its own words."""
+    taps: tuple[Tap, ...] | None = None
+    """What is watched; null or left out: what the model declares. An empty list watches nothing."""
+    jacobians: tuple[JacobianSlice, ...] = ()
+    """Jacobian slices to log."""
+    profile: Profile | None = None
+    """Steps to profile; null or left out: none."""
+    diagnose: Diagnose = Diagnose()
+    """What is done about findings."""
+    resources: Resources = Resources()
+    """What the run is given to run on."""
+    sweep: Sweep | None = None
+    """Many runs with other values; null or left out: one run. `gradlab run` checks it and goes on without it."""

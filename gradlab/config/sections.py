@@ -1,0 +1,192 @@
+"""The parts of an experiment that must be imported to be checked: model, data, optimizer and trainer.
+
+Each `check_*` takes the node of its section, adds what is wrong to `problems` and returns what `build` needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradlab.config.classes import described, find_class, importable, origin_of
+from gradlab.config.nodes import Mapping as MappingNode
+from gradlab.config.nodes import Setting
+from gradlab.config.records import Keys, blame, expanded
+from gradlab.config.render import Problem, refusal
+from gradlab.config.schema import ClassSpec, DataSpec, ModelSpec, OptimizerSpec
+from gradlab.config.signatures import arguments_of, spelled
+from gradlab.config.trainer import trainer_keys
+from gradlab.errors import ConfigError
+
+_LIGHTNING = "pytorch_lightning"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A class with checked arguments, ready to be called."""
+
+    cls: type
+    arguments: Mapping[str, Any]
+    setting: Setting
+    """Where it stands in the experiment."""
+    folder: Path
+    """The experiment's folder, from which its modules are imported."""
+
+    @property
+    def class_path(self) -> Setting:
+        """The setting that names the class."""
+        return _class_path(self.setting)
+
+    def make(self, *first: Any) -> Any:
+        """An instance; `first` are the arguments that gradlab fills in.
+
+        Raises:
+            ConfigError: if the constructor raises, at the argument to blame or at the class path.
+        """
+        with importable(self.folder):
+            try:
+                return self.cls(*first, **copy.deepcopy(dict(self.arguments)))
+            except Exception as error:
+                message = f"{spelled(self.cls)} refused{origin_of(error, self.folder)}: {described(error)}"
+                raise refusal([Problem(self.class_path.position, message)]) from error
+
+
+def check_model(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
+    """The model's class and arguments."""
+    return _check_class(setting, ModelSpec, folder, problems, _not_a_model)
+
+
+def check_data(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
+    """The data's class and arguments."""
+    return _check_class(setting, DataSpec, folder, problems, _not_data)
+
+
+def check_optimizer(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
+    """The optimizer's class and arguments, tried on one small parameter so that a bad value shows before training."""
+    refused = {"params": "params is gradlab's: the optimizer is given all parameters of the model."}
+    found: list[Problem] = []
+    bound = _check_class(setting, OptimizerSpec, folder, found, _not_an_optimizer, skip=1, refused=refused)
+    if bound and not found:
+        found += _refused_values(bound)
+    problems += found
+    return bound
+
+
+def check_trainer(setting: Setting, problems: list[Problem]) -> None:
+    """The arguments of Lightning's Trainer."""
+    trainer_keys().check(setting, problems)
+
+
+def brings_data(model: Bound) -> bool:
+    """Whether a model defines its own training data."""
+    import pytorch_lightning as pl
+
+    return model.cls.train_dataloader is not pl.LightningModule.train_dataloader  # type: ignore[attr-defined]
+
+
+def _check_class(
+    setting: Setting,
+    spec: type[ClassSpec],
+    folder: Path,
+    problems: list[Problem],
+    wrong_kind: Callable[[type], str],
+    *,
+    skip: int = 0,
+    refused: Mapping[str, str] | None = None,
+) -> Bound | None:
+    setting = expanded(spec, setting)
+    path = _class_path(setting)
+    name = getattr(path.node, "value", "")
+    try:
+        with importable(folder):
+            cls = find_class(spec.short_names.get(name, name), folder)
+    except ConfigError as error:
+        problems.append(Problem(path.position, str(error)))
+        return None
+    if sentence := wrong_kind(cls):
+        problems.append(Problem(path.position, sentence))
+        return None
+    found: list[Problem] = []
+    arguments = _arguments(setting, path, arguments_of(cls, skip=skip, refused=refused), found)
+    problems += found
+    return None if found else Bound(cls, arguments, setting, folder)
+
+
+def _arguments(setting: Setting, path: Setting, keys: Keys, problems: list[Problem]) -> dict[str, Any]:
+    """The checked `init_args`; where there are none, a missing one is reported at the class path."""
+    entry = setting.node.entry("init_args") if isinstance(setting.node, MappingNode) else None
+    if entry:
+        return keys.check(setting.under(entry), problems)
+    return keys.check(Setting(MappingNode(path.position, ()), (*setting.path, "init_args")), problems, at=path)
+
+
+def _class_path(setting: Setting) -> Setting:
+    entry = setting.node.entry("class_path") if isinstance(setting.node, MappingNode) else None
+    return setting.under(entry) if entry else setting
+
+
+def _refused_values(bound: Bound) -> list[Problem]:
+    """What the optimizer's constructor says about its values, at the argument to blame."""
+    import torch
+
+    def make(**arguments: Any) -> None:
+        bound.cls([torch.nn.Parameter(torch.zeros(2, 2))], **copy.deepcopy(arguments))
+
+    with importable(bound.folder):
+        try:
+            make(**bound.arguments)
+        except Exception as error:
+            name, _ = blame(make, bound.arguments, ()) or (None, "")
+            return [
+                Problem(_argument(bound.setting, name).position, f"{spelled(bound.cls)} refused: {described(error)}")
+            ]
+    return []
+
+
+def _argument(setting: Setting, name: str | None) -> Setting:
+    """The setting of one argument, or of the class path."""
+    entry = setting.node.entry("init_args") if isinstance(setting.node, MappingNode) else None
+    arguments = setting.under(entry) if entry else None
+    if name and arguments and isinstance(arguments.node, MappingNode) and (inner := arguments.node.entry(name)):
+        return arguments.under(inner)
+    return _class_path(setting)
+
+
+def _not_a_model(cls: type) -> str:
+    import pytorch_lightning as pl
+
+    if issubclass(cls, pl.LightningModule):
+        return ""
+    return _not(cls, "LightningModule", "Derive it from pytorch_lightning.LightningModule and give it a training_step.")
+
+
+def _not_data(cls: type) -> str:
+    import pytorch_lightning as pl
+
+    if issubclass(cls, pl.LightningDataModule):
+        return ""
+    return _not(
+        cls,
+        "LightningDataModule",
+        "Derive it from pytorch_lightning.LightningDataModule and give it a train_dataloader.",
+    )
+
+
+def _not_an_optimizer(cls: type) -> str:
+    import torch
+
+    return (
+        ""
+        if issubclass(cls, torch.optim.Optimizer)
+        else _not(cls, "torch.optim.Optimizer", "One is torch.optim.AdamW.")
+    )
+
+
+def _not(cls: type, wanted: str, fix: str) -> str:
+    """The sentence for a class of the wrong kind; the package `lightning` has classes of the same names."""
+    if any(base.__name__ == wanted and base.__module__.startswith("lightning.") for base in cls.__mro__):
+        return f"{spelled(cls)} is a {wanted} of the package `lightning`; import it from `{_LIGHTNING}` instead."
+    return f"{spelled(cls)} is no {wanted}. {fix}"

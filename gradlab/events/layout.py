@@ -1,0 +1,76 @@
+"""Layouts: the fixed bytes of a step that comes again and again, with slots for what changes.
+
+A run logs the same metrics of the same sites on every step, so all but the numbers, the step and the time is encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gradlab.errors import EventError
+from gradlab.events.encode import delimiter, event_head, scalar_value_head, tensor_value_head
+from gradlab.frame import Schema
+
+
+class VectorLayout:
+    """An Event with one float32 vector a schema. It holds the schemas, so their ids stay theirs."""
+
+    def __init__(self, schemas: Sequence[Schema], metadata: Mapping[str, bytes]) -> None:
+        """Lay out `schemas`, with the metadata field of those tags that have one in `metadata`."""
+        self.schemas = tuple(schemas)
+        self.tags = tuple(schema.tag for schema in schemas)
+        self._content_bytes = [4 * len(schema.sites) for schema in schemas]
+        heads = [
+            tensor_value_head(tag, "float32", [len(schema.sites)], metadata.get(tag, b""))
+            for tag, schema in zip(self.tags, schemas, strict=True)
+        ]
+        self._pieces = [b""] * (2 * len(heads) + 1)
+        self._pieces[1::2] = heads
+        self._pieces[1] = delimiter(5, sum(map(len, heads)) + sum(self._content_bytes)) + heads[0]
+
+    def encode(self, arrays: Sequence[np.ndarray], step: int, wall_time: float) -> bytes:
+        """The Event of one step.
+
+        Args:
+            arrays: [sites] float32 each, in the order of the schemas.
+            step: the step.
+            wall_time: seconds since the epoch.
+        Raises:
+            EventError: if an array has not one value a site.
+        """
+        contents = [np.asarray(array, "<f4").tobytes() for array in arrays]
+        if [len(content) for content in contents] != self._content_bytes:
+            raise self._mismatch(arrays)
+        pieces = self._pieces.copy()
+        pieces[0] = event_head(step, wall_time)
+        pieces[2::2] = contents
+        return b"".join(pieces)
+
+    def _mismatch(self, arrays: Sequence[np.ndarray]) -> EventError:
+        for schema, array in zip(self.schemas, arrays, strict=True):
+            if np.size(array) != len(schema.sites):
+                break
+        return EventError(f"{schema.metric} has {len(schema.sites)} sites but {np.size(array)} values were given.")
+
+
+class ScalarLayout:
+    """An Event with one native scalar a tag."""
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        self.tags = tuple(tags)
+        heads = [scalar_value_head(tag) for tag in tags]
+        ends = np.cumsum([len(head) + 4 for head in heads])
+        summary = b"".join(head + bytes(4) for head in heads)
+        opening = delimiter(5, len(summary))
+        self._template = np.frombuffer(opening + summary, np.uint8)
+        self._slots = (len(opening) + ends - 4)[:, None] + np.arange(4)
+
+    def encode(self, values: Sequence[float], step: int, wall_time: float) -> bytes:
+        """The Event of one step. A value beyond float32 becomes infinite."""
+        with np.errstate(over="ignore"):
+            numbers = np.array(values, np.float64).astype("<f4")
+        filled = self._template.copy()
+        filled[self._slots] = numbers.view(np.uint8).reshape(-1, 4)
+        return event_head(step, wall_time) + filled.tobytes()

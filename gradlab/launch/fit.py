@@ -1,0 +1,156 @@
+"""One call of Lightning's `fit` into a run folder: the trainer, its callbacks and where their results go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+
+from gradlab.events import EventWriter
+from gradlab.launch.card import answers_card, run_card
+from gradlab.launch.checkpoints import Continuation, LastCheckpoint
+from gradlab.launch.layers import layer_table
+from gradlab.launch.prepare import Prepared
+from gradlab.launch.progress import PlainProgress
+from gradlab.launch.signals import StopAfterStep, StopRequest
+from gradlab.launch.summary import Summary, answer_text, final_metrics
+from gradlab.lightning.callback import GradlabCallback
+from gradlab.lightning.logger import GradlabLogger
+from gradlab.lightning.module import GradlabModule
+from gradlab.runs.folder import RunFolder
+from gradlab.sinks import JsonlSink, Sink, TensorBoardSink
+
+_DEFAULTS = {"enable_model_summary": False, "log_every_n_steps": 10}
+"""Where gradlab's defaults differ from Lightning's: its table of layers comes at the end, and small data are logged."""
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What one attempt of a run is made of."""
+
+    prepared: Prepared
+    folder: RunFolder
+    trainer: pl.Trainer
+    gradlab: GradlabCallback
+    sinks: list[Sink]
+    started: float
+
+    def fit(self) -> None:
+        """Train, from the last checkpoint where there is one.
+
+        Leaves by one of `signals.STOPS` where the run was asked to stop, else by whatever failed.
+        """
+        last = self.folder.last_checkpoint
+        checkpoint = str(last) if last.is_file() else None
+        self.trainer.fit(self.prepared.model, datamodule=self.prepared.data, ckpt_path=checkpoint, weights_only=False)
+
+    def summarize(self) -> Summary:
+        """What there is to say now; also shows the model's answers in TensorBoard."""
+        model, monitor = self.prepared.model, self.gradlab.monitor
+        answers = model.answers() if isinstance(model, GradlabModule) else {}
+        texts = {name: answer_text(value) for name, value in answers.items()}
+        if texts:
+            self._show("run/answers", answers_card(texts))
+        latest = monitor.latest() if monitor is not None else None
+        values = {metric: dict(latest[metric].items()) for metric in latest} if latest else {}
+        findings = tuple(self.gradlab.findings)
+        return Summary(
+            name=self.folder.name,
+            run=self.folder.id,
+            folder=str(self.folder.path),
+            seconds=time.monotonic() - self.started,
+            epochs=self.trainer.current_epoch,
+            steps=self.trainer.global_step,
+            metrics=final_metrics(self.trainer.callback_metrics),
+            findings=findings,
+            answers=texts,
+            layers=tuple(layer_table(model, values, findings)),
+        )
+
+    def _show(self, tag: str, markdown: str) -> None:
+        for sink in self.sinks:
+            sink.text(tag, markdown, self.trainer.global_step, time.time())
+
+
+@contextmanager
+def session(
+    prepared: Prepared,
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    *,
+    request: StopRequest,
+    progress: Callable[[str], None] | None,
+    resumed_step: int | None,
+) -> Iterator[Session]:
+    """Open the run's files and build its trainer; everything is flushed and closed when the block is left.
+
+    Args:
+        prepared: the experiment.
+        folder: where results go.
+        record: what the run's card tells about it.
+        request: how a stop is asked for.
+        progress: takes the lines of plain progress; None shows Lightning's bar instead.
+        resumed_step: the step at which a resumed run goes on.
+    """
+    experiment = prepared.loaded.experiment
+    writer = EventWriter(folder.events, resumed_step=resumed_step)
+    sinks: list[Sink] = [TensorBoardSink(writer), JsonlSink(folder.metrics)]
+    try:
+        sinks[0].text("run/card", run_card(folder, record, prepared.loaded.resolved()), 0, time.time())
+        gradlab = GradlabCallback(
+            taps=list(prepared.taps),
+            jacobians=list(experiment.jacobians),
+            profile=experiment.profile,
+            sinks=sinks,
+            profile_dir=folder.events,
+        )
+        options = _trainer_options(prepared, folder, bar=progress is None)
+        callbacks = [gradlab, *_run_callbacks(prepared, folder, request, progress, options)]
+        trainer = pl.Trainer(**options, logger=GradlabLogger(writer), callbacks=callbacks)
+        yield Session(
+            prepared=prepared,
+            folder=folder,
+            trainer=trainer,
+            gradlab=gradlab,
+            sinks=sinks,
+            started=time.monotonic(),
+        )
+    finally:
+        for sink in sinks:
+            sink.close()
+        writer.close()
+
+
+def _trainer_options(prepared: Prepared, folder: RunFolder, *, bar: bool) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer, but for logger and callbacks."""
+    return {
+        **_DEFAULTS,
+        "enable_progress_bar": bar,
+        **prepared.loaded.experiment.trainer,
+        **prepared.device_options,
+        "default_root_dir": folder.path,
+    }
+
+
+def _run_callbacks(
+    prepared: Prepared,
+    folder: RunFolder,
+    request: StopRequest,
+    progress: Callable[[str], None] | None,
+    options: Mapping[str, Any],
+) -> list[pl.Callback]:
+    """What makes a training a run: it can be stopped, goes on where it was, and says how far it is."""
+    callbacks: list[pl.Callback] = [StopAfterStep(request)]
+    if options.get("devices", 1) in (1, "1", "auto", [0]) and options.get("num_nodes", 1) == 1:
+        continuation = Continuation()
+        continuation.follow(prepared.data if prepared.data is not None else prepared.model)
+        callbacks.append(continuation)
+    if options.get("enable_checkpointing", True) is not False:
+        callbacks.append(LastCheckpoint(folder.last_checkpoint))
+    if progress is not None:
+        callbacks.append(PlainProgress(progress))
+    return callbacks

@@ -1,0 +1,100 @@
+"""The table of layers of the closing summary: parameters, their last gradient, and what stands out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gradlab.frame import Finding
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FAR = 100.0
+"""A gradient norm this many times above or below its neighbours is marked."""
+_UPDATE_RATIOS = ("update.ratio", "update_ratio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One parameter."""
+
+    site: str
+    """Its name."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    parameters: int
+    """How many numbers it holds."""
+    gradient_norm: float | None = None
+    """The norm of its gradient on the last logged step."""
+    update_ratio: float | None = None
+    """The norm of its last update by that of its values."""
+    mark: str = ""
+    """What is off, in a few words."""
+
+
+def layer_table(
+    model: nn.Module, latest: Mapping[str, Mapping[str, float]], findings: Sequence[Finding] = ()
+) -> list[Layer]:
+    """The layers of `model` in its own order, with the last values of the frame and their marks.
+
+    Args:
+        model: the model that was trained.
+        latest: metric -> site -> value, as a frame gives them.
+        findings: those of the run; a non-finite gradient is marked where one says so.
+    """
+    norms = latest.get("weight_grad.norm", {})
+    ratios = next((latest[metric] for metric in _UPDATE_RATIOS if metric in latest), {})
+    nonfinite = {finding.site for finding in findings if "nonfinite" in finding.kind}
+    layers = [
+        Layer(
+            site=name,
+            shape=tuple(parameter.shape),
+            parameters=parameter.numel(),
+            gradient_norm=norms.get(name),
+            update_ratio=ratios.get(name),
+            mark=_own_mark(norms.get(name), watched=bool(norms), frozen=not parameter.requires_grad)
+            or ("non-finite gradient" if name in nonfinite else ""),
+        )
+        for name, parameter in model.named_parameters()
+    ]
+    return _with_neighbours(layers)
+
+
+def _own_mark(norm: float | None, *, watched: bool, frozen: bool) -> str:
+    """What a gradient norm says by itself."""
+    if frozen:
+        return "frozen"
+    if norm is None:
+        return ""
+    if math.isnan(norm) or math.isinf(norm):
+        return "non-finite gradient"
+    return "zero gradient" if watched and norm == 0 else ""
+
+
+def _with_neighbours(layers: Sequence[Layer]) -> list[Layer]:
+    """Mark what lies far from the layers before and after it. Weights are compared with weights, biases with biases."""
+    by_kind: dict[str, list[int]] = {}
+    for index, layer in enumerate(layers):
+        if layer.gradient_norm and math.isfinite(layer.gradient_norm):
+            by_kind.setdefault(layer.site.rpartition(".")[2], []).append(index)
+    marked = list(layers)
+    for indices in by_kind.values():
+        norms = [layers[index].gradient_norm or 0.0 for index in indices]
+        for position, index in enumerate(indices):
+            mark = _relative_mark(norms[position], norms[max(0, position - 1) : position] + norms[position + 1 :][:1])
+            if mark and not layers[index].mark:
+                marked[index] = replace(layers[index], mark=mark)
+    return marked
+
+
+def _relative_mark(norm: float, neighbours: Iterable[float]) -> str:
+    """A mark where `norm` is far from all of its neighbours, on the same side."""
+    factors = [norm / neighbour for neighbour in neighbours]
+    if factors and min(factors) >= _FAR:
+        return f"{min(factors):.0f} times its neighbours"
+    if factors and max(factors) <= 1 / _FAR:
+        return f"{1 / max(factors):.0f} times below its neighbours"
+    return ""

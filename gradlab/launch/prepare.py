@@ -1,0 +1,118 @@
+"""From an experiment file to a model and data that are known to fit each other, before anything is written to disk."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+
+from gradlab.errors import UsageError
+from gradlab.launch.machine import device_options
+from gradlab.launch.messages import quiet_lightning
+from gradlab.launch.optimizer import use_optimizer
+from gradlab.launch.randomness import undisturbed
+from gradlab.lightning.module import GradlabModule
+from gradlab.taps.rule import Tap
+
+if TYPE_CHECKING:
+    from gradlab.config.load import Loaded
+    from gradlab.taps.visit import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An experiment that passed every check, built and ready to be fitted."""
+
+    loaded: Loaded
+    model: pl.LightningModule
+    data: pl.LightningDataModule | None
+    """None where the model brings its own loaders."""
+    taps: tuple[Tap, ...]
+    """The experiment's taps, else the model's own, else every parameter's gradient."""
+    sites: tuple[Site, ...]
+    """Every site of the model, as found in a forward pass; empty where that could not be done."""
+    device_options: dict[str, Any]
+    """`accelerator`, `devices` and `num_nodes` for Lightning's Trainer."""
+
+
+def prepare(path: Path, overrides: Sequence[str] = ()) -> Prepared:
+    """Load an experiment file, check this machine, build model and data, and match every pattern against the model.
+
+    Raises:
+        ConfigError: where the file or an override is wrong; all problems at once.
+        MachineError: where this machine lacks what is asked for.
+        TapError: where a pattern matches nothing.
+    """
+    from gradlab.config.load import load
+
+    loaded = load(path, overrides)
+    experiment = loaded.experiment
+    devices = device_options(experiment.trainer, experiment.resources)
+    with quiet_lightning():
+        pl.seed_everything(experiment.seed, workers=True)
+        built = loaded.build()
+        model, data = built.model, built.data
+        if built.make_optimizer is not None:
+            use_optimizer(model, built.make_optimizer)
+        with undisturbed():
+            sites = list_sites(model, data)
+    if sites:
+        parameters = [site.name for site in sites if site.kind == "parameter"]
+        loaded.check_patterns([site.name for site in sites if site.kind != "parameter"], parameters)
+    return Prepared(
+        loaded=loaded,
+        model=model,
+        data=data,
+        taps=_taps_of(model, experiment.taps),
+        sites=sites,
+        device_options=devices,
+    )
+
+
+def list_sites(model: pl.LightningModule, data: pl.LightningDataModule | None) -> tuple[Site, ...]:
+    """The sites that one forward pass over a batch of the training data shows, on a copy of the model.
+
+    Only a GradlabModule says what its `forward` takes. For any other module the batch's first item is tried, and where
+    that fails the patterns are left to be checked by the first training step.
+    """
+    from gradlab.taps.visit import sites_of
+
+    batch = _first_batch(model, data)
+    if isinstance(model, GradlabModule):
+        return tuple(sites_of(copy.deepcopy(model), model.probe_input(batch)))
+    try:
+        return tuple(sites_of(copy.deepcopy(model), batch[0] if isinstance(batch, tuple | list) else batch))
+    except Exception as error:
+        warnings.warn(
+            f"{type(model).__name__}.forward could not be called on a batch's first item ({error}), so patterns are "
+            "checked in the first step only. Deriving from GradlabModule and its `probe_input` help.",
+            stacklevel=2,
+        )
+        return ()
+
+
+def _first_batch(model: pl.LightningModule, data: pl.LightningDataModule | None) -> Any:
+    """The first batch of the training data."""
+    source: Any = data if data is not None else model
+    if data is not None:
+        data.prepare_data()
+        data.setup("fit")
+    try:
+        return next(iter(source.train_dataloader()))
+    except StopIteration:
+        raise UsageError(f"{type(source).__name__}.train_dataloader() has no batches.") from None
+
+
+def _taps_of(model: pl.LightningModule, given: Sequence[Tap] | None) -> tuple[Tap, ...]:
+    """The taps to attach: those of the experiment, where it names any."""
+    if given is not None:
+        return tuple(given)
+    if isinstance(model, GradlabModule):
+        return tuple(model.taps())
+    return (Tap("*", of="weight_grad"),)
+

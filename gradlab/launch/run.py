@@ -1,0 +1,169 @@
+"""Carry out one experiment in this process, from the file to `exit.json`, and say by a code how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradlab.errors import GradlabError, RunError, UsageError
+from gradlab.launch.checkpoints import saved_step
+from gradlab.launch.fit import Session, session
+from gradlab.launch.machine import machine_fault
+from gradlab.launch.messages import messages_to
+from gradlab.launch.prepare import Prepared, prepare
+from gradlab.launch.signals import STOPS, StopRequest
+from gradlab.launch.summary import Summary
+from gradlab.runs.folder import RunFolder, read_json
+from gradlab.runs.lock import locked
+from gradlab.runs.record import append_attempt, describe, git_state, write_record
+
+DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one attempt of a run ended."""
+
+    code: int
+    """The exit code of DESIGN: 0 done, 1 failed, 3 this machine cannot, 75 resumable, 130 interrupted."""
+    reason: str
+    """One sentence."""
+    folder: RunFolder
+    summary: Summary | None = None
+    """What the run has to say; None where it failed before there was anything."""
+    traceback: str = ""
+    """Where the user's code failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """How a run speaks while it goes on."""
+
+    say: Callable[[str], None]
+    """Takes a line for people."""
+    bar: bool
+    """Whether the terminal can show Lightning's progress bar in place of lines."""
+
+
+def start(path: Path, overrides: Sequence[str], *, root: Path, argv: Sequence[str], voice: Voice) -> Outcome:
+    """Check and build the experiment of a file, make a run folder below `root`, and train."""
+    prepared = prepare(path, overrides)
+    experiment = prepared.loaded.experiment
+    folder = RunFolder.create(root, experiment.name)
+    record = {**describe(argv, seed=experiment.seed), "experiment": str(path.resolve())}
+    with locked(folder.lock):
+        folder.experiment.write_bytes(prepared.loaded.source)
+        folder.resolved.write_text(prepared.loaded.resolved())
+        write_record(folder, record)
+        voice.say(f"run {folder.path}")
+        return _attempt(prepared, folder, record, voice=voice, resumed_step=None)
+
+
+def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
+    """Go on with a run in its own folder, from its last checkpoint, with the settings that it had.
+
+    Raises:
+        UsageError: where it has finished, or its checkpoint cannot be read; the folder is left as it was.
+        RunError: where another process runs it.
+    """
+    status = folder.status()
+    if status == "done":
+        raise UsageError(f"{folder.name} ({folder.id}) has finished; there is nothing to resume.")
+    if status == "running":
+        raise RunError(f"{folder.name} ({folder.id}) is running; there is nothing to resume.")
+    step = saved_step(folder.last_checkpoint) if folder.last_checkpoint.exists() else 0
+    _find_modules_of(folder)
+    prepared = prepare(folder.resolved)
+    record = describe(argv, seed=prepared.loaded.experiment.seed)
+    with locked(folder.lock) as attempt:
+        folder.set_aside_exit()
+        _say_what_changed(folder, voice)
+        append_attempt(folder, record)
+        begins = f"from step {step}" if step else "from the start: it has no checkpoint"
+        voice.say(f"run {folder.path}, attempt {attempt}, {begins}")
+        return _attempt(prepared, folder, record, voice=voice, resumed_step=step)
+
+
+def _attempt(
+    prepared: Prepared, folder: RunFolder, record: Mapping[str, Any], *, voice: Voice, resumed_step: int | None
+) -> Outcome:
+    """Train once in a folder whose lock is held, and write how it ended."""
+    with messages_to(folder.log) as log, StopRequest() as request:
+        try:
+            progress = None if voice.bar else voice.say
+            with session(
+                prepared, folder, record, request=request, progress=progress, resumed_step=resumed_step
+            ) as opened:
+                code, reason = _fit(opened, request)
+                summary = opened.summarize()
+            summary.save(folder)
+            outcome = Outcome(code=code, reason=reason, folder=folder, summary=summary)
+        except KeyboardInterrupt:
+            outcome = Outcome(code=INTERRUPTED, reason="interrupted at once", folder=folder)
+        except (Exception, SystemExit) as error:
+            outcome = _failure(error, folder)
+        log.info("%s (exit code %d)\n%s", outcome.reason, outcome.code, outcome.traceback)
+    _write_exit(outcome, request)
+    return outcome
+
+
+def _fit(opened: Session, request: StopRequest) -> tuple[int, str]:
+    """Train; the exit code and the reason for it. Raises what the run's own code raised."""
+    try:
+        opened.fit()
+    except STOPS:
+        name = request.received.name if request.received else "a signal"
+        code = INTERRUPTED if request.received is signal.SIGINT else RESUMABLE
+        return code, f"stopped by {name} after step {opened.trainer.global_step}"
+    except SystemExit as error:
+        if request.at_once:  # Lightning makes this of a KeyboardInterrupt
+            raise KeyboardInterrupt from error
+        raise
+    return DONE, "done"
+
+
+def _failure(error: BaseException, folder: RunFolder) -> Outcome:
+    """The outcome for an error: gradlab's own say it in their text, the others with a traceback."""
+    known = error if isinstance(error, GradlabError) else machine_fault(error)
+    if known is not None:
+        return Outcome(code=known.exit_code, reason=str(known), folder=folder)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return Outcome(code=FAILED, reason=text, folder=folder, traceback="".join(traceback.format_exception(error)))
+
+
+def _write_exit(outcome: Outcome, request: StopRequest) -> None:
+    """Write `exit.json`; on a full disk the code that the process ends with has to do."""
+    facts: dict[str, Any] = {"signal": request.received.name if request.received else None}
+    if outcome.summary is not None:
+        kept = ("seconds", "epochs", "steps", "metrics")
+        facts |= {name: getattr(outcome.summary, name) for name in kept}
+        facts["findings"] = len(outcome.summary.findings)
+    with contextlib.suppress(OSError):
+        outcome.folder.write_exit(code=outcome.code, reason=outcome.reason, **facts)
+
+
+def _find_modules_of(folder: RunFolder) -> None:
+    """Let a module that lay beside the experiment file be imported, although the run's copy of it lies elsewhere."""
+    experiment = (read_json(folder.record) or {}).get("experiment")
+    if experiment is not None:
+        sys.path.append(str(Path(experiment).parent))
+
+
+def _say_what_changed(folder: RunFolder, voice: Voice) -> None:
+    """Warn where the code is not that of the first attempt."""
+    before, now = (
+        ((read_json(folder.record) or {}).get("git") or {}).get("sha"),
+        (git_state(Path.cwd()) or {}).get("sha"),
+    )
+    if before != now:
+        voice.say(f"warning: the run began with commit {_short(before)}, the code here is at {_short(now)}.")
+
+
+def _short(sha: str | None) -> str:
+    return sha[:10] if sha else "unknown"

@@ -1,0 +1,87 @@
+"""What a run has to say at its end, as plain values: printed, and kept in `summary.json` for `gradlab show`.
+
+Nothing here imports torch, so that a run can be shown at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradlab.frame import Finding
+from gradlab.launch.layers import Layer
+from gradlab.runs.folder import RunFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The end of one attempt of a run."""
+
+    name: str
+    """The experiment's name."""
+    run: str
+    """The id of the run."""
+    folder: str
+    """Where it lies."""
+    seconds: float
+    """How long this attempt took, from the first step's preparation to the last."""
+    epochs: int
+    """Epochs that are complete, over all attempts."""
+    steps: int
+    """Optimizer steps, over all attempts."""
+    metrics: Mapping[str, float]
+    """The last value of every metric that the model logged."""
+    findings: tuple[Finding, ...]
+    """What diagnosis has seen in this attempt."""
+    answers: Mapping[str, str]
+    """What the model has to show, as text."""
+    layers: tuple[Layer, ...]
+    """The table of layers."""
+
+    def save(self, folder: RunFolder) -> None:
+        """Write `summary.json`."""
+        write_json(folder.summary, asdict(self))
+
+
+def load_summary(folder: RunFolder) -> Summary | None:
+    """The summary that a run has left, or None."""
+    saved = read_json(folder.summary)
+    if saved is None:
+        return None
+    findings = tuple(Finding(**finding) for finding in saved.pop("findings"))
+    layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in saved.pop("layers"))
+    return Summary(**saved, findings=findings, layers=layers)
+
+
+def final_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Lightning's last metrics as numbers, sorted by name."""
+    return {name: float(value) for name, value in sorted(metrics.items())}
+
+
+def answer_text(value: Tensor | float | None) -> str:
+    """A model's answer as text: numbers as they are, large tensors by shape and range."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, int | float):
+        return number_text(float(value))
+    flat = value.detach().flatten().double().cpu().tolist()
+    if value.ndim == 0:
+        return number_text(flat[0])
+    if len(flat) <= 12:
+        return "[" + ", ".join(number_text(number) for number in flat) + "]"
+    shape = " x ".join(str(size) for size in value.shape)
+    return f"{shape}, from {number_text(min(flat))} to {number_text(max(flat))}"
+
+
+def number_text(value: float | None) -> str:
+    """A number for people: four digits, empty where there is none."""
+    if value is None:
+        return ""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4g}"

@@ -1,0 +1,128 @@
+"""GradlabCallback: a Monitor for the length of one Lightning `fit`, with the profiler's steps spanning whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from gradlab.frame import Finding
+from gradlab.jacobians.spec import JacobianSlice
+from gradlab.monitor import Monitor
+from gradlab.profiling.schedule import Profile
+from gradlab.profiling.window import Profiler
+from gradlab.sinks import Sink
+from gradlab.taps.rule import Tap
+
+
+class GradlabCallback(pl.Callback):
+    """Watch a LightningModule while it is fitted: `Trainer(callbacks=[GradlabCallback(sinks=[...])])`.
+
+    Works with automatic and manual optimization, several optimizers, accumulation and every precision. Steps are
+    Lightning's `global_step`, so they go on where a checkpoint left off.
+
+    Args:
+        taps: what to watch; the module's own `taps()` where it has them, else the gradient norm of every parameter.
+        jacobians: Jacobian slices, replayed on the first samples of the first training batch.
+        profile: windows of torch.profiler, below `profile_dir`.
+        sinks: where results go; the caller closes them.
+        strict: raise where a tap or a sink fails, instead of one warning.
+        profile_dir: folder for the profile windows; the trainer's `default_root_dir` where left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        taps: Sequence[Tap] | None = None,
+        jacobians: Sequence[JacobianSlice] = (),
+        profile: Profile | None = None,
+        sinks: Sequence[Sink] = (),
+        strict: bool = False,
+        profile_dir: str | Path | None = None,
+    ) -> None:
+        self.taps = taps
+        self.jacobians = tuple(jacobians)
+        self.profile = profile
+        self.sinks = tuple(sinks)
+        self.strict = strict
+        self.profile_dir = profile_dir
+        self.monitor: Monitor | None = None
+        """The monitor of the fit under way, or of the last one."""
+        self.profiler: Profiler | None = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far."""
+        return self.monitor.findings if self.monitor is not None else []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Attach, once the optimizers exist and a checkpoint has been loaded."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.monitor = Monitor(
+            pl_module,
+            trainer.optimizers,
+            taps=self.taps if self.taps is not None else _declared_taps(pl_module),
+            jacobians=self.jacobians,
+            scaler=scaler,
+            sinks=self.sinks,
+            strict=self.strict,
+            first_step=trainer.global_step,
+            closes_sinks=False,
+        )
+        if self.profile is not None:
+            folder = Path(self.profile_dir or trainer.default_root_dir) / "profile"
+            self.profiler = Profiler(self.profile, folder, pl_module, rank=trainer.global_rank, strict=self.strict)
+            self.profiler.begin(trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is there."""
+        if self.profiler is not None:
+            self.profiler.begin()
+            self.profiler.data_ready()
+        if self.jacobians and self.monitor is not None and not self.monitor.has_probe:
+            probe = _probe_input(pl_module, batch)
+            if probe is not None:
+                self.monitor.use_probe(probe)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A whole batch has passed: the unit of a profile."""
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """No profile window is open in validation."""
+        if self.profiler is not None:
+            self.profiler.pause()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let go of the module."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let go of the module, and hand out what was logged up to the exception."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()
+        if self.profiler is not None:
+            self.profiler.close()
+
+
+def _declared_taps(module: pl.LightningModule) -> Sequence[Tap] | None:
+    declared = getattr(module, "taps", None)
+    return declared() if callable(declared) else None
+
+
+def _probe_input(module: pl.LightningModule, batch: Any) -> Tensor | None:
+    """The tensor that the module's forward takes, out of a batch."""
+    chooser = getattr(module, "probe_input", None)
+    value = chooser(batch) if callable(chooser) else batch[0] if isinstance(batch, tuple | list) else batch
+    return value if isinstance(value, Tensor) else None

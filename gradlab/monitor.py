@@ -1,0 +1,521 @@
+"""The Monitor: the one object that users hold. It attaches taps to a model, counts steps, and feeds sinks and diagnosis.
+
+What happens inside a step is the recorder's (`taps`); here are the edges of a step: which rules are due, when the frame
+is closed, and who gets it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from gradlab.diagnose import Diagnosis
+from gradlab.errors import GradlabWarning, TapError, did_you_mean
+from gradlab.frame import Finding, Frame, JacobianBlock, Series
+from gradlab.jacobians.spec import JacobianSlice
+from gradlab.profiling.schedule import Profile
+from gradlab.sinks import Sink
+from gradlab.taps import visit
+from gradlab.taps.modules import ModuleHooks
+from gradlab.taps.parameters import ParameterWatch
+from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
+from gradlab.taps.recorder import Recorder
+from gradlab.taps.rule import Tap
+from gradlab.taps.sites import module_names, parameter_names, reaches, require_match, shortlist, unwrapped
+from gradlab.taps.slots import HostCopy, Row
+
+_watched: WeakKeyDictionary[nn.Module, Monitor] = WeakKeyDictionary()
+
+
+class _Armed(NamedTuple):
+    """What is in place while a plan is due."""
+
+    plan: Plan
+    hooks: ModuleHooks
+    parameters: ParameterWatch
+
+
+class _Pending(NamedTuple):
+    """A frame on its way to the host."""
+
+    step: int
+    wall_time: float
+    plan: Plan
+    copy: HostCopy
+    scaled: frozenset[str]
+
+
+class Monitor:
+    """Watches one model: attaches on creation, lets go without a trace on `close()`; a context manager.
+
+    Args:
+        model: the model, wrapped (DDP, compile) or not.
+        optimizer: the optimizer or optimizers whose steps are counted; any that owns the model's parameters where left
+            out. With several, a step ends when each has stepped once, or one of them steps again.
+        taps: what to watch; the gradient norm of every parameter where left out.
+        jacobians: Jacobian slices to log, replayed on the first samples that the model sees (or on `probe`).
+        probe: the probe batch for Jacobian slices, [samples, ...].
+        profile: windows of torch.profiler, written below `logdir`.
+        scaler: the GradScaler in use; found by itself where its `step` is what calls the optimizer.
+        sinks: where results go.
+        logdir: a folder for a TensorBoard event file, added to the sinks.
+        strict: raise where a tap or a sink fails, instead of one warning and going on without it.
+        history: how many frames are kept for `history()`.
+        first_step: the number of the next optimizer step, where training is resumed.
+        closes_sinks: whether `close()` closes the sinks too.
+    Raises:
+        TapError: a pattern that matches nothing, or a model that is watched already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        taps: Sequence[Tap] | None = None,
+        jacobians: Sequence[JacobianSlice] = (),
+        probe: Tensor | None = None,
+        profile: Profile | None = None,
+        scaler: Any = None,
+        sinks: Sequence[Sink] = (),
+        logdir: str | Path | None = None,
+        strict: bool = False,
+        history: int = 1000,
+        first_step: int = 0,
+        closes_sinks: bool = True,
+    ) -> None:
+        self.model = model
+        self.taps = tuple(taps) if taps is not None else (Tap("*", of="weight_grad"),)
+        self.strict = strict
+        self.step = first_step
+        """The number of the optimizer step under way, counted from 0."""
+        self.findings: list[Finding] = []
+        """All findings so far, oldest first."""
+        self._inner = unwrapped(model)
+        self._parameters = parameter_names(model)
+        self._check(optimizer)
+        self._scaler = scaler
+        self._sinks = list(sinks)
+        if logdir is not None:
+            self._sinks.append(_tensorboard(Path(logdir)))
+        self._closes_sinks = closes_sinks
+        self._diagnosis = Diagnosis()
+        self._frames: deque[Frame] = deque(maxlen=history)
+        self._pending: deque[_Pending] = deque()
+        self._plans: dict[tuple[int, ...], _Armed] = {}
+        self._armed: _Armed | None = None
+        self._row: Row | None = None
+        self._stepped: set[int] = set()
+        self._fused: set[str] = set()
+        self._handles: list[RemovableHandle] = []
+        self._warned: set[str] = set()
+        self._seen_once: set[int] = set()
+        self._recorder = Recorder(list(self._parameters.values()), self._backward_ended, self._tap_failed)
+        self._jacobians = list(jacobians)
+        self._probe = probe
+        self._probes: list[Any] = []
+        self._profiler = _profiler(profile, logdir, model, strict)
+        self._attach()
+
+    def _check(self, optimizer: Optimizer | Sequence[Optimizer] | None) -> None:
+        if self._inner in _watched:
+            raise TapError("this model is watched already; call close() on its monitor before watching it again.")
+        if optimizer is None:
+            self._optimizers: tuple[Optimizer, ...] = ()
+        else:
+            self._optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+        ours = {id(p) for p in self._parameters.values()}
+        for one in self._optimizers:
+            if not any(id(p) in ours for group in one.param_groups for p in group["params"]):
+                raise TapError(f"the optimizer {type(one).__name__} owns none of the model's parameters.")
+        for rule in self.taps:
+            if all(q in PARAMETER_QUANTITIES for q in rule.quantities):
+                for pattern in rule.patterns:
+                    require_match(pattern, list(self._parameters))
+
+    def _attach(self) -> None:
+        _watched[self._inner] = self
+        if self._optimizers:
+            for one in self._optimizers:
+                self._handles += [
+                    one.register_step_pre_hook(self._before_step),
+                    one.register_step_post_hook(self._after_step),
+                ]
+        else:
+            from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+            self._handles += [
+                register_optimizer_step_pre_hook(self._before_any_step),
+                register_optimizer_step_post_hook(self._after_any_step),
+            ]
+        if self._jacobians and self._probe is None:
+            self._handles.append(self.model.register_forward_pre_hook(self._take_probe))
+        visit.listeners.append(self)
+        if self._profiler is not None:
+            self._profiler.begin(self.step)
+        self._arm()
+
+    def close(self) -> None:
+        """Let go of the model: no hook and no reference stays. Hands out what is still under way, closes the sinks."""
+        if _watched.get(self._inner) is not self:
+            return
+        del _watched[self._inner]
+        self._detach()
+        self._deliver(wait=True)
+        if self._profiler is not None:
+            self._profiler.close()
+        for sink in list(self._sinks):
+            self._guarded(sink, sink.close if self._closes_sinks else sink.flush)
+
+    def _detach(self) -> None:
+        self._disarm()
+        self._recorder.start(None)
+        self._recorder.kept.clear()
+        if self in visit.listeners:
+            visit.listeners.remove(self)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # What people ask for.
+
+    def latest(self) -> dict[str, Series]:
+        """The newest series of every metric: `latest()["output_grad.norm"]["encoder/relu"]` is a float."""
+        self._deliver(wait=True)
+        newest: dict[str, Series] = {}
+        for frame in self._frames:
+            newest.update(frame)
+        return newest
+
+    def history(self, metric: str, site: str) -> tuple[np.ndarray, np.ndarray]:
+        """The logged steps of one value: ([n] int64 steps, [n] float32 values), oldest first.
+
+        Raises:
+            KeyError: no such metric, or no such site in it; the message has the near misses.
+        """
+        self._deliver(wait=True)
+        pairs = [
+            (frame.step, frame[metric][site])
+            for frame in self._frames
+            if metric in frame and site in frame[metric].schema.sites
+        ]
+        if not pairs:
+            metrics = {name for frame in self._frames for name in frame}
+            sites = {s for frame in self._frames if metric in frame for s in frame[metric].schema.sites}
+            known = sites if metric in metrics else metrics
+            raise KeyError(
+                f"nothing logged for {metric!r} at {site!r}.{did_you_mean(site if sites else metric, known)}"
+            )
+        steps, values = zip(*pairs, strict=True)
+        return np.array(steps, np.int64), np.array(values, np.float32)
+
+    def tensor(self, site: str) -> Tensor:
+        """The tensor of a kept site (`keep=True`) in the last forward.
+
+        Raises:
+            TapError: the site is not kept, or has not been seen in this step.
+        """
+        kept = self._recorder.kept
+        if site not in kept:
+            raise TapError(
+                f"no kept tensor at {site!r}.{did_you_mean(site, kept)} Kept now: {shortlist(kept)}. "
+                f"A tap keeps a tensor with keep=True, from its forward until the next step's."
+            )
+        return kept[site]
+
+    def grad(self, site: str) -> Tensor | None:
+        """The gradient of a kept site after the backward (`retain_grad`), or that of a parameter; None before."""
+        parameter = self._parameters.get(site)
+        return parameter.grad if parameter is not None else self.tensor(site).grad
+
+    def keep(self, site: str) -> None:
+        """Keep the tensor at a site, with its gradient, from the next forward on."""
+        self.taps = (*self.taps, Tap(site, of="output_grad", keep=True))
+        self._disarm()
+        self._arm()
+
+    # The edges of a step.
+
+    def _arm(self) -> None:
+        """Put in place what is due on the step that begins."""
+        due = tuple(number for number, rule in enumerate(self.taps) if self.step % rule.every == 0)
+        if not due:
+            self._disarm()
+            self._recorder.start(None)
+            return
+        armed = self._plans.get(due)
+        if armed is None:
+            plan = Plan([self.taps[number] for number in due])
+            hooks = ModuleHooks(self.model, module_names(self.model), plan, self._recorder)
+            armed = self._plans[due] = _Armed(plan, hooks, ParameterWatch(self._parameters, plan))
+        if armed is not self._armed:
+            self._disarm()
+            armed.hooks.arm()
+            self._armed = armed
+        self._recorder.start(armed.plan)
+
+    def _disarm(self) -> None:
+        if self._armed is not None:
+            self._armed.hooks.disarm()
+            self._armed = None
+        self._row = None
+
+    def named(self, name: str, value: Tensor) -> Tensor:
+        """A tensor was named with `gradlab.tap`."""
+        return self._armed.hooks.named(name, value) if self._armed is not None else value
+
+    def _parameter_row(self) -> Row:
+        assert self._armed is not None
+        if self._row is None:
+            self._row = self._armed.plan.rows.take(self._recorder.device)
+        return self._row
+
+    def _backward_ended(self) -> None:
+        if self._armed is not None:
+            self._armed.parameters.backward_ended(self._parameter_row())
+
+    def _before_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        return self._before_step(optimizer, args, kwargs) if self._is_ours(optimizer) else None
+
+    def _after_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._is_ours(optimizer):
+            self._after_step(optimizer, args, kwargs)
+
+    def _is_ours(self, optimizer: Optimizer) -> bool:
+        if optimizer in self._optimizers:
+            return True
+        ours = {id(p) for p in self._parameters.values()}
+        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+            self._optimizers = (*self._optimizers, optimizer)
+            return True
+        return False
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Step pre-hook. Where a closure is given, the gradients exist only after it: then it is wrapped."""
+        closure = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._before_update(optimizer)
+            return None
+
+        def then_look(*a: Any, **k: Any) -> Any:
+            loss = closure(*a, **k)
+            self._before_update(optimizer)
+            return loss
+
+        rest = {key: value for key, value in kwargs.items() if key != "closure"}
+        return (args[0], then_look), rest
+
+    def _before_update(self, optimizer: Optimizer) -> None:
+        if id(optimizer) in self._stepped:
+            self._end_step()
+        if self._armed is None:
+            return
+        try:
+            plan, row = self._armed.plan, self._parameter_row()
+            scale = _loss_scale(self._scaler, optimizer) if self._scaler is not None else self._find_scaler(optimizer)
+            if scale is not None:
+                row.write(plan.scale, scale)
+            if getattr(optimizer, "grad_scale", None) is not None:
+                self._fused.add("weight_grad@clipped")
+            self._armed.parameters.before_update(row)
+        except Exception as error:
+            self._tap_failed("", error)
+
+    def _find_scaler(self, optimizer: Optimizer) -> Tensor | None:
+        """The scale of the GradScaler whose `step` is calling the optimizer, if one is."""
+        frame = sys._getframe(2)
+        for _ in range(8):
+            if frame is None:
+                return None
+            owner = frame.f_locals.get("self") if frame.f_code.co_name in ("step", "_maybe_opt_step") else None
+            if isinstance(owner, torch.amp.GradScaler):
+                self._scaler = owner
+                return _loss_scale(owner, optimizer)
+            frame = frame.f_back  # type: ignore[assignment]
+        return None
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._armed is not None:
+            try:
+                self._armed.parameters.after_update(self._parameter_row())
+            except Exception as error:
+                self._tap_failed("", error)
+        self._stepped.add(id(optimizer))
+        if all(id(one) in self._stepped for one in self._optimizers):
+            self._end_step()
+
+    def _end_step(self) -> None:
+        """Close the frame of this step, send it on its way, and get ready for the next step."""
+        self._stepped.clear()
+        if self._armed is not None:
+            plan = self._armed.plan
+            rows = [self._parameter_row(), *self._recorder.rows()]
+            scaled = frozenset({"weight_grad", "output_grad", *self._fused})
+            self._pending.append(_Pending(self.step, time.time(), plan, HostCopy(rows), scaled))
+            plan.rows.give_back(rows[:1])
+            self._row = None
+            self._fused.clear()
+            self._report_unmatched(plan)
+        ended, self.step = self.step, self.step + 1
+        self._arm()
+        self._deliver(wait=False)
+        self._measure_jacobians(ended)
+        if self._profiler is not None:
+            self._profiler.step(ended)
+
+    # Handing out.
+
+    def _deliver(self, *, wait: bool) -> None:
+        while self._pending and (wait or self._pending[0].copy.done()):
+            pending = self._pending.popleft()
+            frame = Frame(pending.step, pending.wall_time, pending.plan.series(pending.copy, pending.scaled))
+            self._frames.append(frame)
+            for sink in list(self._sinks):
+                self._guarded(sink, sink.frame, frame)
+            for finding in self._diagnosis.look(frame):
+                self.report(finding, frame.wall_time)
+
+    def report(self, finding: Finding, wall_time: float | None = None) -> None:
+        """Add a finding and hand it to the sinks."""
+        self.findings.append(finding)
+        for sink in list(self._sinks):
+            self._guarded(sink, sink.finding, finding, time.time() if wall_time is None else wall_time)
+
+    def _guarded(self, sink: Sink, action: Callable[..., None], *args: Any) -> None:
+        """Call a sink; one that raises is dropped with one warning."""
+        try:
+            action(*args)
+        except Exception as error:
+            if self.strict:
+                raise
+            self._sinks = [one for one in self._sinks if one is not sink]
+            _warn(f"the sink {sink.name!r} was switched off: {error}")
+
+    def _tap_failed(self, site: str, error: BaseException) -> None:
+        """A tap raised: its site is left alone from now on. Without a site, nothing more can be trusted: let go."""
+        if self.strict:
+            raise TapError(f"the tap at {site or 'the step'!r} failed: {error}") from error
+        if site in self._warned:
+            return
+        self._warned.add(site)
+        if site:
+            for armed in self._plans.values():
+                armed.plan.without(site)
+            _warn(f"the tap at {site!r} was switched off: {error}")
+        else:
+            self._detach()
+            _warn(f"watching was switched off: {type(error).__name__}: {error}")
+
+    def _report_unmatched(self, plan: Plan) -> None:
+        """After the first frame of a rule: say which of its patterns met no tensor."""
+        for rule in plan.rules:
+            if id(rule) in self._seen_once or all(q in PARAMETER_QUANTITIES for q in rule.quantities):
+                continue
+            self._seen_once.add(id(rule))
+            names = [*plan.targets, *self._parameters]
+            for pattern in rule.patterns:
+                bare = pattern.removeprefix("!")
+                if any(reaches(bare, name) for name in names):
+                    continue
+                reason = f"no tensor matches {pattern!r}.{did_you_mean(bare, names)}"
+                if self.strict:
+                    raise TapError(reason)
+                _warn(f"a tap saw nothing in its first step: {reason} The step had: {shortlist(names)}.")
+
+    # Jacobians.
+
+    def _take_probe(self, module: nn.Module, args: Any) -> None:
+        if self._probe is None and args and isinstance(args[0], Tensor):
+            self.use_probe(args[0])
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether there is a probe batch already."""
+        return self._probe is not None
+
+    def use_probe(self, samples: Tensor) -> None:
+        """Take the first samples of a batch, [samples, ...], as the probe batch of all Jacobian slices."""
+        if self._jacobians:
+            self._probe = samples[: max(spec.samples for spec in self._jacobians)].detach().clone()
+
+    def _measure_jacobians(self, step: int) -> None:
+        due = [spec for spec in self._jacobians if step % spec.every == 0]
+        if not due or self._probe is None:
+            return
+        from gradlab.jacobians.probe import JacobianProbe
+
+        if not self._probes:
+            self._probes = [JacobianProbe(spec, self.model, self._probe) for spec in self._jacobians]
+        for probe in list(self._probes):
+            if probe.spec not in due:
+                continue
+            try:
+                self._hand_out(probe.measure(step), step)
+            except Exception as error:
+                if self.strict:
+                    raise
+                self._probes.remove(probe)
+                self._jacobians.remove(probe.spec)
+                _warn(f"the Jacobian of {probe.spec.of!r} by {probe.spec.wrt!r} was switched off: {error}")
+
+    def _hand_out(self, block: JacobianBlock, step: int) -> None:
+        for sink in list(self._sinks):
+            self._guarded(sink, sink.jacobian, block, step, time.time())
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    **options: Any,
+) -> Monitor:
+    """Watch a model in any training loop: `gradlab.watch(model, optimizer, logdir="runs/mlp")`, and nothing else.
+
+    Steps are counted by the optimizer. The arguments are those of `Monitor`, which it returns; `close()` lets go.
+    """
+    return Monitor(model, optimizer, **options)
+
+
+def _loss_scale(scaler: Any, optimizer: Optimizer) -> Tensor | None:
+    """The scale that the gradients of this step's backward carry, on the device."""
+    if not scaler.is_enabled():
+        return None
+    return getattr(scaler, "_scale", None)
+
+
+def _tensorboard(logdir: Path) -> Sink:
+    from gradlab.events import EventWriter
+    from gradlab.sinks import TensorBoardSink
+
+    return TensorBoardSink(EventWriter(logdir))
+
+
+def _profiler(profile: Profile | None, logdir: str | Path | None, model: nn.Module, strict: bool) -> Any:
+    if profile is None:
+        return None
+    if logdir is None:
+        raise TapError("profile= needs logdir=, the folder for its trace files.")
+    from gradlab.profiling.window import Profiler
+
+    return Profiler(profile, Path(logdir) / "profile", model, strict=strict)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=2)

@@ -1,0 +1,154 @@
+"""Statistics of one tensor, as a few cheap device reductions whose results are combined later on the host.
+
+A **part** is a reduction tensor -> 0-d float32 tensor, written where it is told without a host read. A **stat** is what
+people read, derived from parts in float64: the root mean square needs only the norm and the number of elements. Parts
+of several tensors (the micro-batches of a step) combine exactly into the parts of their concatenation, so that the
+numbers do not depend on how a batch was split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Part = Callable[[Tensor, Tensor], Any]
+"""Reduces the first tensor into the second, a 0-d float32 tensor."""
+
+
+def dense_values(tensor: Tensor) -> Tensor:
+    """The tensor's own values, detached and dense: those of a sparse tensor coalesced, of a complex one as pairs."""
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _norm(x: Tensor, out: Tensor) -> None:
+    if x.dtype == torch.float64:
+        out.copy_(torch.linalg.vector_norm(x))
+    else:
+        torch.linalg.vector_norm(x, dtype=torch.float32, out=out)
+
+
+def _sum(x: Tensor, out: Tensor) -> None:
+    torch.sum(x, dtype=torch.float32, dim=None, out=out)
+
+
+def _spread(x: Tensor, out: Tensor) -> None:
+    # Two passes: the difference of the sums of squares would lose half of the digits where the mean dominates.
+    _norm(x - x.mean() if x.numel() else x, out)
+
+
+def _min(x: Tensor, out: Tensor) -> None:
+    out.copy_(x.amin() if x.numel() else x.new_zeros(()))
+
+
+def _max(x: Tensor, out: Tensor) -> None:
+    out.copy_(x.amax() if x.numel() else x.new_zeros(()))
+
+
+def _nonzero(x: Tensor, out: Tensor) -> None:
+    out.copy_(torch.count_nonzero(x))
+
+
+def _nonfinite(x: Tensor, out: Tensor) -> None:
+    # x - x is 0 exactly where x is finite, and NaN elsewhere.
+    out.copy_(torch.count_nonzero(x - x != 0))
+
+
+def _subnormal(x: Tensor, out: Tensor) -> None:
+    tiny = torch.finfo(x.dtype).tiny
+    out.copy_(torch.count_nonzero((x.abs() < tiny) & (x != 0)))
+
+
+PARTS: Mapping[str, Part] = {
+    "norm": _norm,
+    "sum": _sum,
+    "spread": _spread,
+    "min": _min,
+    "max": _max,
+    "nonzero": _nonzero,
+    "nonfinite": _nonfinite,
+    "subnormal": _subnormal,
+}
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "norm": ("norm",),
+    "rms": ("norm",),
+    "mean": ("sum",),
+    "std": ("sum", "spread"),
+    "max_abs": ("min", "max"),
+    "zeros": ("nonzero",),
+    "nonfinite": ("nonfinite",),
+    "underflow": ("subnormal",),
+}
+"""The parts that each stat is derived from."""
+
+UNITS: Mapping[str, str] = {"zeros": "fraction", "underflow": "fraction", "nonfinite": "count"}
+
+
+EMPTY: Mapping[str, float] = {"min": np.inf, "max": -np.inf}
+"""What a part is for a tensor without elements, where that is not 0."""
+
+
+def parts_of(stats: Sequence[str]) -> tuple[str, ...]:
+    """The parts that a set of stats needs, each once."""
+    return tuple(dict.fromkeys(part for stat in stats for part in NEEDS[stat]))
+
+
+def combine(part: str, pieces: Mapping[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """The part of a concatenation from the parts of its pieces.
+
+    Args:
+        part: the part's name.
+        pieces: part -> [pieces, sites] float64, for this part and those that it needs (`spread` needs `sum`).
+        counts: [pieces, sites] elements of each piece, 0 where a piece has no value for a site.
+    Returns:
+        [sites] float64. Spreads are merged by the pairwise formula of Chan, Golub and LeVeque (1979).
+    """
+    values = np.where(counts > 0, pieces[part], EMPTY.get(part, 0.0))
+    if part == "norm":
+        return np.asarray(np.sqrt(np.sum(np.square(values), axis=0)))
+    if part == "min":
+        return np.asarray(values.min(axis=0))
+    if part == "max":
+        return np.asarray(values.max(axis=0))
+    if part == "spread":
+        sums = np.where(counts > 0, pieces["sum"], 0.0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means, mean = sums / counts, sums.sum(axis=0) / counts.sum(axis=0)
+            between = np.where(counts > 0, counts * np.square(means - mean), 0.0)
+        return np.asarray(np.sqrt(np.sum(np.square(values) + between, axis=0)))
+    return np.asarray(values.sum(axis=0))
+
+
+def derive(stat: str, parts: Mapping[str, np.ndarray], numel: np.ndarray) -> np.ndarray:
+    """A stat from its parts, in float64.
+
+    Args:
+        stat: the stat's name.
+        parts: part -> [sites] float64.
+        numel: [sites] elements of each tensor.
+    Returns:
+        [sites] float64. `std` is that of the population; NaN for a tensor without elements.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if stat == "norm":
+            return parts["norm"]
+        if stat == "rms":
+            return parts["norm"] / np.sqrt(numel)
+        if stat == "mean":
+            return parts["sum"] / numel
+        if stat == "std":
+            return np.asarray(parts["spread"] / np.sqrt(numel))
+        if stat == "max_abs":
+            return np.asarray(np.maximum(parts["max"], -parts["min"]))
+        if stat == "zeros":
+            return np.asarray(1.0 - parts["nonzero"] / numel)
+        if stat == "underflow":
+            return np.asarray(parts["subnormal"] / numel)
+        return parts[stat]

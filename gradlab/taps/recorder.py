@@ -1,0 +1,290 @@
+"""The recorder: what the hooks of a training step talk to. It knows the forward passes and backward passes of the step.
+
+A **pass** is one forward of the model with gradients on. A **task** is one run of the autograd engine; it counts only if
+it changed a gradient of the watched parameters, so that `autograd.grad` probes leave no trace. Passes of one optimizer
+step are combined into the numbers of their concatenated batch. The recorder holds slots and names, never a tensor of
+the graph (but those that a tap keeps on request).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from gradlab.taps.plan import Plan, Target
+from gradlab.taps.quiet import muted
+from gradlab.taps.sites import leaves, without_call_number
+from gradlab.taps.slots import Entry, Row
+from gradlab.taps.visit import CallNames
+
+_task_id: Callable[[], int] = torch._C._current_graph_task_id
+_NO_TASK = -1
+_MOST_PASSES = 1024
+
+
+class Pass:
+    """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
+
+    __slots__ = ("calls", "names", "row", "task", "task_row", "task_rows", "unhooked")
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.task = _NO_TASK
+        self.task_row = row
+        self.task_rows: dict[int, Row] = {}
+        self.calls: Counter[str] = Counter()
+        self.unhooked: dict[str, list[Target | None]] = {}
+
+
+class GradHook:
+    """Tensor hook: reduces the gradient into the slots of its pass. Holds ids and slots, never a tensor."""
+
+    __slots__ = ("entry", "of_pass", "recorder")
+
+    def __init__(self, recorder: Recorder, entry: Entry | None, of_pass: Pass) -> None:
+        self.recorder = recorder
+        self.entry = entry
+        self.of_pass = of_pass
+
+    def __call__(self, gradient: Tensor) -> None:
+        try:
+            task = _task_id()
+            if self.of_pass.task != task:
+                self.recorder.enter_task(task, self.of_pass)
+            if self.entry is not None:
+                self.of_pass.task_row.write(self.entry, gradient)
+        except Exception as error:
+            self.recorder.failed(self.entry.site if self.entry else "", error)
+
+
+class Segment:
+    """One checkpointed segment in recomputation: how often each site has come by, and then which calls those were."""
+
+    __slots__ = ("calls", "names", "targets")
+
+    def __init__(self) -> None:
+        self.names = CallNames()
+        self.calls: Counter[str] = Counter()
+        self.targets: dict[str, list[Target | None]] | None = None
+
+    def target(self, base: str, call: int, unhooked: dict[str, list[Target | None]]) -> Target | None:
+        """The target of the segment's own n-th call of a site; None where the first forward has its gradient.
+
+        Segments are recomputed last first, and each in forward order: its calls are the last ones not yet accounted for.
+        """
+        if self.targets is None:
+            self.targets = {}
+            for site, number in self.calls.items():
+                self.targets[site] = unhooked[site][-number:]
+                del unhooked[site][-number:]
+        return self.targets[base][call]
+
+
+class SegmentHook:
+    """Tensor hook of a recomputed tensor: which call of the first forward it stands for is known once it fires."""
+
+    __slots__ = ("base", "call", "of_pass", "recorder", "segment")
+
+    def __init__(self, recorder: Recorder, of_pass: Pass, segment: Segment, base: str, call: int) -> None:
+        self.recorder, self.of_pass, self.segment, self.base, self.call = recorder, of_pass, segment, base, call
+
+    def __call__(self, gradient: Tensor) -> None:
+        target = self.segment.target(self.base, self.call, self.of_pass.unhooked)
+        if target is not None:
+            GradHook(self.recorder, target.grad, self.of_pass)(gradient)
+
+
+class Recorder:
+    """Collects one optimizer step after another into rows, and tells when a backward pass has ended."""
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        on_backward_end: Callable[[], None],
+        on_failure: Callable[[str, BaseException], None],
+    ) -> None:
+        self.parameters = parameters
+        self.on_backward_end = on_backward_end
+        self.failed = on_failure
+        self.plan: Plan | None = None
+        self.current: Pass | None = None
+        self.passes: list[Pass] = []
+        self.ignoring = 0
+        self.open_tasks: dict[int, list[int | None]] = {}
+        self.committed: set[int] = set()
+        self.backward_pass: Pass | None = None
+        self.kept: dict[str, Tensor] = {}
+        self.keeps_are_old = True
+        self._segment: Segment | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now."""
+        return self.parameters[0].device if self.parameters else torch.device("cpu")
+
+    def start(self, plan: Plan | None) -> None:
+        """A new optimizer step begins, under this plan (None: nothing is due)."""
+        if self.plan is not None:
+            for one in self.passes:
+                self.plan.rows.give_back([one.row, *(r for r in one.task_rows.values() if r is not one.row)])
+        self.plan = plan
+        self.current = self.backward_pass = None
+        self.passes = []
+        self.open_tasks.clear()
+        self.committed.clear()
+        self.keeps_are_old = True
+
+    def begin_pass(self) -> Pass | None:
+        """A forward pass begins. None where it is not to be recorded: without gradients, or inside a probe."""
+        if self.plan is None or not torch.is_grad_enabled() or muted() or _in_functorch():
+            self.current = None
+            return None
+        if self.keeps_are_old:
+            self.kept.clear()
+            self.keeps_are_old = False
+        if len(self.passes) >= _MOST_PASSES:
+            self.plan.rows.give_back([self.passes.pop(0).row])
+        self.current = Pass(self.plan.rows.take(self.device))
+        self.passes.append(self.current)
+        return self.current
+
+    def record(self, target: Target, tensor: Tensor, into: Pass) -> None:
+        """A watched tensor comes by in the forward: reduce its value now, its gradient when it comes."""
+        if target.value is not None and not tensor.is_meta:
+            into.row.write(target.value, tensor)
+        if tensor.requires_grad:
+            tensor.register_hook(GradHook(self, target.grad, into))
+            if target.keep and tensor.grad_fn is not None:
+                tensor.retain_grad()
+        if target.grad is not None and not torch.is_grad_enabled():
+            hooked = tensor.requires_grad
+            into.unhooked.setdefault(without_call_number(target.site), []).append(None if hooked else target)
+        if target.keep:
+            self.kept[target.site] = tensor
+
+    def recomputed(self, site: str, tensor: Tensor) -> None:
+        """A watched tensor again, recomputed in the backward: its gradient is wanted if it had no graph before.
+
+        That is so under reentrant checkpointing, whose first forward runs without a graph.
+        """
+        of_pass = self.backward_pass
+        base = without_call_number(site)
+        if of_pass is not None and of_pass.unhooked.get(base):
+            segment = self.segment()
+            if tensor.requires_grad:
+                tensor.register_hook(SegmentHook(self, of_pass, segment, base, segment.calls[base]))
+            segment.calls[base] += 1
+
+    def segment(self) -> Segment:
+        """The checkpointed segment that is being recomputed: it lasts until its own backward has run."""
+        if self._segment is None:
+            self._segment = Segment()
+        return self._segment
+
+    def watch_output(self, output: Tensor, of_pass: Pass) -> None:
+        """Mark a tensor whose gradient shows that a backward reached this pass."""
+        if output.requires_grad:
+            output.register_hook(GradHook(self, None, of_pass))
+
+    def enter_task(self, task: int, of_pass: Pass) -> None:
+        """The first gradient of a backward arrives at a pass: choose the row to write to."""
+        if task not in self.open_tasks:
+            self._open(task)
+        outermost = next(iter(self.open_tasks))
+        self.backward_pass = of_pass
+        if outermost not in of_pass.task_rows:
+            fresh = not of_pass.task_rows
+            of_pass.task_rows[outermost] = of_pass.row if fresh else self._extra_row()
+        of_pass.task, of_pass.task_row = task, of_pass.task_rows[outermost]
+
+    def _extra_row(self) -> Row:
+        assert self.plan is not None
+        return self.plan.rows.take(self.device)
+
+    def _open(self, task: int) -> None:
+        versions = self._versions()
+        if not self.open_tasks and all(v is None for v in versions):
+            self._abandon_committed()
+        self.open_tasks[task] = versions
+        # Queued twice over, so that it runs after the callbacks with which DDP and FSDP finish their reductions.
+        queue = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+        queue(lambda: queue(lambda: self._close(task)))
+
+    def _close(self, task: int) -> None:
+        try:
+            self._segment = None
+            before = self.open_tasks.pop(task, None)
+            if before is None or self.open_tasks:
+                return
+            if before == self._versions():
+                self._discard(task)
+            else:
+                self.committed.add(task)
+                self.current = None
+                self.on_backward_end()
+        except Exception as error:
+            self.failed("", error)
+
+    def _versions(self) -> list[int | None]:
+        return [None if p.grad is None else p.grad._version for p in self.parameters]
+
+    def _abandon_committed(self) -> None:
+        """Gradients were thrown away since the last backward (a skipped step): what was recorded for them is void."""
+        if self.committed and self.plan is not None:
+            gone = [one for one in self.passes if self.committed & one.task_rows.keys()]
+            self.passes = [one for one in self.passes if one not in gone]
+            self.plan.rows.give_back([one.row for one in gone])
+            self.committed.clear()
+
+    def _discard(self, task: int) -> None:
+        """A task that changed no gradient was a probe: forget the gradients that it wrote."""
+        assert self.plan is not None
+        gradients = [t.grad for t in self.plan.targets.values() if t is not None and t.grad is not None]
+        for one in self.passes:
+            row = one.task_rows.pop(task, None)
+            if row is one.row:
+                for entry in gradients:
+                    if entry.index < len(row.numel):
+                        row.numel[entry.index] = 0
+            if row is not None:
+                one.task = _NO_TASK
+
+    def rows(self) -> list[Row]:
+        """The rows of the step that count: those of passes that a backward reached, the last backward's gradients."""
+        rows = []
+        for one in self.passes:
+            reached = [task for task in one.task_rows if task in self.committed]
+            if reached:
+                rows.append(_with_gradients_of(one, one.task_rows[reached[-1]], self.plan))
+        return rows
+
+
+def _with_gradients_of(one: Pass, last: Row, plan: Plan | None) -> Row:
+    """The pass's own row, with the gradient slots of a later backward through the same graph copied over."""
+    if last is not one.row and plan is not None:
+        for target in plan.targets.values():
+            entry = target.grad if target is not None else None
+            if entry is not None and entry.index < len(last.numel) and last.numel[entry.index]:
+                for slot in range(entry.start, entry.start + len(entry.parts)):
+                    one.row.views[slot].copy_(last.views[slot])
+                one.row.numel[entry.index] = last.numel[entry.index]
+    return one.row
+
+
+def _in_functorch() -> bool:
+    return bool(torch._C._functorch.peek_interpreter_stack() is not None)
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs inside a backward: activation checkpointing at work."""
+    return _task_id() != _NO_TASK
+
+
+def first_differentiable(value: Any) -> Tensor | None:
+    """The first tensor of a module's output that requires grad."""
+    return next((tensor for _, tensor in leaves(value) if tensor.requires_grad), None)

@@ -1,0 +1,137 @@
+"""Slots: the float32 places on the device into which the hooks of a step write, and their one copy to the host.
+
+A **row** holds one slot a part of every watched tensor. Each forward pass of a step writes into a row of its own, so that
+micro-batches never overwrite each other and nothing needs to be added up on the device. Rows are reused step after
+step; the copy to the host is ordered after the writes by the stream itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlab.stats import PARTS, Part, dense_values
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The slots of one quantity of one site."""
+
+    index: int
+    """Position in a row's counts of elements."""
+    start: int
+    """The first slot."""
+    parts: tuple[str, ...]
+    """What the slots hold, in order."""
+    functions: tuple[Part, ...]
+    """How each is computed."""
+    site: str
+    quantity: str
+    """`output`, `output_grad`, `weight`, `weight_grad`, `update`, with `@stage` where it is not `final`."""
+
+
+class Layout:
+    """Gives out slots. It only grows; entries keep their place."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.width = 0
+
+    def add(self, site: str, quantity: str, parts: tuple[str, ...]) -> Entry:
+        """New slots for a quantity of a site."""
+        functions = tuple(PARTS[part] for part in parts)
+        entry = Entry(len(self.entries), self.width, parts, functions, site, quantity)
+        self.entries.append(entry)
+        self.width += len(parts)
+        return entry
+
+
+class Row:
+    """One row of slots on the device, and how many elements each entry was computed from (0: nothing was written)."""
+
+    __slots__ = ("chunks", "layout", "numel", "views")
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self.layout = layout
+        self.chunks: list[Tensor] = []
+        self.views: list[Tensor] = []
+        self.numel: list[int] = []
+        self.grow(device)
+
+    def grow(self, device: torch.device) -> None:
+        """Room for all entries that the layout has by now, in a new chunk: written slots stay where they are."""
+        missing = self.layout.width - len(self.views)
+        if missing > 0:
+            self.chunks.append(torch.zeros(missing, dtype=torch.float32, device=device))
+            self.views.extend(self.chunks[-1].unbind())
+        self.numel.extend([0] * (len(self.layout.entries) - len(self.numel)))
+
+    def write(self, entry: Entry, tensor: Tensor) -> None:
+        """Reduce a tensor into its slots, on the device, without a host read."""
+        if entry.index >= len(self.numel):
+            self.grow(tensor.device)
+        x = dense_values(tensor)
+        slot = entry.start
+        for function in entry.functions:
+            function(x, self.views[slot])
+            slot += 1
+        self.numel[entry.index] = x.numel()
+
+    def forget(self) -> None:
+        """All entries count as not written."""
+        self.numel = [0] * len(self.layout.entries)
+
+
+class Rows:
+    """A layout, and the rows of it that are free."""
+
+    def __init__(self) -> None:
+        self.layout = Layout()
+        self.free: list[Row] = []
+
+    def take(self, device: torch.device) -> Row:
+        """A row in which nothing is written yet. One that grew in pieces is replaced by one in one piece."""
+        while self.free:
+            row = self.free.pop()
+            if len(row.chunks) == 1 and len(row.views) == self.layout.width and row.chunks[0].device == device:
+                row.forget()
+                return row
+        return Row(self.layout, device)
+
+    def give_back(self, rows: Sequence[Row]) -> None:
+        """Rows whose copy is under way may be written again: the stream keeps the order."""
+        self.free.extend(rows[: max(0, 64 - len(self.free))])
+
+
+class HostCopy:
+    """The slots of some rows on their way to the host: one transfer, read when it is done."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.numel = [row.numel for row in rows]
+        self.widths = [len(row.views) for row in rows]
+        chunks = [chunk for row in rows for chunk in row.chunks]
+        self.event: torch.cuda.Event | None = None
+        if not chunks:
+            self.host = torch.empty(0)
+        elif chunks[0].device.type == "cuda":
+            self.host = torch.empty(sum(self.widths), dtype=torch.float32, pin_memory=True)
+            self.host.copy_(chunks[0] if len(chunks) == 1 else torch.cat(chunks), non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+        else:
+            self.host = chunks[0].clone() if len(chunks) == 1 else torch.cat(chunks)
+
+    def done(self) -> bool:
+        """Whether the values can be read without waiting."""
+        return self.event is None or self.event.query()
+
+    def rows(self) -> list[np.ndarray]:
+        """One float64 array a row, [slots]; waits for the transfer where it is still under way."""
+        if self.event is not None:
+            self.event.synchronize()
+        values = self.host.cpu().numpy().astype(np.float64)
+        return np.split(values, np.cumsum(self.widths)[:-1]) if len(self.widths) > 1 else [values]

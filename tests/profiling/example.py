@@ -1,0 +1,87 @@
+"""A small real training run to profile, and readers of what a window writes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradlab.profiling.kineto import Event
+from gradlab.profiling.window import Profiler
+
+
+class Run:
+    """An MLP, its optimizer and its data; `step` trains on one batch."""
+
+    def __init__(self, model: nn.Module | None = None, width: int = 16) -> None:
+        torch.manual_seed(0)
+        self.model = model or nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.x, self.y = torch.randn(8, width), torch.randint(4, (8,))
+        self.losses: list[float] = []
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimizer.step()
+        self.losses.append(loss.item())
+
+    def train(self, profiler: Profiler, num_steps: int) -> None:
+        profiler.begin(0)
+        for number in range(num_steps):
+            profiler.data_ready()
+            self.step()
+            profiler.step(number)
+
+
+def num_hooks(model: nn.Module) -> int:
+    """All hooks on all modules, of every kind that PyTorch knows."""
+    return sum(
+        len(value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if "_hooks" in name and hasattr(value, "__len__")
+    )
+
+
+def read_trace(window: Path) -> dict[str, Any]:
+    (path,) = window.glob("*.pt.trace.json.gz")
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def read_summary(window: Path) -> dict[str, Any]:
+    return json.loads((window / "summary.json").read_text())
+
+
+def events_of(trace: dict[str, Any]) -> list[Event]:
+    """The events of a Chrome trace in the form in which a live window reads them from kineto."""
+    ranges = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    (main,) = {event["tid"] for event in ranges if event["name"].startswith("ProfilerStep#")}
+    return [_event(event, main) for event in ranges if event["cat"] in _HOST or event["cat"] in _DEVICE]
+
+
+_HOST = ("cpu_op", "user_annotation")
+_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+def _event(event: dict[str, Any], main: int) -> Event:
+    arguments = event.get("args", {})
+    start = round(event["ts"] * 1000)
+    on_device = event["cat"] in _DEVICE
+    return Event(
+        name=event["name"],
+        start=start,
+        end=start + round(event["dur"] * 1000),
+        thread=event["tid"],
+        on_device=on_device,
+        sequence=arguments.get("Sequence number", -1),
+        forward_thread=main if arguments.get("Fwd thread id") else 0,
+        correlation=0 if on_device else arguments.get("External id", 0),
+        launched_by=arguments.get("External id", 0) if on_device else 0,
+    )

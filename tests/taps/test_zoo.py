@@ -1,0 +1,104 @@
+"""Every number of every awkward model equals what plain float64 autograd says of the same tensors, found another way."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+import gradlab
+from gradlab import Tap
+from gradlab.frame import is_absent
+from gradlab.taps.visit import visiting
+
+STATS = ["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite"]
+
+
+def everything(model: nn.Module) -> list[Tap]:
+    """Taps on all that there is, inputs too."""
+    has_children = any(not isinstance(child, nn.ParameterList) for child in model.children())
+    inputs = ["input*", "*:in*"] if has_children else ["input*"]
+    return [
+        Tap(["*", *inputs], of=["output", "output_grad"], stats=STATS),
+        Tap("*", of=["weight", "weight_grad", "update"], stats=STATS),
+    ]
+
+
+def reference_stats(x: Tensor) -> dict[str, float]:
+    """All stats of a tensor, straight from their definitions."""
+    x = torch.view_as_real(x) if x.is_complex() else x
+    x = x.detach().double()
+    return {
+        "norm": x.norm().item(),
+        "rms": x.square().mean().sqrt().item(),
+        "mean": x.mean().item(),
+        "std": x.std(correction=0).item(),
+        "max_abs": x.abs().max().item(),
+        "zeros": (x == 0).double().mean().item(),
+        "nonfinite": float((~x.isfinite()).sum()),
+    }
+
+
+def reference(model: nn.Module, x: Tensor, case: zoo.Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values and gradients by site, through gradient edges and one autograd.grad, without checkpointing."""
+    values: dict[str, Tensor] = {}
+    edges: dict[str, Any] = {}
+
+    def see(site: str, value: Tensor) -> None:
+        if value.is_floating_point() or value.is_complex():
+            values[site] = value.detach().clone()
+            if value.requires_grad:
+                edges[site] = get_gradient_edge(value)
+
+    with visiting(model, see):
+        loss = case.loss(model(x))
+    grads = torch.autograd.grad(loss, list(edges.values()), allow_unused=True)
+    return values, {site: g for site, g in zip(edges, grads, strict=True) if g is not None}
+
+
+@pytest.mark.parametrize("name", sorted(zoo.ZOO))
+def test_every_number_equals_float64_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = zoo.ZOO[name]
+    torch.manual_seed(1)
+    model = case.make().double()
+    x = case.batch().double()
+    twin = copy.deepcopy(model)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with gradlab.watch(model, optimizer, taps=everything(model), strict=True) as monitor:
+        torch.manual_seed(2)
+        case.loss(model(x)).backward()
+        optimizer.step()
+        latest = monitor.latest()
+
+    monkeypatch.setattr(zoo, "checkpoint", lambda function, *args, use_reentrant: function(*args))
+    torch.manual_seed(2)
+    values, grads = reference(twin, x, case)
+    expected = {"output": values, "output_grad": grads}
+    torch.manual_seed(2)
+    twin_again = copy.deepcopy(twin)
+    for p, q in zip(twin_again.parameters(), before.values(), strict=True):
+        p.data.copy_(q)
+    if hasattr(twin_again, "count"):
+        twin_again.count -= 1
+    case.loss(twin_again(x)).backward()
+    weights = dict(twin_again.named_parameters())
+    expected["weight"] = before
+    expected["weight_grad"] = {n: p.grad for n, p in weights.items() if p.grad is not None}
+    expected["update"] = {n: p.detach() - before[n] for n, p in model.named_parameters()}
+
+    for quantity, tensors in expected.items():
+        for stat in STATS:
+            series = latest.get(f"{quantity}.{stat}")
+            logged = {s: v for s, v in series.items() if not is_absent(np.float32([v]))[0]} if series else {}
+            assert sorted(logged) == sorted(tensors), (quantity, stat)
+            for site, tensor in tensors.items():
+                want = reference_stats(tensor)[stat]
+                assert logged[site] == pytest.approx(want, rel=2e-5, abs=1e-6), (quantity, stat, site)

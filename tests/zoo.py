@@ -1,0 +1,506 @@
+"""Awkward models: each a small module with something in it that breaks naive hooks, with a batch and a loss.
+
+`ZOO` maps a name to a `Case`. A test runs every case in float64 against plain autograd.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import gradlab
+
+ZOO: dict[str, Case] = {}
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its input, and a scalar loss of its output."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    loss: Callable[[Any], Tensor]
+
+    def batch(self, seed: int = 0) -> Tensor:
+        """[*shape] float32, the same for the same seed."""
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def case(*shape: int, loss: Callable[[Any], Tensor] = lambda out: out.square().mean()) -> Callable[[type], type]:
+    """Put a module class into the zoo."""
+
+    def add(cls: type) -> type:
+        ZOO[cls.__name__] = Case(cls, shape, loss)
+        return cls
+
+    return add
+
+
+@case(5, 4)
+class OneLinear(nn.Linear):
+    """The root is a leaf module of torch.nn."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+
+@case(5, 4)
+class Functional(nn.Module):
+    """Activations, residual adds and softmax are functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        h = h + x
+        h = F.relu(self.b(h)) * 2
+        return F.softmax(h, dim=-1)
+
+
+@case(5, 4)
+class InPlace(nn.Module):
+    """In-place activation and addition on watched tensors: gradients are those before the in-place op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.a(x))
+        y = self.b(h)
+        y += 1.0
+        return F.relu_(y)
+
+
+@case(5, 4, loss=lambda out: out["y"].square().mean() + out["more"][1].mean())
+class DictOutput(nn.Module):
+    """A dict with a tuple inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TupleOutput()
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        left, right = self.inner(x)
+        return {"y": left * right, "more": (left, right), "n": 3}
+
+
+@case(5, 4, loss=lambda out: (out[0] * out[1]).mean())
+class TupleOutput(nn.Module):
+    """A tuple of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), torch.tanh(self.b(x))
+
+
+@case(5, 4, loss=lambda out: (out.left * out.right).mean())
+class NamedTupleOutput(TupleOutput):
+    """A named tuple."""
+
+    def forward(self, x: Tensor) -> Any:
+        return Pair(*super().forward(x))
+
+
+@dataclasses.dataclass
+class Result:
+    """What DataclassOutput returns."""
+
+    logits: Tensor
+    hidden: list[Tensor]
+
+
+@case(5, 4, loss=lambda out: out.logits.square().mean() + out.hidden[0].mean())
+class DataclassOutput(nn.Module):
+    """A dataclass with a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Result:
+        h = self.inner(x).sigmoid()
+        return Result(self.head(h), [h])
+
+
+@case(5, 4)
+class CalledThrice(nn.Module):
+    """One module called three times in a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = torch.tanh(self.cell(x))
+        return x
+
+
+@case(5, 4)
+class SharedUnderTwoNames(nn.Module):
+    """The same module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.gelu(self.first(x)))
+
+
+@case(5, 4)
+class TiedWeights(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.out.weight = self.into.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.into(x)))
+
+
+@case(5, 4)
+class FrozenTrunk(nn.Module):
+    """The first layer is frozen: no gradient exists before the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.trunk.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.trunk(x)))
+
+
+@case(5, 4)
+class NoGradTrunk(nn.Module):
+    """The first layer runs without gradients inside a forward with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.trunk(x)
+        return self.head(h)
+
+
+@case(5, 4)
+class Unused(nn.Module):
+    """A layer that never runs, and a parameter that no module owns but the root."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x) * self.scale
+
+
+@case(5, 4)
+class DroppedBranch(nn.Module):
+    """A branch runs and its result is thrown away: it has values and no gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.side = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.side(x)
+        return self.main(x)
+
+
+@case(6, 1, 6, 6)
+class Convolutional(nn.Module):
+    """Convolution, batch norm, in-place ReLU, pooling, flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+@case(3, 5, 8)
+class Attention(nn.Module):
+    """MultiheadAttention, whose out_proj never runs as a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+@case(3, 5, 8)
+class FunctionalAttention(nn.Module):
+    """scaled_dot_product_attention and chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@case(3, 5, 4, loss=lambda out: out[0].square().mean() + out[1][1].mean())
+class Recurrent(nn.Module):
+    """LSTM: nested tuple output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lstm(x)
+
+
+@case(5, 4)
+class NonReentrantCheckpoint(nn.Module):
+    """Activation checkpointing, non-reentrant."""
+
+    reentrant = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList(Functional() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return x
+
+
+@case(5, 4)
+class ReentrantCheckpoint(NonReentrantCheckpoint):
+    """Activation checkpointing, reentrant: the first forward has no graph."""
+
+    reentrant = True
+
+
+@case(5, 4)
+class SharedReentrant(nn.Module):
+    """One block in two reentrant segments: they are recomputed last first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.block = nn.Linear(4, 4), Functional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        for _ in range(2):
+            x = checkpoint(self.block, x, use_reentrant=True)
+        return x
+
+
+@case(5, 4)
+class TwiceInReentrantSegment(nn.Module):
+    """A module called twice inside one reentrant segment, and once more in another."""
+
+    class Twice(nn.Module):
+        """Calls its cell twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.cell(torch.tanh(self.cell(x))))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.twice = nn.Linear(4, 4), self.Twice()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.twice, self.into(x), use_reentrant=True)
+        return checkpoint(self.twice.cell, x, use_reentrant=True)
+
+
+@case(5, 4)
+class NamedByHand(nn.Module):
+    """gradlab.tap names, one of them used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = gradlab.tap("hidden", self.a(x).square())
+        return gradlab.tap("hidden", self.b(h).square())
+
+
+@case(5, 4)
+class CustomFunction(nn.Module):
+    """An autograd.Function of the user's own."""
+
+    class Clamp(torch.autograd.Function):
+        """Clamp with a straight-through gradient."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clamp(-0.5, 0.5)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.Clamp.apply(self.a(x)) * 3
+
+
+@case(5, 4)
+class Views(nn.Module):
+    """A module that returns a view, which is then modified in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.flat = nn.Linear(4, 4), nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.flat(self.a(x).view(-1, 2, 2)) * 1.0
+        h[:, :2].mul_(2.0)
+        return h
+
+
+@case(5, 4)
+class ReturnsItsInput(nn.Module):
+    """Identity modules: one tensor under several names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.same = nn.Linear(4, 4), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.same(self.same(self.a(x)))
+
+
+@case(5, 4)
+class ControlFlow(nn.Module):
+    """Which layers run depends on the data's shape and on a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.odd = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return (self.odd if self.count % 2 else self.even)(x)
+
+
+@case(5, 4)
+class KeywordArguments(nn.Module):
+    """Tensors come as keyword arguments."""
+
+    class Inner(nn.Module):
+        """Takes everything by keyword."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, *, hidden: Tensor, scale: float) -> Tensor:
+            return self.a(hidden) * scale
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = self.Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(hidden=x.exp(), scale=0.5)
+
+
+@case(5, 4)
+class ComplexNumbers(nn.Module):
+    """Complex values in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.ifft(torch.fft.fft(self.a(x)) * 2).real
+
+
+@case(5, 4)
+class DropoutAndNorm(nn.Module):
+    """Randomness and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(0.3), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@case(5, 4)
+class Recursive(nn.Module):
+    """A module that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        x = torch.tanh(self.a(x))
+        return self(x, depth - 1) if depth else x
+
+
+@case(5, 4)
+class GradientInsideForward(nn.Module):
+    """autograd.grad in the forward, as energy models and physics networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (force,) = torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)
+        return force
+
+
+@case(5, 4)
+class ParametersAtRoot(nn.Module):
+    """Only bare parameters, no child module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+        self.table = nn.ParameterList([nn.Parameter(torch.randn(3))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x @ self.weight) + self.table[0]
