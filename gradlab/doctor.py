@@ -44,7 +44,7 @@ class Result:
 
 
 def run_checks(runs_root: Path) -> Iterator[Result]:
-    """The result of each check, as soon as it is known; about ten seconds in all, most of them imports."""
+    """The result of each check, as soon as it is known; a few seconds in all, most of them imports."""
     checks: dict[str, Callable[[], Result]] = {
         "python": check_python,
         **{package: partial(check_package, package) for package in _PACKAGES},
@@ -151,7 +151,7 @@ def check_profiler() -> Result:
     with profile(activities=activities) as profiler:
         torch.ones(64, 64, device=devices[-1]).matmul(torch.ones(64, 64, device=devices[-1])).sum().item()
     events = profiler.profiler.kineto_results.events()
-    kernels = [event for event in events if event.device_type() == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in events if event.device_type() == torch._C._autograd.DeviceType.CUDA]
     if not events:
         return Result(name="profiler", status="fail", what="torch.profiler records nothing")
     if "cuda:0" in devices and not kernels:

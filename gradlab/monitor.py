@@ -163,6 +163,7 @@ class Monitor:
         if self._jacobians and self._probe is None:
             self._handles.append(self.model.register_forward_pre_hook(self._take_probe))
         visit.listeners.append(self)
+        self._recorder.watch_parameters()
         if self._profiler is not None:
             self._profiler.begin(self.step)
         self._arm()
@@ -182,6 +183,7 @@ class Monitor:
     def _detach(self) -> None:
         self._disarm()
         self._recorder.start(None)
+        self._recorder.ignore_parameters()
         self._recorder.kept.clear()
         if self in visit.listeners:
             visit.listeners.remove(self)
@@ -330,6 +332,8 @@ class Monitor:
             return
         try:
             plan, row = self._armed.plan, self._parameter_row()
+            if not self._recorder.committed:
+                self._recorder.watch_parameters()
             scale = _loss_scale(self._scaler, optimizer) if self._scaler is not None else self._find_scaler(optimizer)
             if scale is not None:
                 row.write(plan.scale, scale)

@@ -30,7 +30,7 @@ def doctor_command(as_json: bool, root: Path) -> None:
         if not as_json:
             mark = click.style(_MARKS[result.status], fg=_COLOURS[result.status])
             fix = f". {result.fix}" if result.fix else ""
-            click.echo(f"{mark} {result.name:<12} {result.what}{fix}")
+            click.echo(f"{mark} {result.name:<18} {result.what}{fix}")
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results], indent=2))
     if any(result.status == "fail" for result in results):

@@ -31,8 +31,8 @@ def new_command(template: str | None, path: Path | None) -> None:
     if path.is_dir():
         path = path / f"{template}.yaml"
     try:
-        with path.open("x") as file:
-            file.write(known[template].read_text())
+        with path.open("x") as copy:
+            copy.write(known[template].read_text())
     except FileExistsError:
         raise UsageError(f"{path} exists already; choose another PATH.") from None
     except OSError as error:

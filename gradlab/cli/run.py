@@ -31,9 +31,9 @@ def run_command(
 ) -> None:
     """Run one experiment.
 
-    For instance `gradlab run experiments/digits.yaml trainer.max_epochs=2`. Everything is checked before anything runs.
- Exit codes: 0 done, 1 the run failed, 2 the experiment or the command is
-    wrong, 3 this machine cannot do it, 75 stopped with a checkpoint (resumable), 130 interrupted.
+    For instance `gradlab run experiments/digits.yaml trainer.max_epochs=2`. Everything is checked before anything
+    runs. Exit codes: 0 done, 1 the run failed, 2 the experiment or the command is wrong, 3 this machine cannot do it,
+    75 stopped with a checkpoint (resumable), 130 interrupted.
     """
     if resume is not None:
         if experiment is not None or dry_run or print_config:

@@ -1,7 +1,7 @@
 """The TensorBoard event format, written and read without torch, TensorFlow or protobuf.
 
-Writing a frame of 200 sites by 5 statistics takes microseconds (`benchmarks/write.py`), because a step is one record whose
-fixed bytes are laid out once, and because the checksum is computed in C.
+Writing a frame of 200 sites by 5 statistics takes microseconds (`benchmarks/write.py`): a step is one record, its fixed
+bytes are laid out once, and the checksum is computed in C.
 """
 
 from __future__ import annotations

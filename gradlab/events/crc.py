@@ -18,8 +18,8 @@ BLOCK_BYTES = 1024
 def crc32c_numpy(data: bytes) -> int:
     """CRC-32C of `data`.
 
-    The register is linear over XOR, so a block's remainder is the XOR of one table entry a byte, chosen by the byte and by
-    its distance from the block's end; the register so far is mixed into the block's first four bytes.
+    The register is linear over XOR, so a block's remainder is the XOR of one table entry a byte, chosen by the byte and
+    by its distance from the block's end; the register so far is mixed into the block's first four bytes.
 
     Cost: about 8 ns a byte; 10 ms and 1 MB for the tables, once.
     """

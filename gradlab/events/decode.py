@@ -18,8 +18,9 @@ Field = tuple[int, int | bytes]
 """A field number with an integer (wire type 0) or raw bytes (the others)."""
 _DTYPES = {number: np.dtype(name).newbyteorder("<") for name, number in DATA_TYPES.items()}
 _PACKED = {5: "<f4", 6: "<f8"}
-"""Fields of TensorProto whose repeated numbers are of fixed width; in 7 (int), 10 (int64), 11 (bool) they are varints."""
+"""Fields of TensorProto with repeated numbers of fixed width."""
 _PACKED_VARINTS = {7, 10, 11, 16, 17}
+"""Those with repeated varints: int, int64, bool, uint32, uint64."""
 
 
 @dataclass

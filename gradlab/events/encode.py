@@ -1,6 +1,6 @@
 """TensorBoard's messages as bytes, by hand: Event > Summary > Value > (SummaryMetadata, TensorProto).
 
-Belongs here: the protobuf wire format and the field numbers of event.proto, summary.proto, tensor.proto (TensorBoard 2.21).
+Belongs here: the protobuf wire format and the field numbers of TensorBoard's event, summary and tensor messages (2.21).
 Does not: files (`writer`), or the bytes of a whole step at speed (`layout`).
 """
 

@@ -1,4 +1,4 @@
-"""A file that only grows: buffered, flushed on a time interval without a thread, safe across fork, clear when it fails."""
+"""A file that only grows: buffered, flushed at intervals without a thread, safe across fork, clear when it fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OutputFile:
 
     A child process that inherits it by fork writes nothing: not what the parent has collected, and nothing of its own.
     Once a write fails the file is closed and what it had collected is gone: `closed` is true and `write` raises.
-    One thread at a time may use it.
+    One thread at a time may use it. (Above 64 KiB a buffer costs more: the allocator maps its pages anew each time.)
 
     Raises:
         MachineError: from the constructor, if the place cannot be written to (permission, read-only, full).
@@ -27,7 +27,7 @@ class OutputFile:
     """
 
     def __init__(
-        self, path: Path, *, append: bool = False, flush_seconds: float = 5.0, buffer_bytes: int = 1 << 18
+        self, path: Path, *, append: bool = False, flush_seconds: float = 5.0, buffer_bytes: int = 1 << 16
     ) -> None:
         self.path = path
         self._raw: io.RawIOBase | None = _open(path, "ab" if append else "xb")
@@ -63,7 +63,8 @@ class OutputFile:
         except OSError as error:
             self._let_go()
             raise EventError(
-                f"cannot write to {self.path}: {reason(error)}. The file is closed; what it holds up to here can be read."
+                f"cannot write to {self.path}: {reason(error)}. "
+                "The file is closed; what it holds up to here can be read."
             ) from error
         self._due = time.monotonic() + self._flush_seconds
 

@@ -18,7 +18,7 @@ Leaf = bool | float | str
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Leaf]:
-    """`config` with dotted keys, and values of the kinds the tab knows: numbers, truth values and text for all others."""
+    """`config` with dotted keys and the kinds of values that the tab knows: numbers, truth values, else text."""
     flat: dict[str, Leaf] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"

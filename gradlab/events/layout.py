@@ -1,6 +1,6 @@
 """Layouts: the fixed bytes of a step that comes again and again, with slots for what changes.
 
-A run logs the same metrics of the same sites on every step, so all but the numbers, the step and the time is encoded once.
+A run logs the same metrics of the same sites on every step: all but the numbers, the step and the time is encoded once.
 """
 
 from __future__ import annotations

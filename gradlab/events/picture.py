@@ -1,4 +1,4 @@
-"""Pictures of matrices for TensorBoard's Images tab: a colour map with white at zero, and PNG from the standard library."""
+"""Pictures of matrices for TensorBoard's Images tab: a colour map with white at zero, and PNG by zlib."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def _pool(matrix: np.ndarray, most_rows: int) -> np.ndarray:
     padded[: len(matrix)] = matrix
     groups = padded.reshape(rows, factor, -1)
     rank = np.where(np.isfinite(groups), np.abs(groups), np.inf)
-    return np.take_along_axis(groups, rank.argmax(1)[:, None], 1)[:, 0]
+    pooled: np.ndarray = np.take_along_axis(groups, rank.argmax(1)[:, None], 1)[:, 0]
+    return pooled
 
 
 def png(pixels: np.ndarray) -> bytes:

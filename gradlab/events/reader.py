@@ -29,8 +29,8 @@ class EventValue:
     plugin_name: str
     """Whose series it is: `scalars`, `images`, `text`, `histograms`, `hparams`, `gradlab`, ..."""
     value: np.ndarray | float | bytes | None
-    """A float for a native scalar; an array for a tensor, of bytes objects where it holds strings; a PNG file for another
-    writer's picture, a HistogramProto for its histogram; None for a kind that is not read."""
+    """A float for a native scalar; an array for a tensor, of bytes objects where it holds strings; for other writers'
+    pictures a PNG file, for their histograms a HistogramProto; None for a kind that is not read."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the tag's first value says of the series, where that is JSON."""
     content: bytes = b""
@@ -43,7 +43,7 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[EventValue]:
     A record cut off at the end, as after a crash or while the file is being written, is left out.
 
     Raises:
-        EventError: if the file cannot be read or is damaged; the message says at which byte. What comes before is yielded.
+        EventError: if the file cannot be read or is damaged, after yielding what is sound; the message has the byte.
     """
     path = Path(path)
     series: dict[str, tuple[str, bytes, Mapping[str, Any]]] = {}

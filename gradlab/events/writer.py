@@ -1,7 +1,7 @@
 """EventWriter: one event file of one process, into which frames, scalars, pictures, texts and settings go.
 
-Belongs here: which Value a call becomes, when a tag's metadata is written, and the order of steps. Does not: the bytes of a
-message (`encode`, `layout`, `hparams`), the file's buffer and its errors (`file`).
+Belongs here: which Value a call becomes, when a tag's metadata is written, and the order of steps. Does not: the bytes
+of a message (`encode`, `layout`, `hparams`), the file's buffer and its errors (`file`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _MOST_LAYOUTS = 64
 class EventWriter:
     """Writes an event file that TensorBoard reads, into `logdir`.
 
-    Every method takes the step and the time (seconds since the epoch; now, where left out). A tag's steps must not go back:
-    TensorBoard would drop what it has from there on. Where they do, EventError is raised and nothing is written.
+    Every method takes the step and the time (seconds since the epoch; now, where left out). A tag's steps must not go
+    back: TensorBoard would drop what it has from there on. Where they do, EventError is raised, nothing is written and
+    the writer stays usable. A value at the same step takes the place of the one before.
     A failed write closes the file (`closed`) and raises EventError; so does every later call.
     What is written appears to others at `flush`, `close`, or with a call after `flush_seconds`. One thread at a time.
 
@@ -59,8 +60,8 @@ class EventWriter:
 
         Args:
             logdir: the folder of the run, made if it is not there.
-            rank: above 0, the file goes to `logdir/rank<rank>`, since TensorBoard's Python loader stalls on two live files in
-                one folder.
+            rank: above 0, the file goes to `logdir/rank<rank>`, since TensorBoard's Python loader stalls on two live
+                files in one folder.
             resumed_step: the step at which this run goes on; TensorBoard forgets what earlier files have from there.
             flush_seconds: how long what is written may wait in memory.
         """
@@ -94,7 +95,7 @@ class EventWriter:
         """Write one step's vectors as one record; names go to the file with a tag's first vector only.
 
         Args:
-            series: schemas, each with its [sites] float32. Passing the same Schema objects on each step is what is fast.
+            series: schemas, each with its [sites] float32. It is fast where the Schema objects are the same each step.
             step: the step.
             wall_time: seconds since the epoch.
         """
@@ -237,7 +238,7 @@ class EventWriter:
             last = self._last_steps.get(tag, step)
             if step < last:
                 raise EventError(
-                    f"{tag}: step {step} comes after step {last}, and TensorBoard would drop what it has from {step} on. "
+                    f"{tag}: step {step} comes after step {last}; TensorBoard would drop what it has from {step} on. "
                     "Log steps in order, or under another tag."
                 )
 

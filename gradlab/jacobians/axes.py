@@ -28,7 +28,7 @@ def chosen(picks: Picks, size: int, *, axis: str, site: str) -> tuple[int, ...]:
     """
     if picks is None:
         return tuple(range(size))
-    if isinstance(picks, bool) or isinstance(picks, str):
+    if isinstance(picks, bool | str):
         raise JacobianError(f"{axis}={picks!r}: give a number of entries or a list of flat indices.")
     if isinstance(picks, int):
         if not 1 <= picks <= size:

@@ -96,7 +96,9 @@ class Problem:
     samples: tuple[int, ...]
     """Which samples; one alone where there is no sample axis."""
     groups: tuple[tuple[int, ...], ...]
-    """The samples that share a backward, in order. A group of `of` with a `wrt` without samples gives one block."""
+    """The samples that share a backward, in order: a block for each, or one a group where `wrt` has no samples."""
+    averaged: bool
+    """Whether the blocks of all samples are wanted as their mean only, which costs one backward a row."""
     chunk: int
     """Vectors pulled back at once."""
 
@@ -117,21 +119,13 @@ def rows(problem: Problem, pull: Pull) -> Tensor:
     all_cols = torch.equal(cols.cpu(), torch.arange(wrt.size))
     first = 0
     for group in problem.groups:
-        many = len(group) if wrt.batched else 1
-        chunk, start = problem.chunk, 0
-        while start < len(vectors):
-            stop = min(start + chunk, len(vectors))
-            try:
-                pulled = pull(of.tensor, wrt.tensor, of.spread(vectors.part(start, stop), group))
-            except torch.OutOfMemoryError:
-                if chunk == 1:
-                    raise
-                chunk //= 2
-                continue
+        last = first + (len(group) if wrt.batched else 1)
+        for start in range(0, len(vectors), problem.chunk):
+            part = vectors.part(start, start + problem.chunk)
+            pulled = pull(of.tensor, wrt.tensor, of.spread(part, group))
             found = wrt.gather(pulled.detach(), group)
-            result[first : first + many, start:stop] = found if all_cols else found[..., cols]
-            start = stop
-        first += many
+            result[first:last, start : start + len(part)] = found if all_cols else found[..., cols]
+        first = last
     return result
 
 
@@ -147,17 +141,18 @@ def columns(problem: Problem, pull: Pull) -> Tensor:
     g = torch.autograd.grad(problem.of.tensor, problem.wrt.tensor, v, create_graph=True)[0]
     if not g.requires_grad:
         raise RuntimeError("the backward of this graph is not differentiable")
-    transposed = End(g, problem.wrt.batched), End(v, problem.of.batched)
+    end = End(g, problem.wrt.batched)
     turned = Problem(
-        of=transposed[0],
-        wrt=transposed[1],
-        vectors=Vectors(transposed[0], problem.cols),
+        of=end,
+        wrt=End(v, problem.of.batched),
+        vectors=Vectors(end, problem.cols),
         cols=problem.vectors.indices,
         samples=problem.samples,
         groups=problem.groups,
+        averaged=False,
         chunk=problem.chunk,
     )
-    return rows(turned, pull).transpose(1, 2) * problem.vectors.scale
+    return rows(turned, pull).transpose(1, 2)
 
 
 def coupled(of: End, wrt: End) -> bool:

@@ -1,7 +1,7 @@
 """A quiet model: what happens inside leaves no trace in the training that goes on around it.
 
-Random numbers, train and eval modes, buffers, attributes that a forward sets, `requires_grad` and `.grad` are afterwards
-what they were before, bit for bit. gradlab's own hooks look away; forward hooks of others run, since they may be part
+Random numbers, train and eval modes, buffers, attributes that a forward sets, `requires_grad` and `.grad` are
+afterwards what they were before, bit for bit. gradlab's own hooks look away; forward hooks of others run, since they may be part
 of what the model computes; their module backward hooks and the gradient hooks of the parameter in question do not.
 """
 
@@ -98,7 +98,9 @@ def _modules_kept(core: nn.Module, mode: Mode) -> Iterator[None]:
     scripted = [m for m in core.modules() if isinstance(m, torch.jit.ScriptModule)]
     plain = [m for m in core.modules() if not isinstance(m, torch.jit.ScriptModule)]
     attributes = [(m, dict(vars(m))) for m in plain]
-    registers = [(register, dict(register)) for m in plain for register in (m._parameters, m._buffers, m._modules)]
+    registers: list[tuple[Any, dict[str, Any]]] = [
+        (register, dict(register)) for m in plain for register in (m._parameters, m._buffers, m._modules)
+    ]
     with _scripted_kept(scripted, mode):
         try:
             copies: dict[int, Tensor] = {}

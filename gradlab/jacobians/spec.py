@@ -32,7 +32,9 @@ class JacobianSlice:
         for name in ("every", "samples"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise JacobianError(f"JacobianSlice({self.of!r}, {self.wrt!r}): {name} must be at least 1, got {value!r}.")
+                raise JacobianError(
+                    f"JacobianSlice({self.of!r}, {self.wrt!r}): {name} must be at least 1, got {value!r}."
+                )
         if self.of_map not in (None, "softmax"):
             raise JacobianError(
                 f"JacobianSlice({self.of!r}, {self.wrt!r}): of_map must be 'softmax' or left out, got {self.of_map!r}."

@@ -16,6 +16,7 @@ from gradlab.launch.checkpoints import Continuation, LastCheckpoint
 from gradlab.launch.layers import layer_table
 from gradlab.launch.prepare import Prepared
 from gradlab.launch.progress import PlainProgress
+from gradlab.launch.reaction import FindingReaction
 from gradlab.launch.signals import StopAfterStep, StopRequest
 from gradlab.launch.summary import Summary, answer_text, final_metrics
 from gradlab.lightning.callback import GradlabCallback
@@ -55,8 +56,8 @@ class Session:
         texts = {name: answer_text(value) for name, value in answers.items()}
         if texts:
             self._show("run/answers", answers_card(texts))
-        latest = monitor.latest() if monitor is not None else None
-        values = {metric: dict(latest[metric].items()) for metric in latest} if latest else {}
+        latest = monitor.latest() if monitor is not None else {}
+        values = {metric: dict(series.items()) for metric, series in latest.items()}
         findings = tuple(self.gradlab.findings)
         return Summary(
             name=self.folder.name,
@@ -109,7 +110,8 @@ def session(
             profile_dir=folder.events,
         )
         options = _trainer_options(prepared, folder, bar=progress is None)
-        callbacks = [gradlab, *_run_callbacks(prepared, folder, request, progress, options)]
+        reaction = FindingReaction(experiment.diagnose.on_finding, gradlab, folder)
+        callbacks = [gradlab, reaction, *_run_callbacks(prepared, folder, request, progress, options)]
         trainer = pl.Trainer(**options, logger=GradlabLogger(writer), callbacks=callbacks)
         yield Session(
             prepared=prepared,

@@ -75,7 +75,10 @@ def _own_mark(norm: float | None, *, watched: bool, frozen: bool) -> str:
 
 
 def _with_neighbours(layers: Sequence[Layer]) -> list[Layer]:
-    """Mark what lies far from the layers before and after it. Weights are compared with weights, biases with biases."""
+    """Mark what lies far from the layer before and the one after it; from the two nearest, at either end.
+
+    Weights are compared with weights, biases with biases.
+    """
     by_kind: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
         if layer.gradient_norm and math.isfinite(layer.gradient_norm):
@@ -84,7 +87,9 @@ def _with_neighbours(layers: Sequence[Layer]) -> list[Layer]:
     for indices in by_kind.values():
         norms = [layers[index].gradient_norm or 0.0 for index in indices]
         for position, index in enumerate(indices):
-            mark = _relative_mark(norms[position], norms[max(0, position - 1) : position] + norms[position + 1 :][:1])
+            first = min(max(position - 1, 0), len(norms) - 3)
+            nearest = [norms[other] for other in range(max(first, 0), first + 3) if other != position]
+            mark = _relative_mark(norms[position], nearest)
             if mark and not layers[index].mark:
                 marked[index] = replace(layers[index], mark=mark)
     return marked
@@ -93,8 +98,10 @@ def _with_neighbours(layers: Sequence[Layer]) -> list[Layer]:
 def _relative_mark(norm: float, neighbours: Iterable[float]) -> str:
     """A mark where `norm` is far from all of its neighbours, on the same side."""
     factors = [norm / neighbour for neighbour in neighbours]
-    if factors and min(factors) >= _FAR:
+    if len(factors) < 2:
+        return ""
+    if min(factors) >= _FAR:
         return f"{min(factors):.0f} times its neighbours"
-    if factors and max(factors) <= 1 / _FAR:
+    if max(factors) <= 1 / _FAR:
         return f"{1 / max(factors):.0f} times below its neighbours"
     return ""

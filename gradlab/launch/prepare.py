@@ -115,4 +115,3 @@ def _taps_of(model: pl.LightningModule, given: Sequence[Tap] | None) -> tuple[Ta
     if isinstance(model, GradlabModule):
         return tuple(model.taps())
     return (Tap("*", of="weight_grad"),)
-

@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,32 +100,42 @@ def _attempt(
             with session(
                 prepared, folder, record, request=request, progress=progress, resumed_step=resumed_step
             ) as opened:
-                code, reason = _fit(opened, request)
-                summary = opened.summarize()
-            summary.save(folder)
-            outcome = Outcome(code=code, reason=reason, folder=folder, summary=summary)
+                outcome = _summarized(opened, _fit(opened, request))
         except KeyboardInterrupt:
             outcome = Outcome(code=INTERRUPTED, reason="interrupted at once", folder=folder)
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             outcome = _failure(error, folder)
         log.info("%s (exit code %d)\n%s", outcome.reason, outcome.code, outcome.traceback)
     _write_exit(outcome, request)
     return outcome
 
 
-def _fit(opened: Session, request: StopRequest) -> tuple[int, str]:
-    """Train; the exit code and the reason for it. Raises what the run's own code raised."""
+def _fit(opened: Session, request: StopRequest) -> Outcome:
+    """Train, and say how that ended."""
+    folder = opened.folder
     try:
         opened.fit()
     except STOPS:
         name = request.received.name if request.received else "a signal"
         code = INTERRUPTED if request.received is signal.SIGINT else RESUMABLE
-        return code, f"stopped by {name} after step {opened.trainer.global_step}"
-    except SystemExit as error:
-        if request.at_once:  # Lightning makes this of a KeyboardInterrupt
+        return Outcome(code=code, reason=f"stopped by {name} after step {opened.trainer.global_step}", folder=folder)
+    except (Exception, SystemExit) as error:
+        if request.at_once:  # Lightning makes a SystemExit of the second SIGINT
             raise KeyboardInterrupt from error
+        return _failure(error, folder)
+    return Outcome(code=DONE, reason="done", folder=folder)
+
+
+def _summarized(opened: Session, outcome: Outcome) -> Outcome:
+    """The outcome with what the run has to say, which may be nothing where it failed."""
+    try:
+        summary = opened.summarize()
+        summary.save(opened.folder)
+    except Exception:
+        if outcome.code == FAILED:
+            return outcome
         raise
-    return DONE, "done"
+    return replace(outcome, summary=summary)
 
 
 def _failure(error: BaseException, folder: RunFolder) -> Outcome:

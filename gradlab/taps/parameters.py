@@ -30,8 +30,8 @@ class ParameterWatch:
         """The optimizer is about to step."""
         _write(row, ((entry, p.grad) for entry, p in self.clipped))
         _write(row, ((entry, p.detach()) for entry, p in self.weight))
-        # One copy of the watched weights, alive only while the optimizer steps.
-        self._before = [p.detach().clone() for _, p in self.update]
+        # One copy of the watched weights, alive only while the optimizer steps; the first, where a closure runs often.
+        self._before = self._before or [p.detach().clone() for _, p in self.update]
 
     def after_update(self, row: Row) -> None:
         """The optimizer has stepped."""

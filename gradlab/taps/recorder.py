@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.quiet import muted
@@ -55,7 +56,7 @@ class GradHook:
         try:
             task = _task_id()
             if self.of_pass.task != task:
-                self.recorder.enter_task(task, self.of_pass)
+                self.recorder.enter_task(task, self.of_pass, by_output=self.entry is None)
             if self.entry is not None:
                 self.of_pass.task_row.write(self.entry, gradient)
         except Exception as error:
@@ -115,12 +116,14 @@ class Recorder:
         self.current: Pass | None = None
         self.passes: list[Pass] = []
         self.ignoring = 0
-        self.open_tasks: dict[int, list[int | None]] = {}
+        self.open_tasks: dict[int, list[int | None] | None] = {}
         self.committed: set[int] = set()
         self.backward_pass: Pass | None = None
         self.kept: dict[str, Tensor] = {}
         self.keeps_are_old = True
         self._segment: Segment | None = None
+        self._sentinels: list[RemovableHandle] = []
+        self._seen_by_output = False
 
     @property
     def device(self) -> torch.device:
@@ -144,6 +147,7 @@ class Recorder:
         if self.plan is None or not torch.is_grad_enabled() or muted() or _in_functorch():
             self.current = None
             return None
+        self.open_tasks.clear()  # a backward that raised never closed its own
         if self.keeps_are_old:
             self.kept.clear()
             self.keeps_are_old = False
@@ -191,10 +195,33 @@ class Recorder:
         if output.requires_grad:
             output.register_hook(GradHook(self, None, of_pass))
 
-    def enter_task(self, task: int, of_pass: Pass) -> None:
+    def watch_parameters(self) -> None:
+        """Also notice backward passes by the parameters that they reach, until the model's own output shows them.
+
+        That is for code that calls parts of a model and never the whole, where no output of the model exists.
+        """
+        if not self._sentinels:
+            self._sentinels = [
+                p.register_post_accumulate_grad_hook(self._accumulated) for p in self.parameters if p.requires_grad
+            ]
+
+    def ignore_parameters(self) -> None:
+        """No longer notice backward passes by parameters."""
+        for handle in self._sentinels:
+            handle.remove()
+        self._sentinels = []
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        task = _task_id()
+        if self.plan is not None and task not in self.open_tasks and not muted():
+            self._open(task)
+            self.open_tasks[task] = None
+
+    def enter_task(self, task: int, of_pass: Pass, *, by_output: bool) -> None:
         """The first gradient of a backward arrives at a pass: choose the row to write to."""
         if task not in self.open_tasks:
             self._open(task)
+            self._seen_by_output = self._seen_by_output or by_output
         outermost = next(iter(self.open_tasks))
         self.backward_pass = of_pass
         if outermost not in of_pass.task_rows:
@@ -208,7 +235,8 @@ class Recorder:
 
     def _open(self, task: int) -> None:
         versions = self._versions()
-        if not self.open_tasks and all(v is None for v in versions):
+        # A parameter that noticed the backward has its gradient already.
+        if not self.open_tasks and sum(v is not None for v in versions) <= bool(self._sentinels):
             self._abandon_committed()
         self.open_tasks[task] = versions
         # Queued twice over, so that it runs after the callbacks with which DDP and FSDP finish their reductions.
@@ -218,15 +246,19 @@ class Recorder:
     def _close(self, task: int) -> None:
         try:
             self._segment = None
-            before = self.open_tasks.pop(task, None)
-            if before is None or self.open_tasks:
+            if task not in self.open_tasks:
                 return
-            if before == self._versions():
+            before = self.open_tasks.pop(task)
+            if self.open_tasks:
+                return
+            if before is not None and before == self._versions():
                 self._discard(task)
-            else:
-                self.committed.add(task)
-                self.current = None
-                self.on_backward_end()
+                return
+            self.committed.add(task)
+            self.current = None
+            if self._seen_by_output:
+                self.ignore_parameters()
+            self.on_backward_end()
         except Exception as error:
             self.failed("", error)
 

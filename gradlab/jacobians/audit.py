@@ -1,0 +1,56 @@
+"""The audit of a block: vᵀJ against one plain backward of v, which shares no code with the engines.
+
+v holds random signs, so ‖vᵀJ‖² is ‖J‖_F² on average, and an error anywhere in the block shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradlab.jacobians.problem import Problem
+from gradlab.jacobians.rows import plain_vjp
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One plain backward, made before the block is known."""
+
+    signs: Tensor
+    """[rows] of ±1: v."""
+    expected: Tensor
+    """[cols]: vᵀJ by a plain backward."""
+    block: int | None
+    """Which block it is about; None for the mean of all."""
+
+    def error(self, blocks: Tensor) -> float:
+        """‖vᵀJ − expected‖ over the larger of ‖expected‖ and ‖J‖_F; NaN where either is not finite.
+
+        The norm of J is there for a v that J happens to cancel, as it does (1, ..., 1) behind a softmax.
+        """
+        block = (blocks.mean(0) if self.block is None else blocks[self.block]).double()
+        expected = self.expected.double()
+        off = torch.linalg.vector_norm(self.signs.double() @ block - expected)
+        scale = torch.maximum(torch.linalg.vector_norm(expected), torch.linalg.vector_norm(block))
+        return 0.0 if scale == 0 else float(off / scale)
+
+
+def prepare(problem: Problem, generator: torch.Generator) -> Audit | None:
+    """Make the plain backward, at one sample chosen by the generator; None where `of` does not depend on `wrt`."""
+    of, wrt = problem.of, problem.wrt
+    signs = torch.randint(0, 2, (len(problem.vectors),), generator=generator) * 2 - 1
+    signs = signs.to(of.tensor.device, of.tensor.dtype)
+    block = int(torch.randint(0, len(problem.samples), (), generator=generator))
+    group = problem.samples if problem.averaged else (problem.samples[block],)
+    vjp = plain_vjp(of.tensor, wrt.tensor, of.spread(problem.vectors.mixed(signs), group)[0])
+    if vjp is None:
+        return None
+    expected = wrt.gather(vjp.detach()[None], group)[0, 0, problem.cols]
+    return Audit(signs, expected, None if problem.averaged else block)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest error of a right answer: the square root of the rounding unit (3e-4 in float32)."""
+    return float(torch.finfo(dtype).eps ** 0.5)

@@ -1,0 +1,76 @@
+"""`gradlab.jacobian`: a Jacobian slice of any two places in a model, now."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradlab.frame import JacobianBlock
+from gradlab.jacobians.axes import Picks
+from gradlab.jacobians.ladder import Ladder
+from gradlab.jacobians.measure import Question, Reduce, measure
+from gradlab.jacobians.quiet import Mode
+
+
+def jacobian(
+    model: nn.Module,
+    x: Any,
+    *,
+    of: str = "output",
+    wrt: str = "input",
+    rows: Picks = None,
+    cols: Picks = None,
+    samples: Picks = None,
+    reduce: Reduce = "mean",
+    of_map: Literal["softmax"] | None = None,
+    weights: Tensor | None = None,
+    engine: str = "auto",
+    mode: Mode = "eval",
+    batched: bool | None = None,
+) -> JacobianBlock:
+    """The slice [rows, cols] of d(of)/d(wrt), exact, without a trace in the model.
+
+        block = gradlab.jacobian(model, x[:1], of="output", wrt="layers.0", rows=10)
+        block.values, block.row_names, block.summaries["sigma_1"]
+
+    J[i, j] = d of.flatten()[rows[i]] / d wrt.flatten()[cols[j]], of each sample, then reduced over samples.
+
+    Args:
+        model: any module, wrapped (DDP, compile) or not. It is run once, from the inputs to `of`, on copies of its
+            buffers; modes, random numbers, `.grad` and buffers are afterwards what they were.
+        x: the input: a tensor, a tuple of arguments or a mapping of keyword arguments.
+        of: the site that is differentiated: `output`, `layers.0`, `layers.0/relu`, `rnn[1]`, a `gradlab.tap` name.
+        wrt: the site that it is differentiated by: `input`, `layers.1:in`, any of the above, or a parameter such as
+            `layers.0.weight`. Frozen parameters and layers are no obstacle.
+        rows: which entries of `of`, of one sample: the first so many, or flat indices; all where left out.
+        cols: which entries of `wrt`. Asking for fewer saves memory; asking for less than half as many as rows, time.
+        samples: which samples of `x`: the first so many, or indices; all where left out.
+        reduce: `mean` or `rms` over samples, entry by entry, or `none` for [samples, rows, cols].
+        of_map: `softmax` over the last axis of `of`.
+        weights: [k, entries of one sample], in place of `rows`: the rows are then `weights @ J`.
+        engine: `auto`, or one of `vmap`, `is_grads_batched`, `loop`, `columns`, `columns_math` to insist on it.
+        mode: `eval` (no dropout, running statistics) or `as_is` (the modes that the modules are in).
+        batched: whether axis 0 of `x` counts samples; where left out, it does if `x` has more than one axis.
+    Returns:
+        The block, on the host. `audit_error` compares it with one plain backward; `engine` and `notes` say how it was
+        made; `summaries` hold norms and ranks of the slice.
+    Raises:
+        JacobianError: if a site or an index does not exist, `of` does not depend on `wrt`, or a tensor is not
+            floating-point.
+    Cost: one forward and min(rows, about 2 * cols) backward passes' arithmetic between the two sites, batched.
+    """
+    question = Question(
+        of=of,
+        wrt=wrt,
+        rows=rows,
+        cols=cols,
+        samples=samples,
+        reduce=reduce,
+        of_map=of_map,
+        weights=weights,
+        mode=mode,
+        batched=batched,
+    )
+    return measure(model, x, question, Ladder(engine), torch.Generator().manual_seed(0))

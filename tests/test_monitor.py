@@ -1,0 +1,410 @@
+"""Steps and their numbers in real training loops: accumulation, loss scales, clipping, closures, probes, failures."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gradlab
+from gradlab import Tap
+from gradlab.errors import GradlabWarning, TapError
+from gradlab.frame import Frame, is_absent
+
+ALL_GRADIENTS = [Tap("*", of="output_grad"), Tap("*", of="weight_grad")]
+
+
+def mlp() -> nn.Sequential:
+    """A small float64 network."""
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+def batch(seed: int, size: int = 8) -> Tensor:
+    """[size, 4] float64."""
+    return torch.randn(size, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
+    """The optimizer of these tests."""
+    return torch.optim.SGD(model.parameters(), lr=0.1, **options)
+
+
+def values(monitor: gradlab.Monitor, metric: str) -> dict[str, float]:
+    """The newest series of a metric as a dict."""
+    return dict(monitor.latest()[metric].items())
+
+
+def test_micro_batches_give_the_numbers_of_one_large_batch() -> None:
+    whole, split = mlp(), mlp()
+    split.load_state_dict(whole.state_dict())
+    taps = [
+        Tap("*", of=["output", "output_grad"], stats=["norm", "mean", "std", "max_abs", "zeros"]),
+        Tap("*", of="weight_grad", stats=["norm", "std"]),
+    ]
+    optimizers = sgd(whole), sgd(split)
+    with (
+        gradlab.watch(whole, optimizers[0], taps=taps, strict=True) as one,
+        gradlab.watch(split, optimizers[1], taps=taps, strict=True) as many,
+    ):
+        x = batch(1)
+        whole(x).square().sum().backward()
+        for piece in (x[:2], x[2:3], x[3:]):
+            split(piece).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert one.latest().keys() == many.latest().keys()
+        for metric in one.latest():
+            assert values(many, metric) == pytest.approx(values(one, metric), rel=1e-6), metric
+
+
+def test_clipping_is_seen_in_its_own_stage() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=[Tap("*", of="weight_grad", stage=["final", "clipped"])]) as monitor:
+        model(batch(1)).square().sum().backward()
+        total = nn.utils.clip_grad_norm_(model.parameters(), 0.5).item()
+        optimizer.step()
+        final, clipped = values(monitor, "weight_grad.norm"), values(monitor, "weight_grad.norm@clipped")
+    assert np.sqrt(sum(v**2 for v in final.values())) == pytest.approx(total)
+    assert np.sqrt(sum(v**2 for v in clipped.values())) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("how", ["given", "found"])
+@pytest.mark.parametrize("unscale_first", [False, True])
+def test_the_loss_scale_is_taken_out(how: str, unscale_first: bool) -> None:
+    plain, scaled = mlp().float(), mlp().float()
+    scaled.load_state_dict(plain.state_dict())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizers = sgd(plain), sgd(scaled)
+    options = {"scaler": scaler} if how == "given" else {}
+    with (
+        gradlab.watch(plain, optimizers[0], taps=ALL_GRADIENTS, strict=True) as expected,
+        gradlab.watch(scaled, optimizers[1], taps=ALL_GRADIENTS, strict=True, **options) as monitor,
+    ):
+        x = batch(1).float()
+        plain(x).square().sum().backward()
+        optimizers[0].step()
+        scaler.scale(scaled(x).square().sum()).backward()
+        if unscale_first:
+            scaler.unscale_(optimizers[1])
+        scaler.step(optimizers[1])
+        scaler.update()
+        for metric in expected.latest():
+            assert values(monitor, metric) == pytest.approx(values(expected, metric), rel=1e-5)
+
+
+def test_a_step_that_the_scaler_skips_leaves_no_trace_in_the_next_frame() -> None:
+    model = mlp().float()
+    optimizer = sgd(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with gradlab.watch(model, optimizer, taps=ALL_GRADIENTS, strict=True) as monitor:
+        for poison in (float("inf"), 1.0):
+            optimizer.zero_grad()
+            scaler.scale(model(batch(2).float()).square().sum() * poison).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert monitor.step == 1
+        gradients = values(monitor, "output_grad.norm")
+    assert all(np.isfinite(v) for v in gradients.values())
+
+
+def test_an_optimizer_with_a_closure_is_read_after_the_closure() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, strict=True) as monitor:
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = model(batch(3)).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        logged = values(monitor, "weight_grad.norm")
+    expected = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+    assert logged == pytest.approx(expected, rel=1e-6)
+
+
+def test_lbfgs_evaluates_its_closure_often_and_one_frame_comes_of_it() -> None:
+    model = mlp()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=5)
+    with gradlab.watch(model, optimizer, taps=[*ALL_GRADIENTS, Tap("*", of="update")], strict=True) as monitor:
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = model(batch(3)).square().sum()
+            loss.backward()
+            return loss
+
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step(closure)
+        assert monitor.step == 1
+        update = values(monitor, "update.norm")
+    for (name, p), old in zip(model.named_parameters(), before, strict=True):
+        assert update[name] == pytest.approx((p.detach() - old).norm().item(), rel=1e-5)
+
+
+def test_autograd_grad_probes_do_not_pollute() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=ALL_GRADIENTS, strict=True) as monitor:
+        x = batch(4)
+        out = model(x)
+        torch.autograd.grad(out.sum() * 100, list(model.parameters()), retain_graph=True)
+        loss = out.square().sum()
+        loss.backward(retain_graph=True)
+        torch.autograd.grad(out.sum() * 100, list(model.parameters()))
+        with torch.no_grad():
+            model(x * 50)
+        optimizer.step()
+        assert values(monitor, "output_grad.norm")["output"] == pytest.approx((2 * out).norm().item(), rel=1e-6)
+
+
+def test_a_gradient_penalty_counts_the_backward_that_accumulates() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    x = batch(5).requires_grad_()
+    with gradlab.watch(model, optimizer, taps=ALL_GRADIENTS, strict=True) as monitor:
+        out = model(x)
+        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        (out.square().sum() + slope.square().sum()).backward()
+        optimizer.step()
+        gradients, weights = values(monitor, "output_grad.norm"), values(monitor, "weight_grad.norm")
+    assert weights == pytest.approx({n: p.grad.norm().item() for n, p in model.named_parameters()}, rel=1e-6)
+    assert gradients["output"] > 0
+
+
+def test_evaluation_between_steps_is_not_recorded() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=[Tap("*", of="output")], strict=True) as monitor:
+        model(batch(1)).sum().backward()
+        with torch.inference_mode():
+            model(batch(1) * 1000)
+        model(batch(1) * 1000)  # with gradients on, but no backward follows
+        optimizer.step()
+        norm = monitor.latest()["output.norm"]["0"]
+    assert norm < 100
+
+
+def test_two_optimizers_that_step_together_make_one_frame() -> None:
+    model = mlp()
+    optimizers = [torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.Adam(model[2].parameters(), lr=0.1)]
+    with gradlab.watch(model, optimizers, strict=True) as monitor:
+        for _ in range(3):
+            model.zero_grad()
+            model(batch(1)).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        assert monitor.step == 3
+        assert not is_absent(monitor.latest()["weight_grad.norm"].values).any()
+
+
+def test_optimizers_are_found_where_none_is_named() -> None:
+    model, other = mlp(), mlp()
+    with gradlab.watch(model, strict=True) as monitor:
+        for one in (other, model):
+            optimizer = sgd(one)
+            one(batch(1)).sum().backward()
+            optimizer.step()
+        assert monitor.step == 1
+
+
+def test_a_part_of_the_model_called_by_itself_is_recorded() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=[*ALL_GRADIENTS, Tap("*", of="output")], strict=True) as monitor:
+        out = model[2](model[1](model[0](batch(1))))
+        out.square().sum().backward()
+        optimizer.step()
+        assert monitor.latest()["output.norm"]["2"] == pytest.approx(out.norm().item(), rel=1e-6)
+        assert monitor.latest()["output_grad.norm"]["2"] == pytest.approx(2 * out.norm().item(), rel=1e-6)
+        assert not is_absent(monitor.latest()["weight_grad.norm"].values).any()
+
+
+def test_gradients_before_clipping_are_read_though_the_model_is_never_called_as_a_whole() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, strict=True) as monitor:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model[2](model[1](model[0](batch(1)))).square().sum().backward()
+            total = nn.utils.clip_grad_norm_(model.parameters(), 0.01).item()
+            optimizer.step()
+            logged = values(monitor, "weight_grad.norm")
+            assert np.sqrt(sum(v**2 for v in logged.values())) == pytest.approx(total, rel=1e-5)
+
+
+def test_kept_tensors_have_their_gradient_as_retain_grad_gives_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return gradlab.tap("z", F.relu(self.fc(x)))
+
+    model = Net().double()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=[Tap(["/relu", "z"], of="output_grad", keep=True)]) as monitor:
+        out = model(batch(1))
+        with pytest.raises(TapError, match=r"no kept tensor at '/rlu'\. Did you mean '/relu'\?"):
+            monitor.grad("/rlu")
+        assert monitor.grad("z") is None
+        out.square().sum().backward()
+        assert torch.equal(monitor.grad("z"), 2 * out)
+        assert monitor.tensor("/relu") is out
+        assert torch.equal(monitor.grad("fc.weight"), model.fc.weight.grad)
+
+
+def test_rules_due_on_different_steps_give_their_own_metrics() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    frames: list[Frame] = []
+
+    class Keep:
+        name = "keep"
+
+        def frame(self, frame: Frame) -> None:
+            frames.append(frame)
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **kwargs: None
+
+    taps = [Tap("*", of="weight_grad"), Tap("0", of="output", every=2)]
+    with gradlab.watch(model, optimizer, taps=taps, sinks=[Keep()], strict=True):
+        for step in range(4):
+            model(batch(step)).sum().backward()
+            optimizer.step()
+    assert [sorted(f) for f in frames] == [["output.norm", "weight_grad.norm"], ["weight_grad.norm"]] * 2
+    assert [f.step for f in frames] == [0, 1, 2, 3]
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
+    model = mlp()
+    with pytest.raises(TapError, match=r"no tensor matches '0\.wieght'\. Did you mean '0\.weight'"):
+        gradlab.watch(model, sgd(model), taps=[Tap("0.wieght", of="weight_grad")])
+    with gradlab.watch(model, optimizer := sgd(model), taps=[Tap(["0", "nowhere"], of="output")]):
+        with pytest.warns(GradlabWarning, match="no tensor matches 'nowhere'"):
+            model(batch(1)).sum().backward()
+            optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(batch(1)).sum().backward()
+            optimizer.step()
+
+
+def test_watching_twice_is_refused_and_possible_again_after_close() -> None:
+    model = mlp()
+    monitor = gradlab.watch(model, sgd(model))
+    with pytest.raises(TapError, match="watched already; call close"):
+        gradlab.watch(model, sgd(model))
+    monitor.close()
+    gradlab.watch(model, sgd(model)).close()
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    with pytest.raises(TapError, match=r"the optimizer SGD owns none of the model's parameters\."):
+        gradlab.watch(mlp(), sgd(mlp()))
+
+
+def test_a_tap_on_integers_is_switched_off_with_one_warning_and_training_goes_on() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argmax(-1)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.counts, self.table = Counts(), nn.Embedding(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.table(self.counts(x))
+
+    model = Net()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=[Tap("*", of="output")]) as monitor:
+        with pytest.warns(GradlabWarning, match=r"the tap at 'counts' was switched off: its tensor is torch\.int64"):
+            model(batch(1)).sum().backward()
+            optimizer.step()
+        model(batch(1)).sum().backward()
+        optimizer.step()
+        assert "table" in values(monitor, "output.norm")
+    with (
+        gradlab.watch(model, optimizer, taps=[Tap("*", of="output")], strict=True),
+        pytest.raises(TapError, match="the tap at 'counts' failed"),
+    ):
+        model(batch(1))
+
+
+def test_a_sink_that_raises_is_dropped_with_one_warning() -> None:
+    class Broken:
+        name = "broken"
+
+        def __getattr__(self, name: str) -> Any:
+            def fail(*args: Any, **kwargs: Any) -> None:
+                raise OSError("no space left on device")
+
+            return fail
+
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, sinks=[Broken()]) as monitor:
+        with pytest.warns(GradlabWarning, match="the sink 'broken' was switched off: no space left on device"):
+            model(batch(1)).sum().backward()
+            optimizer.step()
+        model(batch(1)).sum().backward()
+        optimizer.step()
+        assert monitor.step == 2
+
+
+def test_a_backward_that_raises_is_followed_by_a_right_step() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=ALL_GRADIENTS, strict=True) as monitor:
+        out = model(batch(1))
+        out.register_hook(lambda g: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            out.sum().backward()
+        optimizer.zero_grad()
+        out = model(batch(1))
+        out.square().sum().backward()
+        optimizer.step()
+        assert values(monitor, "output_grad.norm")["output"] == pytest.approx(2 * out.norm().item(), rel=1e-6)
+
+
+def test_history_gives_steps_and_values_and_names_near_misses() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer) as monitor:
+        for step in range(3):
+            model(batch(step)).sum().backward()
+            optimizer.step()
+        steps, logged = monitor.history("weight_grad.norm", "0.weight")
+        assert steps.tolist() == [0, 1, 2] and (logged > 0).all()
+        with pytest.raises(KeyError, match=r"Did you mean '0\.weight'"):
+            monitor.history("weight_grad.norm", "0.wieght")
+
+
+def test_a_non_finite_gradient_is_a_finding_at_the_site_nearest_the_loss() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c((self.b(self.a(x)) * 0).sqrt())
+
+    model = Net()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=ALL_GRADIENTS) as monitor:
+        model(batch(1).float()).sum().backward()
+        optimizer.step()
+        found = [f for f in monitor.findings if f.kind == "nonfinite" and "output_grad.norm" in f.evidence]
+    assert [f.site for f in found] == ["/mul"]
+    assert "nearest the loss" in found[0].message and found[0].step == 0
