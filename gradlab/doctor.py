@@ -5,6 +5,7 @@ A check is a function that returns a Result. One that raises has found a fault t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -148,7 +149,7 @@ def check_profiler() -> Result:
 
     devices = _torch_devices()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if "cuda:0" in devices else [])
-    with profile(activities=activities) as profiler:
+    with _native_messages_dropped(), profile(activities=activities) as profiler:
         torch.ones(64, 64, device=devices[-1]).matmul(torch.ones(64, 64, device=devices[-1])).sum().item()
     events = profiler.profiler.kineto_results.events()
     kernels = [event for event in events if event.device_type() == torch._C._autograd.DeviceType.CUDA]
@@ -159,6 +160,20 @@ def check_profiler() -> Result:
         return Result(name="profiler", status="warn", what="no kernels in a profile of the GPU", fix=fix)
     seen = f"{len(events)} events" + (f", {len(kernels)} on the GPU" if kernels else "")
     return Result(name="profiler", status="ok", what=f"one step gives {seen}")
+
+
+@contextlib.contextmanager
+def _native_messages_dropped() -> Iterator[None]:
+    """Drop what C++ code prints: torch 2.13's profiler reports its own start and stop to stderr."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _torch_devices() -> list[str]:

@@ -28,6 +28,7 @@ from gradlab.jacobians.spec import JacobianSlice
 from gradlab.profiling.schedule import Profile
 from gradlab.sinks import Sink
 from gradlab.taps import visit
+from gradlab.taps.derived import with_derived
 from gradlab.taps.modules import ModuleHooks
 from gradlab.taps.parameters import ParameterWatch
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
@@ -390,7 +391,8 @@ class Monitor:
     def _deliver(self, *, wait: bool) -> None:
         while self._pending and (wait or self._pending[0].copy.done()):
             pending = self._pending.popleft()
-            frame = Frame(pending.step, pending.wall_time, pending.plan.series(pending.copy, pending.scaled))
+            series = with_derived(pending.plan.series(pending.copy, pending.scaled))
+            frame = Frame(pending.step, pending.wall_time, series)
             self._frames.append(frame)
             for sink in list(self._sinks):
                 self._guarded(sink, sink.frame, frame)

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import webbrowser
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from gradlab.runs.find import all_runs, find_run
 from gradlab.runs.folder import RunFolder
 
 _LOOK_AGAIN_SECONDS = 2.0
+_EVENTS_READ = 1000
 
 
 @click.command("board")
@@ -44,7 +46,7 @@ def board_command(runs: tuple[str, ...], port: int | None, no_open: bool, root: 
         link_runs(Path(logdir), chosen)
         with serving(Path(logdir), port) as server:
             url = address(port, images=_jacobian_images(chosen))
-            click.echo(f"{len(chosen)} runs; Ctrl-C stops\n{url}")
+            click.echo(f"{len(chosen)} run{'s' * (len(chosen) > 1)}; Ctrl-C stops\n{url}")
             if on_terminal() and not no_open:
                 webbrowser.open(url)
             while not _ended(server):
@@ -75,5 +77,13 @@ def _stops_on_sigterm() -> Iterator[None]:
 
 
 def _jacobian_images(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
-    """Run and tag of the latest run's Jacobian image, where it has one."""
+    """Run and tag, as TensorBoard names them, of the latest run's first Jacobian image, where it has one."""
+    from gradlab.events import event_files, read_events
+
+    for run in runs[:1]:
+        for file in event_files(run.events):
+            # A slice that is logged at all is logged on the first step.
+            for event in islice(read_events(file), _EVENTS_READ):
+                if event.plugin_name == "images" and event.tag.startswith("jacobian/"):
+                    return [(f"{run.name}/{run.id}", event.tag)]
     return []

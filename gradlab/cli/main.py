@@ -28,11 +28,9 @@ _COMMANDS = {
 class ReportedError(click.ClickException):
     """An error that gradlab raised on purpose: its text on stderr, its own exit code."""
 
-    exit_code: int  # an attribute of each error here, of the class in click
-
     def __init__(self, error: GradlabError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # a class variable in click
 
     def show(self, file: Any = None) -> None:
         """Print the text as it is: experiment files' problems bring their own form."""

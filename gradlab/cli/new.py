@@ -21,8 +21,9 @@ def new_command(template: str | None, path: Path | None) -> None:
     """
     known = templates()
     if template is None:
+        width = max(map(len, known))
         for name, file in known.items():
-            click.echo(f"{name:<16} {first_comment(file)}")
+            click.echo(f"{name:<{width}}  {first_comment(file)}")
         click.echo("\ngradlab new NAME [PATH] copies one.")
         return
     if template not in known:

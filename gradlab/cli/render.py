@@ -26,7 +26,7 @@ def print_summary(summary: Summary) -> None:
     """The closing summary of a run, ending with the command that shows it in TensorBoard."""
     out = console()
     out.print(f"\n[bold]{escape(summary.name)}[/bold]  {escape(summary.folder)}", soft_wrap=True)
-    out.print(f"{summary.steps} steps, {summary.epochs} epochs in {duration_text(summary.seconds)}")
+    out.print(f"{_count(summary.steps, 'step')}, {_count(summary.epochs, 'epoch')} in {duration_text(summary.seconds)}")
     if summary.metrics:
         out.print("  ".join(f"{name} {number_text(value)}" for name, value in summary.metrics.items()), soft_wrap=True)
     if summary.answers:
@@ -53,6 +53,10 @@ def duration_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _answers_table(summary: Summary) -> Table:

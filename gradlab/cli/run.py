@@ -79,12 +79,15 @@ def _finish(outcome: Outcome) -> None:
     """Print how the run ended and leave with its code."""
     from gradlab.cli.render import print_summary
 
-    if outcome.traceback:
-        click.echo(outcome.traceback, err=True, nl=False)
+    if outcome.error is not None:
+        from gradlab.launch.blame import users_traceback
+
+        click.echo(users_traceback(outcome.error), err=True, nl=False)
     if outcome.summary is not None:
         print_summary(outcome.summary)
     if outcome.code != 0:
-        click.echo(f"{outcome.reason}; the log is {outcome.folder.log}", err=True)
+        reason = outcome.reason if outcome.error is None else "the run failed"
+        click.echo(f"{reason}; the log is {outcome.folder.log}", err=True)
     if outcome.code in (75, 130):
         click.echo(f"go on with: gradlab run --resume {outcome.folder.id}", err=True)
     if outcome.code != 0:

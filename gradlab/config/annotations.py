@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
+from gradlab.config.limits import Fields
 from gradlab.config.records import Record
 from gradlab.config.rules import Anything, Choice, Either, Limited, Rule, Several, Single, Table
 
@@ -71,7 +72,9 @@ def _rule_of(annotation: Any) -> Rule:
 def _limited(arguments: tuple[Any, ...]) -> Rule:
     rule = rule_of(arguments[0])
     for limit in arguments[1:]:
-        if hasattr(limit, "allows"):
+        if isinstance(limit, Fields) and isinstance(rule, Record):
+            rule = Record(rule.cls, limit.limits)
+        elif hasattr(limit, "allows"):
             rule = Limited(rule, limit)
     return rule
 

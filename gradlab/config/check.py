@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.config.nodes import Entry, Mapping, Scalar, Setting
-from gradlab.config.records import Key, Keys, keys_of, required
-from gradlab.config.render import Position, Problem
+from gradlab.config.records import Key, Keys, keys_of
+from gradlab.config.render import Problem
 from gradlab.config.schema import Experiment
 from gradlab.config.sections import Bound, brings_data, check_data, check_model, check_optimizer, check_trainer
-from gradlab.config.signatures import spelled
 from gradlab.config.sweep import check_axes
 
 _BY_CLASS: dict[str, Callable[[Setting, Path, list[Problem]], Bound | None]] = {
@@ -49,7 +48,7 @@ class Check:
             self._sweep(root, sweep, problems)
         model = self.bound.get("model")
         if model and _is_off(root.entry("data")) and not brings_data(model):
-            message = f"the experiment needs 'data': {spelled(model.cls)} has no train_dataloader of its own."
+            message = f"the experiment needs 'data': {model.name} has no train_dataloader of its own."
             problems.append(Problem(model.class_path.position, message))
         return values
 
@@ -85,11 +84,10 @@ def _parts() -> Keys:
 
 
 def _missing(root: Mapping) -> list[Problem]:
-    absent = [name for name in required(Experiment) if root.entry(name) is None]
-    if not absent:
-        return []
-    start = Position(root.position.source, root.position.line, root.position.column)
-    return [Problem(start, f"the experiment needs {' and '.join(map(repr, absent))}.")]
+    """The problem of required parts that are not there."""
+    keys = Keys(keys_of(Experiment), "the experiment has no setting", "the experiment needs")
+    absent = keys.missing(root)
+    return [Problem(root.position, f"{keys.lacks} {' and '.join(map(repr, absent))}.")] if absent else []
 
 
 def _is_off(entry: Entry | None) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradlab.errors import ConfigError, did_you_mean
+from gradlab.errors import ConfigError, GradlabError, did_you_mean
 
 _OURS: dict[str, Path] = {}  # modules imported from an experiment's folder -> that folder
 
@@ -34,7 +34,7 @@ def importable(folder: Path) -> Iterator[None]:
         if home != folder.resolve() and name.partition(".")[0] in _names_in(folder):
             sys.modules.pop(name, None)
             del _OURS[name]
-    before = set(sys.modules)
+    before = {name.partition(".")[0] for name in sys.modules}
     sys.path.insert(0, entry)
     importlib.invalidate_caches()
     try:
@@ -42,9 +42,9 @@ def importable(folder: Path) -> Iterator[None]:
     finally:
         if entry in sys.path:
             sys.path.remove(entry)
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).resolve().is_relative_to(folder.resolve()) and "site-packages" not in file:
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file and name.partition(".")[0] not in before and _beside(file, folder):
                 _OURS[name] = folder.resolve()
 
 
@@ -66,24 +66,32 @@ def find_class(path: str, folder: Path) -> type:
     return value
 
 
-def origin_of(error: BaseException, folder: Path) -> str:
-    """` at file:line` of the innermost frame of an exception in code beside the experiment, or else the innermost."""
+def told(error: BaseException, folder: Path) -> str:
+    """How an exception continues a sentence: `: text` for gradlab's own, else ` at file:line: Type: text`.
+
+    The line is the innermost one in code beside the experiment; without such code there is none.
+    """
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    if isinstance(error, GradlabError):
+        return f": {text}"
+    return f"{_line_of(error, folder)}: {type(error).__name__}{f': {text}' if text else ''}"
+
+
+def _line_of(error: BaseException, folder: Path) -> str:
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
-        return f" at {_relative(error.filename, folder)}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if not frame.filename.startswith("<") and __file__ != frame.filename]
-    near = [frame for frame in frames if Path(frame.filename).is_relative_to(folder.resolve())]
-    if not frames:
+        places.append((error.filename, error.lineno))
+    beside = [(Path(file), line) for file, line in places if _beside(file, folder)]
+    if not beside:
         return ""
-    frame = (near or frames)[-1]
-    return f" at {_relative(frame.filename, folder)}:{frame.lineno}"
+    file, line = beside[-1]
+    return f" at {file.relative_to(folder.resolve())}:{line}"
 
 
-def described(error: BaseException) -> str:
-    """The type and the text of an exception, as one line."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    text = " ".join((text or "").split())
-    return type(error).__name__ + (f": {text}" if text else "")
+def _beside(file: str, folder: Path) -> bool:
+    """Whether a source file is the user's: in the experiment's folder, but not in an environment that lies there."""
+    path = Path(file)
+    return path.is_relative_to(folder.resolve()) and "site-packages" not in path.parts
 
 
 def _member(owner: Any, path: list[str], part: str, folder: Path) -> Any:
@@ -100,7 +108,7 @@ def _member(owner: Any, path: list[str], part: str, folder: Path) -> Any:
             return _import(f"{whole}.{part}", folder, whole=f"{whole}.{part}")
         except ModuleNotFoundError:
             pass
-    raise ConfigError(f"{whole} has no {part!r}.{did_you_mean(part, _members(owner))}")
+    raise ConfigError(f"{whole} has no {part!r}.{did_you_mean(part, _members(owner), most=1)}")
 
 
 def _import(name: str, folder: Path, *, whole: str) -> ModuleType:
@@ -117,14 +125,14 @@ def _import(name: str, folder: Path, *, whole: str) -> ModuleType:
             raise _failed(name, error, folder) from error
         if "." in name:
             raise
-    near = did_you_mean(name, {module.name for module in pkgutil.iter_modules()})
+    near = did_you_mean(name, {module.name for module in pkgutil.iter_modules()}, most=1)
     raise ConfigError(
         f"there is no module {name!r} (for {whole}), neither beside the experiment file nor installed.{near}"
     ) from None
 
 
 def _failed(name: str, error: BaseException, folder: Path) -> ConfigError:
-    return ConfigError(f"importing {name} failed{origin_of(error, folder)}: {described(error)}")
+    return ConfigError(f"importing {name} failed{told(error, folder)}")
 
 
 def _members(owner: Any) -> set[str]:
@@ -143,8 +151,3 @@ def _kind(value: Any) -> str:
     if inspect.ismodule(value):
         return "a module"
     return "a function" if inspect.isroutine(value) else f"a value of type {type(value).__name__}"
-
-
-def _relative(file: str, folder: Path) -> str:
-    path = Path(file)
-    return path.name if path.parent == folder.resolve() else str(path)

@@ -91,6 +91,6 @@ def _inside(folder: Path) -> str:
 def _neighbours(path: Path) -> str:
     """The files beside a missing one whose names are near."""
     try:
-        return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()])
+        return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()], most=1)
     except OSError:
         return ""

@@ -66,7 +66,38 @@ class NotEmpty:
         return len(value) > 0
 
     def phrase(self, kind: str) -> str:
-        return f"{kind} that is not empty"
+        return f"{kind} with something in it"
 
     def schema(self) -> dict[str, Any]:
         return {"minItems": 1, "minProperties": 1}
+
+
+@dataclass(frozen=True)
+class Entries:
+    """How many entries of a tensor, from 1, or which ones: flat indices from 0. None is all."""
+
+    def allows(self, value: Any) -> bool:
+        if isinstance(value, int):
+            return value >= 1
+        return value is None or (len(value) > 0 and min(value) >= 0)
+
+    def phrase(self, kind: str) -> str:
+        return f"{kind}; a number from 1, or indices from 0"
+
+    def schema(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Limits on the fields of a dataclass that belongs to another part: `Annotated[Profile, fields(wait=Range(0))]`.
+
+    The dataclass refuses the same values when it is made; here they are known beforehand, each with its place.
+    """
+
+    limits: tuple[tuple[str, Limit], ...]
+
+
+def fields(**limits: Limit) -> Fields:
+    """Limits by the names of fields."""
+    return Fields(tuple(limits.items()))

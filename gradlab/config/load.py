@@ -121,7 +121,7 @@ def _not_settings(root: Node | None, whole: Position) -> Problem:
 
 def _checked(path: Path, root: Mapping, found: list[Problem], *, deep: bool) -> tuple[Experiment, dict[str, Bound]]:
     """The experiment and its classes, if nothing is wrong."""
-    check, problems = Check(path.parent, deep=deep), list(found)
+    check, problems = Check(path.absolute().parent, deep=deep), list(found)
     values = check.root(root, problems)
     if problems:
         raise refusal(problems)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradlab.config.render import Position
+from gradlab.config.render import Position, Problem
 
 Path = tuple[str, ...]
 
@@ -19,7 +19,7 @@ class Scalar:
     """A single value: null, true or false, a number or text."""
 
     position: Position
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
     text: str
     """As written, without quotes."""
     quotes: bool = False
@@ -56,9 +56,14 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Broken:
-    """A value that could not be read. Its problem is reported already, so that no rule complains again."""
+    """A value that could not be read."""
 
-    position: Position
+    problem: Problem
+
+    @property
+    def position(self) -> Position:
+        """Where it stands."""
+        return self.problem.position
 
 
 Node = Scalar | Listing | Mapping | Broken

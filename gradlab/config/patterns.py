@@ -31,52 +31,46 @@ def pattern_problems(experiment: Experiment, sites: list[str], parameters: list[
 def _tap(tap: Tap, index: int, sites: list[str], parameters: list[str], find: Find) -> Iterator[Problem]:
     from gradlab.taps.sites import chooser, match  # with torch
 
-    candidates = {
-        quantity: parameters if parameters and quantity in _OF_PARAMETERS else sites for quantity in tap.quantities
-    }
-    names = [name for group in {id(group): group for group in candidates.values()}.values() for name in group]
-    lost = False
-    for number, pattern in enumerate(tap.patterns):
-        if not any(match(pattern.removeprefix("!"), name) for name in names):
-            lost = True
-            place = ("taps", index, "at") if isinstance(tap.at, str) else ("taps", index, "at", number)
-            kind = "parameter" if names is parameters or set(names) == set(parameters) else "tensor"
-            yield Problem(find(place).position, no_match(pattern, names, kind))
-    if lost:
-        return
+    groups = {q: parameters if parameters and q in _OF_PARAMETERS else sites for q in tap.quantities}
+    names = [*dict.fromkeys(name for group in groups.values() for name in group)]
+    kind = "parameter" if parameters and all(q in _OF_PARAMETERS for q in groups) else "tensor"
+    lost = [n for n, p in enumerate(tap.patterns) if not any(match(p.removeprefix("!"), name) for name in names)]
+    for number in lost:
+        place = ("taps", index, "at") if isinstance(tap.at, str) else ("taps", index, "at", number)
+        yield Problem(find(place).position, no_match(tap.patterns[number], names, kind))
     chosen = chooser(tap.patterns)
-    for quantity, group in candidates.items():
-        if not any(map(chosen, group)):
-            kind = "parameter" if group is parameters else "tensor"
-            message = f"taps.{index} watches {quantity}, but its patterns together choose no {kind}."
+    for quantity, group in groups.items():
+        if not lost and not any(map(chosen, group)):
+            message = f"taps.{index} watches {quantity}, but its patterns together choose no tensor that has one."
             yield Problem(find(("taps", index, "at")).position, message)
 
 
 def _jacobian(spec: JacobianSlice, index: int, of: list[str], wrt: list[str], find: Find) -> Iterator[Problem]:
+    from gradlab.taps.sites import is_wild, shortlist
+
     for key, names in (("of", of), ("wrt", wrt)):
         site = getattr(spec, key)
         if site not in names:
-            message = f"jacobians.{index}.{key} is one site, and the model has no {site!r}.{near_names(site, names)}"
-            yield Problem(find(("jacobians", index, key)).position, message)
+            what = "is one site, not a pattern" if is_wild(site) else f"is one site, and the model has no {site!r}"
+            near = did_you_mean(site, names, most=1) or f" The model has: {shortlist(names)}."
+            yield Problem(find(("jacobians", index, key)).position, f"jacobians.{index}.{key} {what}.{near}")
 
 
 def no_match(pattern: str, names: Sequence[str], kind: str) -> str:
-    """The sentence for a pattern that matches none of the names."""
-    return f"no {kind} matches {pattern!r}.{near_names(pattern.removeprefix('!'), names)}"
+    """The sentence for a pattern that matches none of the names, with the nearest name or pattern."""
+    from gradlab.taps.sites import is_wild, shortlist
+
+    bare = pattern.removeprefix("!")
+    patterns = dict.fromkeys(wider for name in names for wider in _wider(name))
+    if f"{bare}.*" in patterns:
+        near = f" Did you mean {f'{bare}.*'!r}?"
+    else:
+        near = did_you_mean(bare, [*names, *patterns] if is_wild(bare) else names, most=1)
+    return f"no {kind} matches {pattern!r}.{near or f' The model has: {shortlist(names)}.'}"
 
 
-def near_names(pattern: str, names: Sequence[str]) -> str:
-    """The names or whole branches nearest to a pattern; where none is near, the first few names."""
-    from gradlab.taps.sites import shortlist
-
-    branches = dict.fromkeys(f"{branch}.*" for name in names for branch in _branches(name))
-    if f"{pattern}.*" in branches:
-        return f" Did you mean {f'{pattern}.*'!r}?"
-    near = did_you_mean(pattern, [*names, *branches] if "*" in pattern else names)
-    return near or f" The model has: {shortlist(names)}."
-
-
-def _branches(name: str) -> list[str]:
-    """`a`, `a.b` of `a.b.c`."""
+def _wider(name: str) -> list[str]:
+    """Patterns that people write for a name: `a.*` and `a.b.*` of `a.b.c`, `*/relu` of `a.b/relu`."""
     parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
+    branches = [".".join(parts[:count]) + ".*" for count in range(1, len(parts))]
+    return [*branches, f"*/{name.rpartition('/')[2]}"] if "/" in name else branches

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, get_type_hints
 
+from gradlab.config.limits import Limit
 from gradlab.config.nodes import Entry, Mapping, Node, Scalar, Setting
 from gradlab.config.render import Problem
-from gradlab.config.rules import Rule, checked, complain
+from gradlab.config.rules import Anything, Limited, Rule, checked, complain
 from gradlab.errors import did_you_mean
 
 MISSING: Any = dataclasses.MISSING
@@ -31,7 +33,6 @@ class Key:
     rule: Rule
     default: Any = MISSING
     """The value where it is left out; MISSING where it may not be."""
-    documentation: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,25 @@ class Keys:
             at: where to point for a missing key, if not at the mapping.
         """
         values: dict[str, Any] = {}
-        entries = setting.node.entries if isinstance(setting.node, Mapping) else ()
-        for entry in entries:
-            found = list(self._misplaced(entry))
-            inner = setting.under(entry)
-            if not found and (key := self.known.get(entry.key.text)):
-                value = checked(key.rule, inner, found)
-            else:
-                value = None
+        for entry in setting.node.entries if isinstance(setting.node, Mapping) else ():
+            name, found = entry.key.text, list(self._misplaced(entry))
             if not found:
-                values[entry.key.text] = value
-            problems += found
-        given = {entry.key.text for entry in entries}
-        absent = [name for name, key in self.known.items() if key.default is MISSING and name not in given]
-        if absent:
+                rule = self.known[name].rule if name in self.known else Anything()
+                values[name] = checked(rule, setting.under(entry), found)
+            if found:
+                values.pop(name, None)
+                problems += found
+        if absent := self.missing(setting.node):
             message = f"{self.lacks} {' and '.join(map(repr, absent))}."
             problems.append(Problem((at or setting).position, message))
         return values
+
+    def missing(self, node: Node) -> list[str]:
+        """The required keys that a mapping lacks, but for one that an unknown key was probably meant to be."""
+        given = [entry.key.text for entry in node.entries] if isinstance(node, Mapping) else []
+        absent = [name for name, key in self.known.items() if key.default is MISSING and name not in given]
+        unknown = [name for name in given if name not in self.known]
+        return [name for name in absent if not any(did_you_mean(other, [name]) for other in unknown)]
 
     def _misplaced(self, entry: Entry) -> Iterator[Problem]:
         """The problem of a key that may not be here."""
@@ -81,7 +84,7 @@ class Keys:
         if name in self.refused:
             yield Problem(entry.key.position, self.refused[name])
         elif name not in self.known and not self.open:
-            near = did_you_mean(name, self.known) or f" It has: {', '.join(self.known) or 'none'}."
+            near = did_you_mean(name, self.known, most=1) or f" It has: {', '.join(self.known) or 'none'}."
             yield Problem(entry.key.position, f"{self.unknown} {name!r}.{near}")
 
 
@@ -93,11 +96,18 @@ class Record:
     """
 
     cls: type
+    limits: tuple[tuple[str, Limit], ...] = ()
+    """Limits on its fields beyond their types."""
+
+    @property
+    def keys(self) -> Map[str, Key]:
+        """Its fields as keys."""
+        return keys_of(self.cls, self.limits)
 
     @property
     def phrase(self) -> str:
         short = shorthand(self.cls)
-        return f"{short.replace('_', ' ')} or a mapping" if short else f"a mapping ({', '.join(keys_of(self.cls))})"
+        return f"a {short.replace('_', ' ')} or a mapping" if short else f"a mapping ({', '.join(self.keys)})"
 
     def fits(self, node: Node) -> bool:
         return isinstance(node, Mapping) or (shorthand(self.cls) is not None and _is_text(node))
@@ -109,16 +119,16 @@ class Record:
             return None
         found: list[Problem] = []
         subject = setting.name
-        values = Keys(keys_of(self.cls), f"{subject} has no setting", f"{subject} needs").check(setting, found)
+        values = Keys(self.keys, f"{subject} has no setting", f"{subject} needs").check(setting, found)
         problems += found
         if found:
             return None
         try:
             return self.cls(**values)
         except Exception as error:
-            culprit, text = blame(self.cls, values, required(self.cls)) or (None, str(error))
+            culprit = blame(self.cls, values, required(self.cls), str(error))
             entry = setting.node.entry(culprit) if culprit else None
-            problems.append(Problem((setting.under(entry) if entry else setting).position, text))
+            problems.append(Problem((setting.under(entry) if entry else setting).position, str(error)))
             return None
 
     def schema(self) -> dict[str, Any]:
@@ -126,17 +136,13 @@ class Record:
 
 
 @lru_cache(maxsize=256)
-def keys_of(cls: type) -> Map[str, Key]:
-    """The fields of a dataclass, in order, with rules, defaults and documentation."""
+def keys_of(cls: type, limits: tuple[tuple[str, Limit], ...] = ()) -> Map[str, Key]:
+    """The fields of a dataclass, in order, with rules and defaults."""
     from gradlab.config.annotations import rule_of  # a field may hold another record
 
     hints = get_type_hints(cls, include_extras=True)
-    sentences = documentation(cls)
-    return {
-        f.name: Key(rule_of(hints[f.name]), _default(f), sentences.get(f.name, ""))
-        for f in dataclasses.fields(cls)
-        if f.init
-    }
+    known = {f.name: Key(rule_of(hints[f.name]), _default(f)) for f in dataclasses.fields(cls) if f.init}
+    return known | {name: Key(Limited(known[name].rule, limit), known[name].default) for name, limit in limits}
 
 
 def required(cls: type) -> tuple[str, ...]:
@@ -158,23 +164,30 @@ def expanded(cls: type, setting: Setting) -> Setting:
     return Setting(Mapping(at, (Entry(Scalar(at, short, short), setting.node),)), setting.path, at)
 
 
-def blame(make: Callable[..., Any], given: Map[str, Any], needed: Iterable[str]) -> tuple[str, str] | None:
-    """Which of the values `make` refuses even alone (beside the needed ones), and the text of its refusal.
+def blame(make: Callable[..., Any], given: Map[str, Any], needed: Iterable[str], refusal: str) -> str | None:
+    """Which of the values `make` refuses with this text even alone, beside those that it always needs.
 
-    `make` is known to raise for all of them together. None where no single one is the cause.
+    None where no single one is the cause.
     """
     base = {name: given[name] for name in needed if name in given}
-    for name in [name for name in given if name not in base] if len(base) != 1 else given:
-        try:
-            make(**{**base, name: given[name]})
-        except Exception as error:
-            return name, str(error)
-    return None
+    if base and _says(make, base, refusal):
+        return next(iter(base)) if len(base) == 1 else None
+    return next((name for name in given if _says(make, {**base, name: given[name]}, refusal)), None)
 
 
-@lru_cache(maxsize=256)
+def _says(make: Callable[..., Any], given: Map[str, Any], refusal: str) -> bool:
+    try:
+        make(**given)
+    except Exception as error:
+        return str(error) == refusal
+    return False
+
+
 def documentation(cls: type) -> Map[str, str]:
-    """The sentence under each field in the source of a class and its bases; empty where there is no source."""
+    """The sentence under each field in the source of a class and its bases; empty where there is no source.
+
+    Cost: reads and parses the source files, milliseconds.
+    """
     sentences: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -189,7 +202,7 @@ def _sentences(cls: type) -> dict[str, str]:
         return {}
     body = definition.body if isinstance(definition, ast.ClassDef) else []
     found = {}
-    for line, below in zip(body, body[1:], strict=False):
+    for line, below in pairwise(body):
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(below, ast.Expr):
             text = below.value.value if isinstance(below.value, ast.Constant) else None
             if isinstance(text, str):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gradlab.errors import ConfigError
 
 _WIDEST = 120  # columns of a source line that are shown; a longer one is cut around the caret
+_MOST = 50  # problems that are shown; all are counted
 _GUTTER = 6  # columns of the line number
 
 
@@ -22,7 +23,7 @@ class Source:
 
     name: str
     """What messages call it: the path as given, or `argument 1`."""
-    lines: tuple[str, ...] = ()
+    lines: tuple[str, ...] = field(default=(), repr=False)
     """Its lines without their ends."""
     argument: int = 0
     """The number of the argument, from 1; 0 for the file."""
@@ -56,9 +57,11 @@ class Problem:
 
 def render(problems: Iterable[Problem]) -> str:
     """All problems, the file's before the arguments', in the order of their lines, each once, and their number."""
-    shown = in_order(problems)
-    count = f"{len(shown)} problem{'s' if len(shown) != 1 else ''}; nothing was run."
-    return "\n".join([*map(str, shown), count])
+    found = in_order(problems)
+    count = f"{len(found)} problem{'s' if len(found) != 1 else ''}"
+    if len(found) > _MOST:
+        count += f" (the first {_MOST} are shown)"
+    return "\n".join([*map(str, found[:_MOST]), f"{count}; nothing was run."])
 
 
 def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:

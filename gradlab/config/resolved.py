@@ -46,7 +46,8 @@ class _Dumper(yaml.SafeDumper):
             bare = resolve(text) == text and text != "<<"
         except ValueError:
             bare = False
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if bare else "'")
+        style = '"' if not text.isprintable() else None if bare else "'"  # the other styles fold line separators
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     def represent_number(self, number: float | int) -> yaml.Node:
         """A number as YAML 1.2 writes it."""
@@ -54,7 +55,13 @@ class _Dumper(yaml.SafeDumper):
         special = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
         return self.represent_scalar("tag:yaml.org,2002:str", special.get(text, text))
 
+    def represent_word(self, value: bool | None) -> yaml.Node:
+        """`true`, `false` or `null`."""
+        return self.represent_scalar("tag:yaml.org,2002:str", "null" if value is None else str(value).lower())
 
+
+_Dumper.add_representer(bool, _Dumper.represent_word)
+_Dumper.add_representer(type(None), _Dumper.represent_word)
 _Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(int, _Dumper.represent_number)
 _Dumper.add_representer(float, _Dumper.represent_number)

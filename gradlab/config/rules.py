@@ -221,8 +221,11 @@ class Limited:
 
 
 def checked(rule: Rule, setting: Setting, problems: list[Problem]) -> Any:
-    """The value of a setting by a rule, but nothing about a value whose problem is reported already."""
-    return None if isinstance(setting.node, Broken) else rule.check(setting, problems)
+    """The value of a setting by a rule. Of a value that could not be read, that is said again; it is shown once."""
+    if isinstance(setting.node, Broken):
+        problems.append(setting.node.problem)
+        return None
+    return rule.check(setting, problems)
 
 
 def complain(rule: Rule, setting: Setting, problems: list[Problem]) -> None:
@@ -230,7 +233,7 @@ def complain(rule: Rule, setting: Setting, problems: list[Problem]) -> None:
     node = setting.node
     words = [str(word) for choice in _choices(rule) for word in choice.words]
     if words and isinstance(node, Scalar) and node.value is not None:
-        near = did_you_mean(node.text, words) or did_you_mean(node.text.lower(), words)
+        near = did_you_mean(node.text, words, most=1) or did_you_mean(node.text.lower(), words, most=1)
         message = f"{setting.name} may not be {quoted(node.value)}.{near} It may be {rule.phrase}."
     else:
         message = f"{setting.name} must be {rule.phrase}, not {seen(node)}.{_hint(rule, node)}"
@@ -261,14 +264,14 @@ def _choices(rule: Rule) -> list[Choice]:
 
 def _hint(rule: Rule, node: Node) -> str:
     """The fix, where only the quotes are wrong."""
-    if not isinstance(node, Scalar):
+    if not isinstance(node, Scalar) or not node.text:
         return ""
-    if isinstance(node.value, str) and node.quotes:
-        try:
-            value = resolve(node.text)
-        except ValueError:
-            return ""
-        bare = Scalar(node.position, value, node.text)
-        return " Leave out the quotes." if not isinstance(value, str) and rule.fits(bare) else ""
-    as_text = Scalar(node.position, node.text, node.text, quotes=True)
-    return f' In quotes it is text: "{node.text}".' if node.text and rule.fits(as_text) else ""
+    if not isinstance(node.value, str):
+        as_text = Scalar(node.position, node.text, node.text, quotes=True)
+        return f' In quotes it is text: "{node.text}".' if rule.fits(as_text) else ""
+    try:
+        value = resolve(node.text)
+    except ValueError:
+        return ""
+    unquoted = Scalar(node.position, value, node.text)
+    return " Leave out the quotes." if not isinstance(value, str) and rule.fits(unquoted) else ""

@@ -20,7 +20,7 @@ _NAN = frozenset((".nan", ".NaN", ".NAN"))
 _MOST_DIGITS = 400  # no setting needs more, and Python itself refuses more than 4300
 
 
-def resolve(text: str) -> None | bool | int | float | str:
+def resolve(text: str) -> bool | int | float | str | None:
     """The value of an unquoted scalar.
 
     Raises:

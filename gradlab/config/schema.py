@@ -1,7 +1,7 @@
 """The settings of an experiment: every key of experiment.yaml is a field here or in Tap, JacobianSlice or Profile.
 
-Belongs here: names, types, limits, defaults and one sentence each. The JSON Schema, the checks and the documentation are
-made from these. Does not: anything that must be imported to be checked (`classes`, `trainer`).
+Belongs here: names, types, limits, defaults and one sentence each. The JSON Schema, the checks and the documentation
+are made from these. Does not: anything that must be imported to be checked (`classes`, `trainer`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from gradlab.config.limits import NotEmpty, Range, Spelled
+from gradlab.config.limits import Entries, NotEmpty, Range, Spelled, fields
 from gradlab.errors import ConfigError, did_you_mean
 from gradlab.jacobians.spec import JacobianSlice
 from gradlab.profiling.schedule import Profile
@@ -57,7 +57,7 @@ class ClassSpec:
         if "." not in path:
             known = f" Short names are {', '.join(self.short_names)}." if self.short_names else ""
             raise ConfigError(
-                f"{self.class_path!r} is no class path.{did_you_mean(path, self.short_names)}{known} "
+                f"{self.class_path!r} is no class path.{did_you_mean(path, self.short_names, most=1)}{known} "
                 f"Your own class is written as {self.example}."
             )
         object.__setattr__(self, "class_path", path)
@@ -149,6 +149,16 @@ class Sweep:
             raise ConfigError("a random search needs 'trials': how many combinations are drawn.")
         if self.search == "grid" and self.trials is not None:
             raise ConfigError("'trials' is for `search: random`; a grid tries every combination.")
+        if self.search == "random" and any(isinstance(axis, LogRange) and axis.points for axis in self.over.values()):
+            raise ConfigError("'points' is for `search: grid`; a random search draws from the whole range.")
+
+
+WatchRule = Annotated[Tap, fields(at=NotEmpty(), of=NotEmpty(), stats=NotEmpty(), stage=NotEmpty(), every=Range(1))]
+LoggedSlice = Annotated[
+    JacobianSlice,
+    fields(of=NotEmpty(), wrt=NotEmpty(), rows=Entries(), cols=Entries(), every=Range(1), samples=Range(1)),
+]
+Windows = Annotated[Profile, fields(wait=Range(0), warmup=Range(0), active=Range(1), repeat=Range(1))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +177,11 @@ class Experiment:
     """The optimizer, likewise; null or left out: the model configures its own."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of Lightning's Trainer, in its own words."""
-    taps: tuple[Tap, ...] | None = None
+    taps: tuple[WatchRule, ...] | None = None
     """What is watched; null or left out: what the model declares. An empty list watches nothing."""
-    jacobians: tuple[JacobianSlice, ...] = ()
+    jacobians: tuple[LoggedSlice, ...] = ()
     """Jacobian slices to log."""
-    profile: Profile | None = None
+    profile: Windows | None = None
     """Steps to profile; null or left out: none."""
     diagnose: Diagnose = Diagnose()
     """What is done about findings."""

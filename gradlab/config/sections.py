@@ -6,18 +6,19 @@ Each `check_*` takes the node of its section, adds what is wrong to `problems` a
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradlab.config.classes import described, find_class, importable, origin_of
+from gradlab.config.classes import find_class, importable, told
 from gradlab.config.nodes import Mapping as MappingNode
 from gradlab.config.nodes import Setting
 from gradlab.config.records import Keys, blame, expanded
 from gradlab.config.render import Problem, refusal
 from gradlab.config.schema import ClassSpec, DataSpec, ModelSpec, OptimizerSpec
-from gradlab.config.signatures import arguments_of, spelled
+from gradlab.config.signatures import arguments_of
 from gradlab.config.trainer import trainer_keys
 from gradlab.errors import ConfigError
 
@@ -29,8 +30,10 @@ class Bound:
     """A class with checked arguments, ready to be called."""
 
     cls: type
+    name: str
+    """Its class path, as messages speak of it."""
     arguments: Mapping[str, Any]
-    setting: Setting
+    setting: Setting = field(repr=False)
     """Where it stands in the experiment."""
     folder: Path
     """The experiment's folder, from which its modules are imported."""
@@ -44,14 +47,15 @@ class Bound:
         """An instance; `first` are the arguments that gradlab fills in.
 
         Raises:
-            ConfigError: if the constructor raises, at the argument to blame or at the class path.
+            ConfigError: if the constructor raises, at the only argument that its message names or at the class path.
         """
         with importable(self.folder):
             try:
                 return self.cls(*first, **copy.deepcopy(dict(self.arguments)))
             except Exception as error:
-                message = f"{spelled(self.cls)} refused{origin_of(error, self.folder)}: {described(error)}"
-                raise refusal([Problem(self.class_path.position, message)]) from error
+                named = [name for name in self.arguments if re.search(rf"\b{re.escape(name)}\b", str(error))]
+                place = _argument(self.setting, named[0] if len(named) == 1 else None)
+                raise refusal([Problem(place.position, f"{self.name} refused{told(error, self.folder)}")]) from error
 
 
 def check_model(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
@@ -92,27 +96,28 @@ def _check_class(
     spec: type[ClassSpec],
     folder: Path,
     problems: list[Problem],
-    wrong_kind: Callable[[type], str],
+    wrong_kind: Callable[[type, str], str],
     *,
     skip: int = 0,
     refused: Mapping[str, str] | None = None,
 ) -> Bound | None:
     setting = expanded(spec, setting)
     path = _class_path(setting)
-    name = getattr(path.node, "value", "")
+    written = getattr(path.node, "value", "")
+    name = spec.short_names.get(written, written)
     try:
         with importable(folder):
-            cls = find_class(spec.short_names.get(name, name), folder)
+            cls = find_class(name, folder)
     except ConfigError as error:
         problems.append(Problem(path.position, str(error)))
         return None
-    if sentence := wrong_kind(cls):
+    if sentence := wrong_kind(cls, name):
         problems.append(Problem(path.position, sentence))
         return None
     found: list[Problem] = []
-    arguments = _arguments(setting, path, arguments_of(cls, skip=skip, refused=refused), found)
+    arguments = _arguments(setting, path, arguments_of(cls, name, skip=skip, refused=refused), found)
     problems += found
-    return None if found else Bound(cls, arguments, setting, folder)
+    return None if found else Bound(cls, name, arguments, setting, folder)
 
 
 def _arguments(setting: Setting, path: Setting, keys: Keys, problems: list[Problem]) -> dict[str, Any]:
@@ -139,10 +144,9 @@ def _refused_values(bound: Bound) -> list[Problem]:
         try:
             make(**bound.arguments)
         except Exception as error:
-            name, _ = blame(make, bound.arguments, ()) or (None, "")
-            return [
-                Problem(_argument(bound.setting, name).position, f"{spelled(bound.cls)} refused: {described(error)}")
-            ]
+            culprit = blame(make, bound.arguments, (), str(error))
+            place = _argument(bound.setting, culprit)
+            return [Problem(place.position, f"{bound.name} refused{told(error, bound.folder)}")]
     return []
 
 
@@ -155,38 +159,41 @@ def _argument(setting: Setting, name: str | None) -> Setting:
     return _class_path(setting)
 
 
-def _not_a_model(cls: type) -> str:
+def _not_a_model(cls: type, name: str) -> str:
     import pytorch_lightning as pl
 
     if issubclass(cls, pl.LightningModule):
         return ""
-    return _not(cls, "LightningModule", "Derive it from pytorch_lightning.LightningModule and give it a training_step.")
+    return _not(
+        cls, name, "LightningModule", "Derive it from pytorch_lightning.LightningModule and give it a training_step."
+    )
 
 
-def _not_data(cls: type) -> str:
+def _not_data(cls: type, name: str) -> str:
     import pytorch_lightning as pl
 
     if issubclass(cls, pl.LightningDataModule):
         return ""
     return _not(
         cls,
+        name,
         "LightningDataModule",
         "Derive it from pytorch_lightning.LightningDataModule and give it a train_dataloader.",
     )
 
 
-def _not_an_optimizer(cls: type) -> str:
+def _not_an_optimizer(cls: type, name: str) -> str:
     import torch
 
     return (
         ""
         if issubclass(cls, torch.optim.Optimizer)
-        else _not(cls, "torch.optim.Optimizer", "One is torch.optim.AdamW.")
+        else _not(cls, name, "torch.optim.Optimizer", "One is torch.optim.AdamW.")
     )
 
 
-def _not(cls: type, wanted: str, fix: str) -> str:
+def _not(cls: type, name: str, wanted: str, fix: str) -> str:
     """The sentence for a class of the wrong kind; the package `lightning` has classes of the same names."""
     if any(base.__name__ == wanted and base.__module__.startswith("lightning.") for base in cls.__mro__):
-        return f"{spelled(cls)} is a {wanted} of the package `lightning`; import it from `{_LIGHTNING}` instead."
-    return f"{spelled(cls)} is no {wanted}. {fix}"
+        return f"{name} is a {wanted} of the package `lightning`; import it from `{_LIGHTNING}` instead."
+    return f"{name} is no {wanted}. {fix}"

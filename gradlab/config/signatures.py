@@ -12,15 +12,15 @@ from gradlab.config.records import MISSING, Key, Keys
 from gradlab.config.rules import Either, Rule
 
 
-def arguments_of(cls: type, *, skip: int = 0, refused: Mapping[str, str] | None = None) -> Keys:
+def arguments_of(cls: type, name: str, *, skip: int = 0, refused: Mapping[str, str] | None = None) -> Keys:
     """The arguments of a class's constructor.
 
     Args:
         cls: any class. One without a readable signature takes anything.
+        name: what messages call it.
         skip: how many of its first arguments are filled in by gradlab.
         refused: arguments that exist but are not for an experiment file, with the sentence that says what to use.
     """
-    name = spelled(cls)
     try:
         parameters = list(inspect.signature(cls).parameters.values())[skip:]
     except (ValueError, TypeError):
@@ -34,11 +34,6 @@ def arguments_of(cls: type, *, skip: int = 0, refused: Mapping[str, str] | None 
         refused or {},
         open=any(p.kind is p.VAR_KEYWORD for p in parameters),
     )
-
-
-def spelled(cls: type) -> str:
-    """The class as messages name it."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _rule(annotation: Any, default: Any) -> Rule:
@@ -56,10 +51,10 @@ def _default(default: Any) -> Any:
 
 def _hints(cls: type) -> dict[str, Any]:
     """The annotations of the constructor's arguments; those that cannot be evaluated are left out."""
-    make = next((f for f in (cls.__init__, cls.__new__) if inspect.isfunction(inspect.unwrap(f))), None)
+    makers = (inspect.unwrap(getattr(cls, name)) for name in ("__init__", "__new__"))
+    make = next((maker for maker in makers if inspect.isfunction(maker)), None)
     if make is None:
         return {}
-    make = inspect.unwrap(make)
     try:
         return get_type_hints(make, include_extras=True)
     except Exception:  # a name that exists only for type checkers: keep the others

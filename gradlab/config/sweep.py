@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from gradlab.config.nodes import Entry, Listing, Mapping, Node, Setting
 from gradlab.config.overrides import path_of, with_value
-from gradlab.config.render import Problem
+from gradlab.config.render import Position, Problem
 
 MOST_VALUES = 1000
 """The most values of one axis."""
@@ -42,7 +42,24 @@ def _axis_problems(root: Mapping, entry: Entry, check_part: CheckPart) -> list[P
         if isinstance(changed, Problem):
             return [changed]
         check_part(changed, path[0], found)
-    return [problem for problem in found if problem not in known]
+    own = set(_positions(entry))
+    return [
+        problem if problem.position in own else Problem(entry.key.position, problem.message)
+        for problem in found
+        if problem not in known
+    ]
+
+
+def _positions(node: Node | Entry) -> Iterator[Position]:
+    """Every place in a part of the file; what a value breaks elsewhere is shown at the axis."""
+    if isinstance(node, Entry):
+        yield node.key.position
+        yield from _positions(node.value)
+    else:
+        yield node.position
+        inner = node.entries if isinstance(node, Mapping) else node.items if isinstance(node, Listing) else ()
+        for part in inner:
+            yield from _positions(part)
 
 
 def _too_many(entry: Entry) -> Problem | None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from gradlab.config.annotations import rule_of
 from gradlab.config.limits import Range, Spelled
 from gradlab.config.records import Key, Keys
 from gradlab.config.signatures import arguments_of
 
-_FROM_0, _FROM_1, _UNLIMITED = Annotated[int, Range(0)], Annotated[int, Range(1)], Annotated[int, Range(-1)]
-_BATCHES = _FROM_0 | Annotated[float, Range(0, 1)] | None
-_DEVICES = Annotated[str, Spelled(r"auto|-1|\d+(,\s*\d+)*,?", "'auto', a number of devices or their indices")]
+_FROM_0: TypeAlias = Annotated[int, Range(0)]
+_FROM_1: TypeAlias = Annotated[int, Range(1)]
+_UNLIMITED: TypeAlias = Annotated[int, Range(-1)]
+_BATCHES: TypeAlias = _FROM_0 | Annotated[float, Range(0, 1)] | None
+_DEVICES: TypeAlias = Annotated[
+    str, Spelled(r"auto|-1|\d+(,\s*\d+)*,?", "'auto', a number of devices or their indices")
+]
 
 _NARROWER: dict[str, Any] = {
     "devices": list[_FROM_0] | _DEVICES | _UNLIMITED,
@@ -61,7 +65,7 @@ def trainer_keys() -> Keys:
         "accelerator": Literal[tuple(sorted(accelerators))],
         "strategy": Literal[tuple(strategies)],
     }
-    keys = arguments_of(Trainer, refused=_REFUSED)
+    keys = arguments_of(Trainer, "Trainer", refused=_REFUSED)
     known = {
         name: Key(rule_of(narrower[name]), key.default) if name in narrower else key
         for name, key in keys.known.items()

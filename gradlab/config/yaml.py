@@ -20,7 +20,7 @@ from gradlab.config.syntax import explained
 
 DEEPEST = 60
 """The most levels of lists and mappings, aliases expanded."""
-MOST_VALUES = 50_000
+MOST_VALUES = 10_000
 """The most values in a file, aliases expanded."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -78,8 +78,8 @@ class _Open:
     position: Position
     is_mapping: bool
     anchor: str | None
-    refused: bool
-    """Whether its tag was refused, so that nothing more is said about it."""
+    refused: Broken | None
+    """What it becomes where its tag is refused."""
     nodes: list[Node] = field(default_factory=list)
     """The items of a list; keys and values in turn of a mapping."""
 
@@ -91,6 +91,7 @@ class _Composer:
         self.problems: list[Problem] = []
         self.root: Node | None = None
         self._source = source
+        self._count = 0
         self._stack: list[_Open] = []
         self._anchors: dict[str, Node | None] = {}
         # Of each finished list or mapping: the node (so that its id stays taken), its values and levels when expanded.
@@ -129,9 +130,8 @@ class _Composer:
         position = self._position(event)
         if len(self._stack) >= DEEPEST:
             raise _Stop(Problem(position, f"lists and mappings nest deeper than {DEEPEST} levels."))
-        refused = event.tag not in (None, _STANDARD + ("map" if is_mapping else "seq"))
-        if refused:
-            self._refuse_tag(event)
+        allowed = event.tag in (None, _STANDARD + ("map" if is_mapping else "seq"))
+        refused = None if allowed else self._refuse_tag(event)
         if event.anchor:
             self._anchors[event.anchor] = None
         self._stack.append(_Open(position, is_mapping, event.anchor, refused))
@@ -144,9 +144,12 @@ class _Composer:
         else:
             node = Listing(done.position, tuple(done.nodes))
         self._measure(node)
-        self._add(Broken(done.position) if done.refused else node, done.anchor)
+        self._add(done.refused or node, done.anchor)
 
     def _add(self, node: Node, anchor: str | None) -> None:
+        self._count += 1
+        if self._count > 2 * MOST_VALUES:  # keys and values
+            raise _Stop(Problem(node.position, f"the file holds more than {MOST_VALUES:,} values."))
         if anchor:
             self._anchors[anchor] = node
         if not self._stack:
@@ -215,7 +218,7 @@ class _Composer:
 
     def _broken(self, position: Position, message: str) -> Broken:
         self.problems.append(Problem(position, message))
-        return Broken(position)
+        return Broken(self.problems[-1])
 
     def _position(self, event: Any) -> Position:
         start, end = event.start_mark, event.end_mark

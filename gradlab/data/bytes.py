@@ -77,14 +77,15 @@ class Bytes(TensorData):
         return text
 
     def _split_files(self, text: dict[Path, bytes]) -> tuple[list[Path], list[Path]]:
-        """Training and validation files: by chance, as many for validation as make up val_fraction of the bytes."""
+        """Training and validation files: by chance, as many for validation as fit into val_fraction of the bytes."""
         paths = list(text)
-        wanted = self.val_fraction * sum(map(len, text.values()))
+        room = self.val_fraction * sum(map(len, text.values()))
         val: set[Path] = set()
         for index in torch.randperm(len(paths), generator=torch.Generator().manual_seed(self.seed)).tolist():
-            if len(val) == len(paths) - 1 or sum(len(text[path]) for path in val) >= wanted:
-                break
-            val.add(paths[index])
+            if len(text[paths[index]]) <= room:
+                val.add(paths[index])
+                room -= len(text[paths[index]])
+        val = val or {min(paths, key=lambda path: len(text[path]))}
         return [path for path in paths if path not in val], [path for path in paths if path in val]
 
     def _windows(self, content: bytes, purpose: str) -> Samples:

@@ -70,12 +70,7 @@ class TensorData(pl.LightningDataModule):
     def __init__(self, *, batch_size: int, val_fraction: float, seed: int, num_workers: int = 0) -> None:
         super().__init__()
         self.check_count("batch_size", batch_size)
-        if isinstance(val_fraction, bool) or not 0.0 < val_fraction < 1.0:
-            hint = f" Did you mean {val_fraction / 100}?" if 1.0 < val_fraction < 100.0 else ""
-            raise UsageError(
-                f"{type(self).__name__}: val_fraction must lie between 0 and 1, as 0.2 for a fifth, "
-                f"got {val_fraction!r}.{hint}"
-            )
+        self.check_fraction("val_fraction", val_fraction)
         self.check_count("num_workers", num_workers, least=0)
         self.check_count("seed", seed, least=0)
         self.batch_size = batch_size
@@ -141,6 +136,15 @@ class TensorData(pl.LightningDataModule):
         """Raise UsageError unless `value` is a whole number from `least`."""
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{type(self).__name__}: {name} must be a whole number from {least}, got {value!r}.")
+
+    def check_fraction(self, name: str, value: object) -> None:
+        """Raise UsageError unless `value` is a number between 0 and 1, neither included."""
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
+        if not 0 < number < 1:
+            hint = f" Did you mean {number / 100}?" if 2 <= number < 100 else ""
+            raise UsageError(
+                f"{type(self).__name__}: {name} must lie between 0 and 1, as 0.2 for a fifth, got {value!r}.{hint}"
+            )
 
     def split(self, inputs: Tensor, targets: Tensor) -> tuple[Samples, Samples]:
         """Training and validation samples, drawn by `seed`, at least one of each."""

@@ -15,7 +15,7 @@ from gradlab.frame import Schema
 
 
 class VectorLayout:
-    """An Event with one float32 vector a schema. It holds the schemas, so their ids stay theirs."""
+    """An Event with one float32 vector a schema. It holds the schemas, so the ids of their parts stay theirs."""
 
     def __init__(self, schemas: Sequence[Schema], metadata: Mapping[str, bytes]) -> None:
         """Lay out `schemas`, with the metadata field of those tags that have one in `metadata`."""

@@ -32,6 +32,8 @@ PLUGIN_NAME = "gradlab"
 VERSION = 1
 """Version of the metadata of vectors."""
 _MOST_LAYOUTS = 64
+_LayoutKey = tuple[tuple[str, int], ...]
+"""Metrics, and the ids of their tuples of site names: hashing 200 names would cost more than writing their values."""
 
 
 class EventWriter:
@@ -67,7 +69,7 @@ class EventWriter:
         """
         folder = Path(logdir) / f"rank{rank}" if rank else Path(logdir)
         self._file = _create(folder, flush_seconds)
-        self._vector_layouts: dict[tuple[int, ...], VectorLayout] = {}
+        self._vector_layouts: dict[_LayoutKey, VectorLayout] = {}
         self._scalar_layouts: dict[tuple[str, ...], ScalarLayout] = {}
         self._last_steps: dict[str, int] = {}
         self._newest_step = -(2**63)
@@ -95,7 +97,7 @@ class EventWriter:
         """Write one step's vectors as one record; names go to the file with a tag's first vector only.
 
         Args:
-            series: schemas, each with its [sites] float32. It is fast where the Schema objects are the same each step.
+            series: schemas, each with its [sites] float32. Fast where their tuples of sites are the same on each step.
             step: the step.
             wall_time: seconds since the epoch.
         """
@@ -103,7 +105,7 @@ class EventWriter:
         if not pairs:
             return
         schemas = [schema for schema, _ in pairs]
-        key = tuple(map(id, schemas))
+        key = tuple([(schema.metric, id(schema.sites)) for schema in schemas])
         layout = self._vector_layouts.get(key) or self._lay_out(key, schemas)
         self._check_order(layout.tags, step)
         self._write(layout.encode([values for _, values in pairs], step, _or_now(wall_time)), layout.tags, step)
@@ -198,7 +200,7 @@ class EventWriter:
         """Flush and close. May be called twice."""
         self._file.close()
 
-    def _lay_out(self, key: tuple[int, ...], schemas: Sequence[Schema]) -> VectorLayout:
+    def _lay_out(self, key: _LayoutKey, schemas: Sequence[Schema]) -> VectorLayout:
         """The layout of `schemas`: kept for the next step, unless it holds metadata, which is written only once."""
         heads = {
             schema.tag: self._metadata(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,28 +72,40 @@ def measure(
     Raises:
         JacobianError: if a site, an index or a shape is wrong, or no engine can compute it.
     """
+    while True:
+        solved = _attempt(model, inputs, question, ladder, generator)
+        if solved is not None:
+            return _block(question, ladder, *solved)
+
+
+def _attempt(
+    model: nn.Module, inputs: Any, question: Question, ladder: Ladder, generator: torch.Generator
+) -> tuple[Problem, Tensor, float] | None:
+    """The problem, its blocks and their audit error by the engine in use, or None after a step down.
+
+    Each attempt replays anew, from the same random state and attributes: a failed engine may have used the graph up.
+    """
     parameter = parameter_named(model, question.wrt)
-    with quiet(model, mode=question.mode, parameter=parameter) as core:
-        while True:
-            with ladder.conditions():
-                region = replay(core, inputs, of=question.of, wrt=question.wrt)
-                problem = pose(question, region, count_samples(inputs, question.batched), ladder)
-                ladder.settle(problem)
-                audit = prepare(problem, generator)
-                if audit is None:
-                    raise JacobianError(independent(question.of, question.wrt))
-                try:
-                    blocks = ladder.solve(problem)
-                except torch.OutOfMemoryError:
-                    raise
-                # Batched backwards run a user's code (custom functions, hooks) on tensors of another kind.
-                except Exception as error:
-                    ladder.step_down(error)
-                    continue
-            audit_error = audit.error(blocks)
-            if audit_error <= tolerance(blocks.dtype) or ladder.at_bottom or math.isnan(audit_error):
-                return _block(question, problem, blocks, ladder, audit_error)
-            ladder.step_down(f"its audit error is {audit_error:.1e}")
+    with quiet(model, mode=question.mode, parameter=parameter) as core, ladder.conditions():
+        region = replay(core, inputs, of=question.of, wrt=question.wrt)
+        problem = pose(question, region, count_samples(inputs, question.batched), ladder)
+        ladder.settle(problem)
+        audit = prepare(problem, generator)
+        if audit is None:
+            raise JacobianError(independent(question.of, question.wrt))
+        try:
+            blocks = ladder.solve(problem)
+        except torch.OutOfMemoryError:
+            raise
+        # Batched backwards run a user's code (custom functions, hooks) on tensors of another kind: anything may come.
+        except Exception as error:
+            ladder.step_down(error)
+            return None
+        audit_error = audit.error(blocks)
+    if audit_error > tolerance(blocks.dtype) and not ladder.at_bottom:
+        ladder.step_down(f"its audit error is {audit_error:.1e}")
+        return None
+    return problem, blocks, audit_error
 
 
 def pose(question: Question, region: Region, batch: int | None, ladder: Ladder) -> Problem:
@@ -171,7 +182,7 @@ def _vectors(question: Question, of: End, scale: float) -> Vectors:
     return Vectors(of, indices, weights, scale)
 
 
-def _block(question: Question, problem: Problem, blocks: Tensor, ladder: Ladder, audit_error: float) -> JacobianBlock:
+def _block(question: Question, ladder: Ladder, problem: Problem, blocks: Tensor, audit_error: float) -> JacobianBlock:
     """Reduce over samples, sum up, and move to the host."""
     vectors, wrt = problem.vectors, problem.wrt
     if vectors.weights is None:
@@ -181,7 +192,7 @@ def _block(question: Question, problem: Problem, blocks: Tensor, ladder: Ladder,
     reduced = _reduced(blocks.detach(), question.reduce)
     scalars, sigma = _summaries(reduced)
     many = len(problem.samples)
-    if many > 1:
+    if many > 1 and not problem.averaged:
         scalars["fro_of_samples"] = float(torch.linalg.vector_norm(blocks.double(), dim=(1, 2)).mean())
     how = {"mean": f"mean over {many} samples", "rms": f"root mean square over {many} samples"}.get(question.reduce)
     return JacobianBlock(

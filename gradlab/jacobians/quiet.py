@@ -1,8 +1,9 @@
 """A quiet model: what happens inside leaves no trace in the training that goes on around it.
 
 Random numbers, train and eval modes, buffers, attributes that a forward sets, `requires_grad` and `.grad` are
-afterwards what they were before, bit for bit. gradlab's own hooks look away; forward hooks of others run, since they may be part
-of what the model computes; their module backward hooks and the gradient hooks of the parameter in question do not.
+afterwards what they were before, bit for bit. gradlab's own hooks look away. Forward hooks of others run, since they
+may be part of what the model computes; their module backward hooks do not, nor the gradient hooks of the parameter that
+is differentiated by.
 """
 
 from __future__ import annotations

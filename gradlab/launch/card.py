@@ -24,6 +24,17 @@ def run_card(folder: RunFolder, record: Mapping[str, Any], resolved: str) -> str
     return f"| | |\n|---|---|\n{table}\n\n```yaml\n{resolved.strip()}\n```\n"
 
 
+def hyperparameters(experiment: Any) -> dict[str, Any]:
+    """What makes one run of an experiment differ from another, under the names that overrides have."""
+    classes = {name: getattr(experiment, name) for name in ("model", "data", "optimizer")}
+    given = {
+        name: {"class_path": spec.class_path, "init_args": dict(spec.init_args)}
+        for name, spec in classes.items()
+        if spec
+    }
+    return {"seed": experiment.seed, **given, "trainer": dict(experiment.trainer)}
+
+
 def answers_card(answers: Mapping[str, str]) -> str:
     """A model's answers as a table."""
     rows = "\n".join(f"| {name} | {_cell(text)} |" for name, text in answers.items())

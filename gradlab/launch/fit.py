@@ -11,7 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from gradlab.events import EventWriter
-from gradlab.launch.card import answers_card, run_card
+from gradlab.frame import Series, is_absent
+from gradlab.launch.card import answers_card, hyperparameters, run_card
 from gradlab.launch.checkpoints import Continuation, LastCheckpoint
 from gradlab.launch.layers import layer_table
 from gradlab.launch.prepare import Prepared
@@ -57,7 +58,7 @@ class Session:
         if texts:
             self._show("run/answers", answers_card(texts))
         latest = monitor.latest() if monitor is not None else {}
-        values = {metric: dict(series.items()) for metric, series in latest.items()}
+        values = {metric: _present(series) for metric, series in latest.items()}
         findings = tuple(self.gradlab.findings)
         return Summary(
             name=self.folder.name,
@@ -75,6 +76,12 @@ class Session:
     def _show(self, tag: str, markdown: str) -> None:
         for sink in self.sinks:
             sink.text(tag, markdown, self.trainer.global_step, time.time())
+
+
+def _present(series: Series) -> dict[str, float]:
+    """The values of a series by site, without the sites that had none."""
+    absent = is_absent(series.values)
+    return {site: value for (site, value), left_out in zip(series.items(), absent, strict=True) if not left_out}
 
 
 @contextmanager
@@ -99,9 +106,12 @@ def session(
     """
     experiment = prepared.loaded.experiment
     writer = EventWriter(folder.events, resumed_step=resumed_step)
-    sinks: list[Sink] = [TensorBoardSink(writer), JsonlSink(folder.metrics)]
+    jsonl = JsonlSink(folder.metrics)
+    logger = GradlabLogger(writer, jsonl=jsonl)
+    sinks: list[Sink] = [TensorBoardSink(writer), jsonl]
     try:
-        sinks[0].text("run/card", run_card(folder, record, prepared.loaded.resolved()), 0, time.time())
+        writer.text("run/card", run_card(folder, record, prepared.loaded.resolved()), resumed_step or 0)
+        logger.log_hyperparams(hyperparameters(experiment))
         gradlab = GradlabCallback(
             taps=list(prepared.taps),
             jacobians=list(experiment.jacobians),
@@ -112,7 +122,7 @@ def session(
         options = _trainer_options(prepared, folder, bar=progress is None)
         reaction = FindingReaction(experiment.diagnose.on_finding, gradlab, folder)
         callbacks = [gradlab, reaction, *_run_callbacks(prepared, folder, request, progress, options)]
-        trainer = pl.Trainer(**options, logger=GradlabLogger(writer), callbacks=callbacks)
+        trainer = pl.Trainer(**options, logger=logger, callbacks=callbacks)
         yield Session(
             prepared=prepared,
             folder=folder,

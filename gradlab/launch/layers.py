@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 _FAR = 100.0
 """A gradient norm this many times above or below its neighbours is marked."""
-_UPDATE_RATIOS = ("update.ratio", "update_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ def layer_table(
         findings: those of the run; a non-finite gradient is marked where one says so.
     """
     norms = latest.get("weight_grad.norm", {})
-    ratios = next((latest[metric] for metric in _UPDATE_RATIOS if metric in latest), {})
+    ratios = latest.get("update_ratio", {})
     nonfinite = {finding.site for finding in findings if "nonfinite" in finding.kind}
     layers = [
         Layer(
@@ -86,9 +85,11 @@ def _with_neighbours(layers: Sequence[Layer]) -> list[Layer]:
     marked = list(layers)
     for indices in by_kind.values():
         norms = [layers[index].gradient_norm or 0.0 for index in indices]
+        if len(norms) < 3:
+            continue
         for position, index in enumerate(indices):
             first = min(max(position - 1, 0), len(norms) - 3)
-            nearest = [norms[other] for other in range(max(first, 0), first + 3) if other != position]
+            nearest = [norms[other] for other in range(first, first + 3) if other != position]
             mark = _relative_mark(norms[position], nearest)
             if mark and not layers[index].mark:
                 marked[index] = replace(layers[index], mark=mark)
@@ -98,8 +99,6 @@ def _with_neighbours(layers: Sequence[Layer]) -> list[Layer]:
 def _relative_mark(norm: float, neighbours: Iterable[float]) -> str:
     """A mark where `norm` is far from all of its neighbours, on the same side."""
     factors = [norm / neighbour for neighbour in neighbours]
-    if len(factors) < 2:
-        return ""
     if min(factors) >= _FAR:
         return f"{min(factors):.0f} times its neighbours"
     if max(factors) <= 1 / _FAR:

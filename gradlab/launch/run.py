@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +36,8 @@ class Outcome:
     folder: RunFolder
     summary: Summary | None = None
     """What the run has to say; None where it failed before there was anything."""
-    traceback: str = ""
-    """Where the user's code failed."""
+    error: BaseException | None = None
+    """What the user's code raised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ def _attempt(
             outcome = Outcome(code=INTERRUPTED, reason="interrupted at once", folder=folder)
         except Exception as error:
             outcome = _failure(error, folder)
-        log.info("%s (exit code %d)\n%s", outcome.reason, outcome.code, outcome.traceback)
+        log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
     _write_exit(outcome, request)
     return outcome
 
@@ -144,7 +143,7 @@ def _failure(error: BaseException, folder: RunFolder) -> Outcome:
     if known is not None:
         return Outcome(code=known.exit_code, reason=str(known), folder=folder)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return Outcome(code=FAILED, reason=text, folder=folder, traceback="".join(traceback.format_exception(error)))
+    return Outcome(code=FAILED, reason=text, folder=folder, error=error)
 
 
 def _write_exit(outcome: Outcome, request: StopRequest) -> None:

@@ -17,6 +17,8 @@ from gradlab.runs.folder import RunFolder, read_json, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MOST_NUMBERS = 12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -64,18 +66,23 @@ def final_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def answer_text(value: Tensor | float | None) -> str:
-    """A model's answer as text: numbers as they are, large tensors by shape and range."""
+    """A model's answer as text: numbers and small tensors as they are, large tensors by shape and range."""
     if value is None:
-        return "unknown"
+        return "None"
     if isinstance(value, int | float):
         return number_text(float(value))
-    flat = value.detach().flatten().double().cpu().tolist()
-    if value.ndim == 0:
-        return number_text(flat[0])
-    if len(flat) <= 12:
-        return "[" + ", ".join(number_text(number) for number in flat) + "]"
+    value = value.detach().double().cpu()
+    if value.numel() <= _MOST_NUMBERS:
+        return _nested_text(value.tolist())
     shape = " x ".join(str(size) for size in value.shape)
-    return f"{shape}, from {number_text(min(flat))} to {number_text(max(flat))}"
+    return f"{shape}, from {number_text(value.min().item())} to {number_text(value.max().item())}"
+
+
+def _nested_text(value: Any) -> str:
+    """Nested lists of numbers as Python writes them, the numbers for people."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_nested_text, value)) + "]"
+    return number_text(value)
 
 
 def number_text(value: float | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -61,10 +60,10 @@ class ScalarLine(Worked):
 
     def __init__(self, w: float = 3.0, b: float = 1.0, x: float = 2.0) -> None:
         """Build it, with these values of w, b and x."""
-        super().__init__(torch.tensor(x))
+        super().__init__(torch.tensor(float(x)))
         self.save_hyperparameters(logger=False)
-        self.w = nn.Parameter(torch.tensor(w))
-        self.b = nn.Parameter(torch.tensor(b))
+        self.w = nn.Parameter(torch.tensor(float(w)))
+        self.b = nn.Parameter(torch.tensor(float(b)))
 
     def taps(self) -> Sequence[Tap]:
         """The gradients of both leaves, and of y and z, which are kept for that."""
@@ -114,8 +113,8 @@ class TwoByTwo(Worked):
             raise UsageError(f"TwoByTwo: x must be two numbers, as [1.0, 2.0], got {list(x)}.")
         super().__init__(torch.tensor([float(number) for number in x]))
         self.save_hyperparameters(logger=False)
-        self.a = nn.Parameter(torch.tensor(a))
-        self.b = nn.Parameter(torch.tensor(b))
+        self.a = nn.Parameter(torch.tensor(float(a)))
+        self.b = nn.Parameter(torch.tensor(float(b)))
 
     def taps(self) -> Sequence[Tap]:
         """The gradients of a and b, and of the outputs."""
@@ -157,11 +156,14 @@ class TwoByTwo(Worked):
 class ModuleVsFunctional(GradlabModule):
     """Two equal MLPs, one with nn.ReLU and one with F.relu, trained side by side on the same batches.
 
-    Sites: `module_net.layers.0.activation` in the one is `functional_net.layers.0/relu` in the other.
+    Its sites: `module_net.layers.0.activation` in the one is `functional_net.layers.0/relu` in the other.
     """
 
+    largest_loss_difference: Tensor
+    """The largest difference of the two losses in any training step so far, a 0-d tensor."""
+
     def __init__(
-        self, widths: Sequence[int] = (64, 32), in_features: int = 64, num_classes: int = 10, lr: float = 1e-3
+        self, widths: Sequence[int] = (64, 32), in_features: int = 64, num_classes: int = 10, lr: float = 3e-3
     ) -> None:
         """Build both, with the same weights; the arguments are those of MLP."""
         super().__init__()
@@ -170,6 +172,7 @@ class ModuleVsFunctional(GradlabModule):
         self.module_net = MLP(widths, in_features, num_classes, functional=False)
         self.functional_net = MLP(widths, in_features, num_classes, functional=True)
         self.functional_net.load_state_dict(self.module_net.state_dict())
+        self.register_buffer("largest_loss_difference", torch.zeros(()))
 
     def taps(self) -> Sequence[Tap]:
         """Every weight's gradient, and the activations of both nets with their gradients."""
@@ -184,12 +187,10 @@ class ModuleVsFunctional(GradlabModule):
         """The sum of both losses, so each net gets the gradient of its own; logs both and their difference."""
         x, target = batch
         by_module, by_function = (F.cross_entropy(logits, target) for logits in self(x))
-        losses = {
-            "train/loss_module": by_module,
-            "train/loss_functional": by_function,
-            "train/loss_difference": by_module - by_function,
-        }
-        self.log_dict(losses, batch_size=len(target))
+        difference = (by_module - by_function).detach()
+        self.largest_loss_difference = torch.maximum(self.largest_loss_difference, difference.abs())
+        losses = {"train/loss_module": by_module, "train/loss_functional": by_function}
+        self.log_dict({**losses, "train/loss_difference": difference}, batch_size=len(target))
         return by_module + by_function
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -204,12 +205,12 @@ class ModuleVsFunctional(GradlabModule):
         self.log_dict(metrics, batch_size=len(target))
 
     def answers(self) -> Mapping[str, Tensor | float | None]:
-        """The largest differences between the two nets, in weights and in gradients: 0 where they are the same."""
-        pairs = list(zip(self.module_net.parameters(), self.functional_net.parameters(), strict=True))
-        graded = [(one.grad, two.grad) for one, two in pairs if one.grad is not None and two.grad is not None]
+        """The largest differences between the two nets, in loss and in weights: 0 where they are the same."""
+        pairs = zip(self.module_net.parameters(), self.functional_net.parameters(), strict=True)
+        weights = [(by_module - by_function).detach().abs().max() for by_module, by_function in pairs]
         return {
-            "largest difference of a weight, nn.ReLU against F.relu": _largest_difference(pairs),
-            "largest difference of a gradient in the last step": _largest_difference(graded) if graded else None,
+            "largest difference of the loss in any step, nn.ReLU against F.relu": self.largest_loss_difference.clone(),
+            "largest difference of a weight at the end, nn.ReLU against F.relu": torch.stack(weights).max(),
         }
 
 
@@ -234,7 +235,3 @@ def _grad(value: Tensor) -> Tensor | None:
 
 def _copy(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.clone()
-
-
-def _largest_difference(pairs: Sequence[tuple[Any, Any]]) -> Tensor:
-    return torch.stack([(one.detach() - two.detach()).abs().max() for one, two in pairs]).max()

@@ -30,9 +30,9 @@ class Transformer(GradlabModule):
         width: int = 64,
         num_layers: int = 2,
         num_heads: int = 4,
-        tied_head: bool = True,
+        tied_head: bool = False,
         dropout: float = 0.0,
-        lr: float = 3e-3,
+        lr: float = 2e-3,
     ) -> None:
         """Build it.
 

@@ -22,7 +22,7 @@ def marks(model, norms, findings=()):
 
 
 def test_layers_come_in_the_models_order_with_their_last_values(model):
-    latest = {"weight_grad.norm": {"0.weight": 2.0}, "update.ratio": {"0.weight": 1e-3}}
+    latest = {"weight_grad.norm": {"0.weight": 2.0}, "update_ratio": {"0.weight": 1e-3}}
     layers = layer_table(model, latest)
     assert [layer.site for layer in layers] == [name for name, _ in model.named_parameters()]
     assert layers[0] == Layer(site="0.weight", shape=(3, 3), parameters=9, gradient_norm=2.0, update_ratio=1e-3)
@@ -47,6 +47,17 @@ def test_gradients_of_like_size_carry_no_mark(model):
 def test_what_is_off_is_marked(model, norm, mark):
     norms = {f"{index}.weight": 1.0 for index in range(4)} | {"2.weight": norm}
     assert marks(model, norms) == {"2.weight": mark}
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_the_first_and_the_last_layer_are_held_against_the_two_nearest(model, index):
+    norms = {f"{number}.weight": 1.0 for number in range(4)} | {f"{index}.weight": 1000.0}
+    assert marks(model, norms) == {f"{index}.weight": "1000 times its neighbours"}
+
+
+def test_two_layers_are_too_few_to_say_which_is_off():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    assert marks(model, {"0.weight": 1.0, "1.weight": 1e-6}) == {}
 
 
 def test_weights_are_not_compared_with_biases(model):
@@ -97,12 +108,13 @@ def test_a_run_without_a_summary_has_none(tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "unknown"),
+        (None, "None"),
         (3, "3"),
         (0.123456, "0.1235"),
         (math.nan, "nan"),
         (torch.tensor(2.5), "2.5"),
         (torch.tensor([1.0, 2.0]), "[1, 2]"),
+        (torch.tensor([[2.0, 3.0], [2.0, 4.5]]), "[[2, 3], [2, 4.5]]"),
         (torch.arange(20.0).reshape(4, 5), "4 x 5, from 0 to 19"),
         (torch.tensor([True, False]), "[1, 0]"),
     ],

@@ -65,4 +65,3 @@ def test_what_is_no_run_is_explained(root, what, message):
 def test_an_empty_root_says_so(tmp_path):
     with pytest.raises(UnknownRunError, match=r"holds no runs\. Choose another place with --runs DIR\."):
         find_run("digits", tmp_path)
-

@@ -1,11 +1,7 @@
-"""Where the results of watching go: the Sink protocol, and the sinks that need nothing but a place to put things.
-
-Belongs here: whatever turns frames, scalars, findings and Jacobian blocks into a record. Does not: tensors.
-"""
+"""The Sink protocol: what every place where results go can do."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 

@@ -1,0 +1,121 @@
+"""Frames, findings and Jacobian blocks as a few named numbers, for what cannot hold a vector.
+
+Belongs here: which numbers, and what they are called. Does not: where they go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from gradlab.errors import UsageError
+from gradlab.frame import Finding, Frame, JacobianBlock, Series, is_absent
+
+Scalars = Literal["few", "all"]
+"""`few`: the global gradient norm and its percentiles over sites; `all`: every value of every site too."""
+_GRADIENT_NORM = "weight_grad.norm"
+_PERCENTILES = (5, 50, 95)
+
+
+def check_scalars(scalars: str) -> None:
+    """Raise UsageError unless `scalars` is one of the choices."""
+    if scalars not in ("few", "all"):
+        raise UsageError(f"scalars may be 'few' or 'all', got {scalars!r}.")
+
+
+def frame_scalars(frame: Frame, scalars: Scalars) -> dict[str, float]:
+    """The native scalars of a frame, by tag."""
+    found = global_norms(frame) | percentiles(frame)
+    return found | site_scalars(frame) if scalars == "all" else found
+
+
+def global_norms(frame: Frame) -> dict[str, float]:
+    """`gradlab/global/<metric>` for each stage of the gradient: the norm of all parameters' gradients as one vector.
+
+    A NaN among them makes it NaN; sites without a value on this step do not count.
+    """
+    return {
+        f"gradlab/global/{metric}": math.sqrt(math.fsum(np.square(present, dtype=np.float64)))
+        for metric, present in _gradient_norms(frame)
+    }
+
+
+def percentiles(frame: Frame) -> dict[str, float]:
+    """`gradlab/<metric>/p05`, `p50` and `p95` over the sites, for each stage of the gradient's norm; NaN left out."""
+    found: dict[str, float] = {}
+    for metric, present in _gradient_norms(frame):
+        ordered = np.sort(present[~np.isnan(present)]).tolist()
+        if ordered:
+            found |= {f"gradlab/{metric}/p{p:02}": _percentile(ordered, p) for p in _PERCENTILES}
+    return found
+
+
+def site_scalars(frame: Frame) -> dict[str, float]:
+    """`<metric>/<site>` for every value of the frame. TensorBoard makes one group of cards a metric."""
+    return {
+        f"{metric}/{site}": value
+        for metric, series in frame.items()
+        for (site, value), absent in zip(series.items(), is_absent(series.values).tolist(), strict=True)
+        if not absent
+    }
+
+
+def block_scalars(block: JacobianBlock, prefix: str = "") -> dict[str, float]:
+    """`jacobian/<name>/<summary>` for each summary, and `audit_error` where the block was audited."""
+    prefix = prefix or f"jacobian/{block.name}"
+    found = {f"{prefix}/{key}": float(value) for key, value in block.summaries.items()}
+    if not math.isnan(block.audit_error):
+        found[f"{prefix}/audit_error"] = block.audit_error
+    return found
+
+
+def finding_record(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON has it: its fields, and `nonfinite` as in `finite_or_null`."""
+    evidence, nonfinite = finite_or_null(finding.evidence)
+    record = {
+        "step": finding.step,
+        "kind": finding.kind,
+        "site": finding.site,
+        "severity": finding.severity,
+        "message": finding.message,
+        "advice": finding.advice,
+        "evidence": evidence,
+    }
+    return record | ({"nonfinite": nonfinite} if nonfinite else {})
+
+
+def finite_or_null(values: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """`values` as JSON can hold them: None for what is not finite, which is named apart as `nan`, `inf` or `-inf`."""
+    plain: dict[str, float | None] = {}
+    nonfinite: dict[str, str] = {}
+    for name, value in values.items():
+        number = float(value)
+        if math.isfinite(number):
+            plain[name] = number
+        else:
+            plain[name], nonfinite[name] = None, str(number)
+    return plain, nonfinite
+
+
+def _gradient_norms(frame: Frame) -> list[tuple[str, np.ndarray]]:
+    """The metrics that are norms of parameter gradients, whatever their stage, with the values that there are."""
+    named = [(metric, series) for metric, series in frame.items() if metric.partition("@")[0] == _GRADIENT_NORM]
+    return [(metric, present) for metric, series in named if len(present := _present(series))]
+
+
+def _present(series: Series) -> np.ndarray:
+    absent = is_absent(series.values)
+    return series.values[~absent] if absent.any() else series.values
+
+
+def _percentile(ordered: list[float], p: int) -> float:
+    """Linear interpolation between the two nearest, as numpy's, which takes ten times as long on short lists."""
+    position = (len(ordered) - 1) * p / 100
+    low = int(position)
+    share = position - low
+    if share == 0 or ordered[low] == ordered[low + 1]:
+        return ordered[low]
+    return ordered[low] * (1 - share) + ordered[low + 1] * share

@@ -1,0 +1,122 @@
+"""TensorBoardSink: results into an event file, as vectors for the Gradients tab and a few series for the other tabs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from gradlab.events import EventWriter, diverging
+from gradlab.frame import Finding, Frame, JacobianBlock
+from gradlab.sinks.summary import Scalars, block_scalars, check_scalars, finding_record, frame_scalars
+
+FINDINGS_PLUGIN = "gradlab_findings"
+FINDINGS_TAG = "gradlab/findings"
+JACOBIAN_PLUGIN = "gradlab_jacobian"
+
+
+class TensorBoardSink:
+    """Writes results into `writer`'s event file, and closes it when it is closed.
+
+    | what | where |
+    |---|---|
+    | each metric of a frame | tensor [sites], plugin `gradlab`, tag `gradlab/<metric>/<schema hash>` |
+    | global gradient norm, percentiles over sites | scalars `gradlab/global/<metric>`, `gradlab/<metric>/p50` |
+    | each value of each site, with `scalars="all"` | scalars `<metric>/<site>` |
+    | findings | strings [n] of JSON, plugin `gradlab_findings`, tag `gradlab/findings` |
+    | a Jacobian block | tensor, plugin `gradlab_jacobian`, tag `gradlab/jacobian/<name>` |
+    | its singular values, where it has them | tensor, same plugin, tag `gradlab/jacobian/<name>/singular_values` |
+    | its picture and its summaries | image `jacobian/<name>`, scalars `jacobian/<name>/<summary>` |
+    """
+
+    def __init__(self, writer: EventWriter, *, scalars: Scalars = "few", name: str = "tensorboard") -> None:
+        check_scalars(scalars)
+        self.name = name
+        self.writer = writer
+        self._scalars = scalars
+        self._findings: list[str] = []
+        self._findings_step = 0
+        self._findings_due: float | None = None
+        self._axes: dict[str, bytes] = {}
+
+    def frame(self, frame: Frame) -> None:
+        """Write the vectors and the scalars of one step, and the findings before it."""
+        vectors = ((series.schema, series.values) for series in frame.values())
+        self.writer.vectors(vectors, frame.step, frame.wall_time)
+        self.writer.scalars(frame_scalars(frame, self._scalars), frame.step, frame.wall_time)
+        if self._findings_due is not None:
+            self.flush()
+
+    def scalars(self, values: Mapping[str, float], step: int, wall_time: float) -> None:
+        """Write native scalars."""
+        self.writer.scalars(values, step, wall_time)
+
+    def finding(self, finding: Finding, wall_time: float) -> None:
+        """Take a finding; it is written with the next frame or flush, in one record with those of the same step.
+
+        TensorBoard keeps the last record of a step only, and drops records when a tag's steps go back. So a finding
+        that comes late is filed under the newest step that had any; its own step is in its JSON.
+        """
+        if not self._findings or finding.step > self._findings_step:
+            self._write_findings()
+            self._findings, self._findings_step = [], finding.step
+        self._findings.append(json.dumps(finding_record(finding), ensure_ascii=False))
+        self._findings_due = wall_time
+
+    def jacobian(self, block: JacobianBlock, step: int, wall_time: float) -> None:
+        """Write a block: its numbers with the names of its axes, its picture (of its samples' mean), its summaries."""
+        tag = self._jacobian_tag(block)
+        described = {
+            "version": 1,
+            "of": block.of,
+            "wrt": block.wrt,
+            "label": block.label,
+            "row_names": block.row_names,
+            "col_names": block.col_names,
+            "engine": block.engine,
+            "notes": block.notes,
+        }
+        self.writer.tensor(tag, block.values, step, wall_time, plugin_name=JACOBIAN_PLUGIN, metadata=described)
+        if len(block.singular_values):
+            spectrum_tag = f"{tag}/singular_values"
+            self.writer.tensor(spectrum_tag, block.singular_values, step, wall_time, plugin_name=JACOBIAN_PLUGIN)
+        matrix = block.values.mean(0, np.float64) if block.values.ndim == 3 else block.values
+        native_tag = tag.removeprefix("gradlab/")
+        self.writer.image(native_tag, diverging(matrix), step, wall_time)
+        self.writer.scalars(block_scalars(block, native_tag), step, wall_time)
+
+    def text(self, tag: str, markdown: str, step: int, wall_time: float) -> None:
+        """Write a text for the Text tab."""
+        self.writer.text(tag, markdown, step, wall_time)
+
+    def flush(self) -> None:
+        """Make what was taken readable by TensorBoard."""
+        self._write_findings()
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if not self.writer.closed:
+            self._write_findings()
+        self.writer.close()
+
+    def _write_findings(self) -> None:
+        if self._findings_due is None:
+            return
+        wall_time, self._findings_due = self._findings_due, None
+        self.writer.strings(
+            FINDINGS_TAG,
+            self._findings,
+            self._findings_step,
+            wall_time,
+            plugin_name=FINDINGS_PLUGIN,
+            metadata={"version": 1},
+        )
+
+    def _jacobian_tag(self, block: JacobianBlock) -> str:
+        """The block's tag; one with other axes than the first of that name gets a tag of its own."""
+        tag = f"gradlab/jacobian/{block.name}"
+        axes = hashlib.sha256(repr((block.row_names, block.col_names)).encode()).digest()
+        return tag if self._axes.setdefault(tag, axes) == axes else f"{tag}@{axes.hex()[:8]}"

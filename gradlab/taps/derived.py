@@ -1,0 +1,25 @@
+"""Metrics made of two others on the host: the update-to-weight ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gradlab.frame import ABSENT, Schema, Series, is_absent
+
+
+def with_derived(series: Mapping[str, Series]) -> dict[str, Series]:
+    """`series`, and what follows from them.
+
+    `update_ratio` is ‖Δw‖ / ‖w‖ of each parameter, w being the weights that the gradient was taken at, where both norms
+    are watched. A ratio near 1e-3 is usual for a matrix under Adam or SGD with momentum.
+    """
+    result = dict(series)
+    update, weight = series.get("update.norm"), series.get("weight.norm")
+    if update is not None and weight is not None and update.schema.sites == weight.schema.sites:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = update.values / weight.values
+        ratio[is_absent(update.values) | is_absent(weight.values)] = ABSENT
+        result["update_ratio"] = Series(Schema("update_ratio", update.schema.sites), ratio)
+    return result

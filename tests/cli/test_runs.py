@@ -1,0 +1,125 @@
+"""`gradlab runs` and `gradlab show`, on folders as runs leave them."""
+
+import json
+
+import pytest
+
+from gradlab.frame import Finding
+from gradlab.launch.layers import Layer
+from gradlab.launch.summary import Summary
+from gradlab.runs.folder import RunFolder, write_json
+from gradlab.runs.lock import locked
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has finished, in tmp_path/runs."""
+    folder = RunFolder.create(tmp_path / "runs", "digits")
+    write_json(folder.record, {"argv": ["gradlab", "run"], "git": None})
+    folder.resolved.write_text("name: digits\n")
+    folder.log.write_text("a warning\n")
+    with locked(folder.lock):
+        folder.write_exit(
+            code=0, reason="done", steps=30, seconds=4.25, metrics={"val/loss": 0.25, "odd": float("nan")}
+        )
+    Summary(
+        name="digits",
+        run=folder.id,
+        folder=str(folder.path),
+        seconds=4.25,
+        epochs=2,
+        steps=30,
+        metrics={"val/loss": 0.25},
+        findings=(
+            Finding(step=3, kind="zero_gradient", site="b", message="b has no gradient.", advice="Is it used?"),
+            Finding(step=4, kind="x", site="[c]", message="[c] is odd.", severity="error"),
+        ),
+        answers={"slope": "2"},
+        layers=(
+            Layer(site="a.weight", shape=(64, 32), parameters=2048, gradient_norm=0.5, update_ratio=1e-3),
+            Layer(site="a.bias", shape=(64,), parameters=64, gradient_norm=0.0, mark="zero gradient"),
+        ),
+    ).save(folder)
+    return folder
+
+
+def lines(result):
+    return [line.split() for line in result.stdout.splitlines() if line.strip()]
+
+
+def test_runs_are_listed_with_state_and_metrics(gradlab, run):
+    result = gradlab("runs", "--runs", run.path.parents[1])
+    assert result.exit_code == 0
+    assert lines(result) == [
+        ["run", "name", "state", "steps", "took", "metrics"],
+        [run.id, "digits", "done", "30", "4.2", "s", "val/loss", "0.25"],
+    ]
+
+
+def test_runs_as_json_hold_no_nan(gradlab, run):
+    result = gradlab("runs", "--json", "--runs", run.path.parents[1])
+    (row,) = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert row["id"] == run.id
+    assert row["state"] == "done"
+    assert row["metrics"] == {"val/loss": 0.25, "odd": None}
+
+
+def test_runs_can_be_chosen_by_state(gradlab, run):
+    root = run.path.parents[1]
+    assert run.id in gradlab("runs", "--state", "done", "--runs", root).stdout
+    result = gradlab("runs", "--state", "failed", "--runs", root)
+    assert (result.exit_code, result.stdout) == (0, f"no failed runs in {root}\n")
+
+
+def test_the_place_of_runs_can_come_from_the_environment(gradlab, run, monkeypatch):
+    monkeypatch.setenv("GRADLAB_RUNS", str(run.path.parents[1]))
+    assert run.id in gradlab("runs").stdout
+
+
+def test_show_repeats_the_closing_summary(gradlab, run):
+    result = gradlab("show", "--runs", run.path.parents[1])
+    assert result.exit_code == 0
+    assert result.stdout == (
+        f"digits  {run.id}  done\n"
+        f"\ndigits  {run.path}\n"
+        "30 steps, 2 epochs in 4.2 s\n"
+        "val/loss 0.25\n"
+        "answer  value\n"
+        "slope   2    \n"
+        "layer     shape    parameters  gradient norm  update ratio               \n"
+        "a.weight  64 x 32       2,048            0.5         0.001               \n"
+        "a.bias    64               64              0                zero gradient\n"
+        "warning step 3: b has no gradient. Is it used?\n"
+        "error step 4: [c] is odd.\n"
+        f"gradlab board {run.id}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("--config", "name: digits\n"), ("--log", "a warning\n"), ("--record", '"argv"')]
+)
+def test_show_prints_a_file_of_the_run(gradlab, run, option, text):
+    result = gradlab("show", "digits", option, "--runs", run.path.parents[1])
+    assert result.exit_code == 0
+    assert text in result.stdout
+
+
+def test_show_of_a_file_that_is_not_there_says_so(gradlab, run):
+    run.log.unlink()
+    result = gradlab("show", "--log", "--runs", run.path.parents[1])
+    assert result.exit_code == 1
+    assert result.stderr == f"digits ({run.id}) has no log.txt: No such file or directory.\n"
+
+
+def test_show_of_a_run_that_failed_says_why(gradlab, run):
+    run.summary.unlink()
+    run.write_exit(code=1, reason="RuntimeError: boom")
+    result = gradlab("show", "--runs", run.path.parents[1])
+    assert result.stdout == f"digits  {run.id}  failed: RuntimeError: boom\n"
+
+
+def test_an_unknown_run_is_refused_with_the_nearest(gradlab, run):
+    root = run.path.parents[1]
+    result = gradlab("show", "digit", "--runs", root)
+    assert result.exit_code == 2
+    assert result.stderr == f"no run 'digit' in {root}. Did you mean 'digits'?\n"
