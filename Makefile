@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check board clean
+.PHONY: help run test check bench board clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ check: $(READY)  ## Check format, lint and types
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+
+bench: $(READY)  ## Measure what gradlab claims about its cost
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 board: $(READY)  ## Open TensorBoard on the runs
 	@$(BIN)/gradlab board

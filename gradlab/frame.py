@@ -40,7 +40,7 @@ class Schema:
         """Eight hexadecimal digits of the site names."""
         return hashlib.sha256("\n".join(self.sites).encode()).hexdigest()[:8]
 
-    @property
+    @cached_property
     def tag(self) -> str:
         """The TensorBoard tag: `gradlab/<metric>/<hash>`."""
         return f"gradlab/{self.metric}/{self.hash}"

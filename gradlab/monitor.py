@@ -283,7 +283,9 @@ class Monitor:
 
     def named(self, name: str, value: Tensor) -> Tensor:
         """A tensor was named with `gradlab.tap`."""
-        return self._armed.hooks.named(name, value) if self._armed is not None else value
+        if self._armed is not None:
+            self._armed.hooks.named(name, value)
+        return value
 
     def _parameter_row(self) -> Row:
         assert self._armed is not None
@@ -423,8 +425,6 @@ class Monitor:
             return
         self._warned.add(site)
         if site:
-            for armed in self._plans.values():
-                armed.plan.without(site)
             _warn(f"the tap at {site!r} was switched off: {error}")
         else:
             self._detach()

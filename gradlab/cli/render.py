@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gradlab.cli.hints import hint
 from gradlab.launch.layers import Layer
 from gradlab.launch.summary import Summary, number_text
 
@@ -34,7 +35,7 @@ def print_summary(summary: Summary) -> None:
     if summary.layers:
         out.print(_layers_table(summary.layers))
     _print_findings(out, summary)
-    out.print(f"gradlab board {summary.run}", style="bold", soft_wrap=True)
+    out.print(escape(hint("board", summary.folder)), style="bold", soft_wrap=True)
 
 
 def plain_table(header: Sequence[str], *, right: Sequence[str] = ()) -> Table:

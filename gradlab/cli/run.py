@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradlab.cli.hints import hint
 from gradlab.cli.options import on_terminal, runs_option
 
 if TYPE_CHECKING:
@@ -85,10 +86,15 @@ def _finish(outcome: Outcome) -> None:
         click.echo(users_traceback(outcome.error), err=True, nl=False)
     if outcome.summary is not None:
         print_summary(outcome.summary)
-    if outcome.code != 0:
-        reason = outcome.reason if outcome.error is None else "the run failed"
-        click.echo(f"{reason}; the log is {outcome.folder.log}", err=True)
-    if outcome.code in (75, 130):
-        click.echo(f"go on with: gradlab run --resume {outcome.folder.id}", err=True)
+    if outcome.code != 0 and not outcome.follows:
+        _say_why(outcome)
     if outcome.code != 0:
         raise click.exceptions.Exit(outcome.code)
+
+
+def _say_why(outcome: Outcome) -> None:
+    """Why the run did not finish, where to read more, and how it goes on."""
+    reason = outcome.reason if outcome.error is None else "the run failed"
+    _say(f"{reason}; the log is {outcome.folder.log}")
+    if outcome.code in (75, 130):
+        _say(f"go on with: {hint('run --resume', outcome.folder.path)}")

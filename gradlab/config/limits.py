@@ -82,7 +82,7 @@ class Entries:
         return value is None or (len(value) > 0 and min(value) >= 0)
 
     def phrase(self, kind: str) -> str:
-        return f"{kind}; a number from 1, or indices from 0"
+        return "a whole number from 1, a list of indices from 0 or null"
 
     def schema(self) -> dict[str, Any]:
         return {}

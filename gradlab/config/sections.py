@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from gradlab.config.schema import ClassSpec, DataSpec, ModelSpec, OptimizerSpec
 from gradlab.config.signatures import arguments_of
 from gradlab.config.trainer import trainer_keys
 from gradlab.errors import ConfigError
-
-_LIGHTNING = "pytorch_lightning"
 
 
 @dataclass(frozen=True)
@@ -60,19 +58,28 @@ class Bound:
 
 def check_model(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
     """The model's class and arguments."""
-    return _check_class(setting, ModelSpec, folder, problems, _not_a_model)
+    from pytorch_lightning import LightningModule
+
+    fix = "Derive it from pytorch_lightning.LightningModule and give it a training_step."
+    return _check_class(setting, ModelSpec, folder, problems, _Kind(LightningModule, fix))
 
 
 def check_data(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
     """The data's class and arguments."""
-    return _check_class(setting, DataSpec, folder, problems, _not_data)
+    from pytorch_lightning import LightningDataModule
+
+    fix = "Derive it from pytorch_lightning.LightningDataModule and give it a train_dataloader."
+    return _check_class(setting, DataSpec, folder, problems, _Kind(LightningDataModule, fix))
 
 
 def check_optimizer(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
     """The optimizer's class and arguments, tried on one small parameter so that a bad value shows before training."""
-    refused = {"params": "params is gradlab's: the optimizer is given all parameters of the model."}
+    from torch.optim import Optimizer
+
+    params = "params is gradlab's: the optimizer is given all parameters of the model."
+    kind = _Kind(Optimizer, "One is torch.optim.AdamW.", skip=1, refused={"params": params})
     found: list[Problem] = []
-    bound = _check_class(setting, OptimizerSpec, folder, found, _not_an_optimizer, skip=1, refused=refused)
+    bound = _check_class(setting, OptimizerSpec, folder, found, kind)
     if bound and not found:
         found += _refused_values(bound)
     problems += found
@@ -91,15 +98,30 @@ def brings_data(model: Bound) -> bool:
     return model.cls.train_dataloader is not pl.LightningModule.train_dataloader  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a class must be."""
+
+    base: type
+    fix: str
+    """What to do about a class that does not derive from it."""
+    skip: int = 0
+    """How many of its first arguments gradlab fills in."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Arguments that are not for an experiment file, with the sentence that says so."""
+
+    def objection(self, cls: type, name: str) -> str:
+        """The sentence for a class of another kind; the package `lightning` has classes of the same names."""
+        wanted = self.base.__name__
+        if issubclass(cls, self.base):
+            return ""
+        if any(base.__name__ == wanted and base.__module__.startswith("lightning.") for base in cls.__mro__):
+            return f"{name} is a {wanted} of the package `lightning`; import it from `pytorch_lightning` instead."
+        return f"{name} is no {wanted}. {self.fix}"
+
+
 def _check_class(
-    setting: Setting,
-    spec: type[ClassSpec],
-    folder: Path,
-    problems: list[Problem],
-    wrong_kind: Callable[[type, str], str],
-    *,
-    skip: int = 0,
-    refused: Mapping[str, str] | None = None,
+    setting: Setting, spec: type[ClassSpec], folder: Path, problems: list[Problem], kind: _Kind
 ) -> Bound | None:
     setting = expanded(spec, setting)
     path = _class_path(setting)
@@ -111,11 +133,11 @@ def _check_class(
     except ConfigError as error:
         problems.append(Problem(path.position, str(error)))
         return None
-    if sentence := wrong_kind(cls, name):
+    if sentence := kind.objection(cls, name):
         problems.append(Problem(path.position, sentence))
         return None
     found: list[Problem] = []
-    arguments = _arguments(setting, path, arguments_of(cls, name, skip=skip, refused=refused), found)
+    arguments = _arguments(setting, path, arguments_of(cls, name, skip=kind.skip, refused=kind.refused), found)
     problems += found
     return None if found else Bound(cls, name, arguments, setting, folder)
 
@@ -157,43 +179,3 @@ def _argument(setting: Setting, name: str | None) -> Setting:
     if name and arguments and isinstance(arguments.node, MappingNode) and (inner := arguments.node.entry(name)):
         return arguments.under(inner)
     return _class_path(setting)
-
-
-def _not_a_model(cls: type, name: str) -> str:
-    import pytorch_lightning as pl
-
-    if issubclass(cls, pl.LightningModule):
-        return ""
-    return _not(
-        cls, name, "LightningModule", "Derive it from pytorch_lightning.LightningModule and give it a training_step."
-    )
-
-
-def _not_data(cls: type, name: str) -> str:
-    import pytorch_lightning as pl
-
-    if issubclass(cls, pl.LightningDataModule):
-        return ""
-    return _not(
-        cls,
-        name,
-        "LightningDataModule",
-        "Derive it from pytorch_lightning.LightningDataModule and give it a train_dataloader.",
-    )
-
-
-def _not_an_optimizer(cls: type, name: str) -> str:
-    import torch
-
-    return (
-        ""
-        if issubclass(cls, torch.optim.Optimizer)
-        else _not(cls, name, "torch.optim.Optimizer", "One is torch.optim.AdamW.")
-    )
-
-
-def _not(cls: type, name: str, wanted: str, fix: str) -> str:
-    """The sentence for a class of the wrong kind; the package `lightning` has classes of the same names."""
-    if any(base.__name__ == wanted and base.__module__.startswith("lightning.") for base in cls.__mro__):
-        return f"{name} is a {wanted} of the package `lightning`; import it from `{_LIGHTNING}` instead."
-    return f"{name} is no {wanted}. {fix}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,7 +18,8 @@ class Diagnosis:
 
     def __init__(self) -> None:
         self._said: set[tuple[str, str]] = set()
-        self._zeros: Counter[tuple[str, str]] = Counter()
+        self._zeros: dict[str, np.ndarray] = {}
+        """By tag, in how many frames in a row each site's gradient was zero."""
 
     def look(self, frame: Frame) -> list[Finding]:
         """The new findings of a frame."""
@@ -30,7 +30,9 @@ class Diagnosis:
             series = frame.get(metric)
             if series is None:
                 continue
-            bad = np.flatnonzero(~np.isfinite(series.values) & ~is_absent(series.values))
+            bad = np.flatnonzero(~np.isfinite(series.values))
+            if len(bad):
+                bad = bad[~is_absent(series.values[bad])]
             key = ("nonfinite", metric)
             if not len(bad):
                 self._said.discard(key)
@@ -43,11 +45,10 @@ class Diagnosis:
             series = frame.get(metric)
             if series is None:
                 continue
-            for site, value in series.items():
-                key = (metric, site)
-                self._zeros[key] = self._zeros[key] + 1 if value == 0.0 else 0
-                if self._zeros[key] == SILENT_FRAMES:
-                    yield _silent(frame.step, metric, site)
+            zeros = np.where(series.values == 0.0, self._zeros.get(series.schema.tag, 0) + 1, 0)
+            self._zeros[series.schema.tag] = zeros
+            for index in np.flatnonzero(zeros == SILENT_FRAMES):
+                yield _silent(frame.step, metric, series.schema.sites[index])
 
 
 def _nonfinite(step: int, metric: str, series: Series, bad: np.ndarray) -> Finding:

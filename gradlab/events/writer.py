@@ -75,7 +75,8 @@ class EventWriter:
         self._newest_step = -(2**63)
         self._file.write(record(encode.first_event(time.time())))
         if resumed_step is not None:
-            self._file.write(record(encode.restart_event(resumed_step, time.time())))
+            # TensorBoard takes the first restart event that it meets in a run for its beginning, so there are two.
+            self._file.write(2 * record(encode.restart_event(resumed_step, time.time())))
         self._file.flush()
         weakref.finalize(self, self._file.close)
 

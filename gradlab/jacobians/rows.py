@@ -12,18 +12,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from gradlab.errors import JacobianError
+
 Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(of [*out], wrt [*in], cotangents [k, *out]) -> [k, *in]; the graph is kept."""
 
 
 def plain_vjp(of: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor | None:
-    """vᵀJ [*in] by one plain backward of `cotangent` [*out], or None where `of` does not depend on `wrt`."""
+    """vᵀJ [*in] by one plain backward of `cotangent` [*out], or None where `of` does not depend on `wrt`.
+
+    Raises:
+        JacobianError: if that fails, and with it all hope of another engine.
+    """
     try:
         return torch.autograd.grad(of, wrt, cotangent, retain_graph=True, allow_unused=True)[0]
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if "use_reentrant=True" not in str(error) or isinstance(wrt, nn.Parameter):
-            raise
-        return _accumulated(of, wrt, cotangent)
+        if "use_reentrant=True" in str(error) and not isinstance(wrt, nn.Parameter):
+            return _accumulated(of, wrt, cotangent)
+        raise JacobianError(f"a plain backward fails here, so there is no Jacobian to measure: {error}") from error
 
 
 def _accumulated(of: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor | None:

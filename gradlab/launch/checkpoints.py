@@ -54,7 +54,12 @@ class Continuation(pl.Callback):
         self.loader: ContinuedLoader | None = None
         self._place: dict[str, Any] | None = None
 
-    def follow(self, source: pl.LightningDataModule | pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Get in front of the training loader, unless several processes share it: then Lightning divides it."""
+        if trainer.world_size == 1 and self.loader is None:
+            self._follow(getattr(trainer, "datamodule", None) or pl_module)
+
+    def _follow(self, source: pl.LightningDataModule | pl.LightningModule) -> None:
         """Follow the training loader of `source`, where it is one DataLoader with a length."""
         original: Callable[[], Any] = source.train_dataloader
 

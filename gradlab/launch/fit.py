@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 
-from gradlab.events import EventWriter
 from gradlab.frame import Series, is_absent
-from gradlab.launch.card import answers_card, hyperparameters, run_card
+from gradlab.launch.card import answers_card
 from gradlab.launch.checkpoints import Continuation, LastCheckpoint
 from gradlab.launch.layers import layer_table
+from gradlab.launch.outputs import Outputs
 from gradlab.launch.prepare import Prepared
 from gradlab.launch.progress import PlainProgress
 from gradlab.launch.reaction import FindingReaction
 from gradlab.launch.signals import StopAfterStep, StopRequest
 from gradlab.launch.summary import Summary, answer_text, final_metrics
 from gradlab.lightning.callback import GradlabCallback
-from gradlab.lightning.logger import GradlabLogger
 from gradlab.lightning.module import GradlabModule
 from gradlab.runs.folder import RunFolder
-from gradlab.sinks import JsonlSink, Sink, TensorBoardSink
+from gradlab.sinks import Sink
 
 _DEFAULTS = {"enable_model_summary": False, "log_every_n_steps": 10}
 """Where gradlab's defaults differ from Lightning's: its table of layers comes at the end, and small data are logged."""
@@ -38,7 +36,7 @@ class Session:
     folder: RunFolder
     trainer: pl.Trainer
     gradlab: GradlabCallback
-    sinks: list[Sink]
+    sinks: tuple[Sink, ...]
     started: float
 
     def fit(self) -> None:
@@ -84,57 +82,43 @@ def _present(series: Series) -> dict[str, float]:
     return {site: value for (site, value), left_out in zip(series.items(), absent, strict=True) if not left_out}
 
 
-@contextmanager
-def session(
+def open_session(
     prepared: Prepared,
     folder: RunFolder,
-    record: Mapping[str, Any],
+    results: Outputs,
     *,
     request: StopRequest,
     progress: Callable[[str], None] | None,
-    resumed_step: int | None,
-) -> Iterator[Session]:
-    """Open the run's files and build its trainer; everything is flushed and closed when the block is left.
+) -> Session:
+    """The trainer of a run and what belongs to it.
 
     Args:
         prepared: the experiment.
-        folder: where results go.
-        record: what the run's card tells about it.
+        folder: where checkpoints and profiles go.
+        results: where all else goes.
         request: how a stop is asked for.
         progress: takes the lines of plain progress; None shows Lightning's bar instead.
-        resumed_step: the step at which a resumed run goes on.
     """
     experiment = prepared.loaded.experiment
-    writer = EventWriter(folder.events, resumed_step=resumed_step)
-    jsonl = JsonlSink(folder.metrics)
-    logger = GradlabLogger(writer, jsonl=jsonl)
-    sinks: list[Sink] = [TensorBoardSink(writer), jsonl]
-    try:
-        writer.text("run/card", run_card(folder, record, prepared.loaded.resolved()), resumed_step or 0)
-        logger.log_hyperparams(hyperparameters(experiment))
-        gradlab = GradlabCallback(
-            taps=list(prepared.taps),
-            jacobians=list(experiment.jacobians),
-            profile=experiment.profile,
-            sinks=sinks,
-            profile_dir=folder.events,
-        )
-        options = _trainer_options(prepared, folder, bar=progress is None)
-        reaction = FindingReaction(experiment.diagnose.on_finding, gradlab, folder)
-        callbacks = [gradlab, reaction, *_run_callbacks(prepared, folder, request, progress, options)]
-        trainer = pl.Trainer(**options, logger=logger, callbacks=callbacks)
-        yield Session(
-            prepared=prepared,
-            folder=folder,
-            trainer=trainer,
-            gradlab=gradlab,
-            sinks=sinks,
-            started=time.monotonic(),
-        )
-    finally:
-        for sink in sinks:
-            sink.close()
-        writer.close()
+    gradlab = GradlabCallback(
+        taps=prepared.taps,
+        jacobians=experiment.jacobians,
+        profile=experiment.profile,
+        sinks=results.sinks,
+        profile_dir=folder.events,
+    )
+    reaction = FindingReaction(experiment.diagnose.on_finding, gradlab, folder)
+    options = _trainer_options(prepared, folder, bar=progress is None)
+    callbacks = [gradlab, reaction, *_run_callbacks(folder, request, progress, options)]
+    trainer = pl.Trainer(**options, logger=results.logger or False, callbacks=callbacks)
+    return Session(
+        prepared=prepared,
+        folder=folder,
+        trainer=trainer,
+        gradlab=gradlab,
+        sinks=results.sinks,
+        started=time.monotonic(),
+    )
 
 
 def _trainer_options(prepared: Prepared, folder: RunFolder, *, bar: bool) -> dict[str, Any]:
@@ -149,18 +133,10 @@ def _trainer_options(prepared: Prepared, folder: RunFolder, *, bar: bool) -> dic
 
 
 def _run_callbacks(
-    prepared: Prepared,
-    folder: RunFolder,
-    request: StopRequest,
-    progress: Callable[[str], None] | None,
-    options: Mapping[str, Any],
+    folder: RunFolder, request: StopRequest, progress: Callable[[str], None] | None, options: Mapping[str, Any]
 ) -> list[pl.Callback]:
     """What makes a training a run: it can be stopped, goes on where it was, and says how far it is."""
-    callbacks: list[pl.Callback] = [StopAfterStep(request)]
-    if options.get("devices", 1) in (1, "1", "auto", [0]) and options.get("num_nodes", 1) == 1:
-        continuation = Continuation()
-        continuation.follow(prepared.data if prepared.data is not None else prepared.model)
-        callbacks.append(continuation)
+    callbacks: list[pl.Callback] = [StopAfterStep(request), Continuation()]
     if options.get("enable_checkpointing", True) is not False:
         callbacks.append(LastCheckpoint(folder.last_checkpoint))
     if progress is not None:

@@ -12,10 +12,12 @@ from typing import Any
 
 from gradlab.errors import GradlabError, RunError, UsageError
 from gradlab.launch.checkpoints import saved_step
-from gradlab.launch.fit import Session, session
+from gradlab.launch.fit import Session, open_session
 from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
+from gradlab.launch.outputs import Outputs, outputs
 from gradlab.launch.prepare import Prepared, prepare
+from gradlab.launch.ranks import announced, announced_folder, own_rank
 from gradlab.launch.signals import STOPS, StopRequest
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, read_json
@@ -38,6 +40,8 @@ class Outcome:
     """What the run has to say; None where it failed before there was anything."""
     error: BaseException | None = None
     """What the user's code raised."""
+    follows: bool = False
+    """Whether this process is a further rank, for which rank zero speaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class Voice:
 def start(path: Path, overrides: Sequence[str], *, root: Path, argv: Sequence[str], voice: Voice) -> Outcome:
     """Check and build the experiment of a file, make a run folder below `root`, and train."""
     prepared = prepare(path, overrides)
+    if own_rank():
+        return _follow(prepared)
     experiment = prepared.loaded.experiment
     folder = RunFolder.create(root, experiment.name)
     record = {**describe(argv, seed=experiment.seed), "experiment": str(path.resolve())}
@@ -71,13 +77,10 @@ def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
         UsageError: where it has finished, or its checkpoint cannot be read; the folder is left as it was.
         RunError: where another process runs it.
     """
-    status = folder.status()
-    if status == "done":
-        raise UsageError(f"{folder.name} ({folder.id}) has finished; there is nothing to resume.")
-    if status == "running":
-        raise RunError(f"{folder.name} ({folder.id}) is running; there is nothing to resume.")
-    step = saved_step(folder.last_checkpoint) if folder.last_checkpoint.exists() else 0
     _find_modules_of(folder)
+    if own_rank():
+        return _follow(prepare(folder.resolved))
+    step = _step_to_resume(folder)
     prepared = prepare(folder.resolved)
     record = describe(argv, seed=prepared.loaded.experiment.seed)
     with locked(folder.lock) as attempt:
@@ -93,12 +96,11 @@ def _attempt(
     prepared: Prepared, folder: RunFolder, record: Mapping[str, Any], *, voice: Voice, resumed_step: int | None
 ) -> Outcome:
     """Train once in a folder whose lock is held, and write how it ended."""
-    with messages_to(folder.log) as log, StopRequest() as request:
+    progress = None if voice.bar else voice.say
+    with messages_to(folder.log) as log, StopRequest() as request, announced(folder):
         try:
-            progress = None if voice.bar else voice.say
-            with session(
-                prepared, folder, record, request=request, progress=progress, resumed_step=resumed_step
-            ) as opened:
+            with outputs(prepared, folder, record, resumed_step=resumed_step) as results:
+                opened = open_session(prepared, folder, results, request=request, progress=progress)
                 outcome = _summarized(opened, _fit(opened, request))
         except KeyboardInterrupt:
             outcome = Outcome(code=INTERRUPTED, reason="interrupted at once", folder=folder)
@@ -107,6 +109,30 @@ def _attempt(
         log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
     _write_exit(outcome, request)
     return outcome
+
+
+def _follow(prepared: Prepared) -> Outcome:
+    """Take part in a run as one of its further ranks: train, and write nothing but a log of this rank's own."""
+    folder = announced_folder()
+    with messages_to(folder.path / f"log-rank{own_rank()}.txt") as log, StopRequest() as request:
+        opened = open_session(prepared, folder, Outputs(), request=request, progress=_nothing)
+        outcome = replace(_fit(opened, request), follows=True)
+        log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
+    return outcome
+
+
+def _nothing(line: str) -> None:
+    """Rank zero speaks for all."""
+
+
+def _step_to_resume(folder: RunFolder) -> int:
+    """The step of the last checkpoint, 0 where there is none; refuses what cannot be resumed."""
+    status = folder.status()
+    if status == "done":
+        raise UsageError(f"{folder.name} ({folder.id}) has finished; there is nothing to resume.")
+    if status == "running":
+        raise RunError(f"{folder.name} ({folder.id}) is running; there is nothing to resume.")
+    return saved_step(folder.last_checkpoint) if folder.last_checkpoint.exists() else 0
 
 
 def _fit(opened: Session, request: StopRequest) -> Outcome:

@@ -3,67 +3,66 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gradlab.taps.plan import Plan
-from gradlab.taps.slots import Entry, Row
+from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
 
 class ParameterWatch:
     """Reads the parameters of one model under one plan."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], plan: Plan) -> None:
-        self.final = _entries(parameters, plan, "weight_grad")
-        self.clipped = _entries(parameters, plan, "weight_grad", "clipped")
-        self.weight = _entries(parameters, plan, "weight")
-        self.update = _entries(parameters, plan, "update")
+        self.final = _Quantity(parameters, plan, "weight_grad")
+        self.clipped = _Quantity(parameters, plan, "weight_grad", "clipped")
+        self.weight = _Quantity(parameters, plan, "weight")
+        self.update = _Quantity(parameters, plan, "update")
         self._before: list[Tensor] = []
 
     def backward_ended(self, row: Row) -> None:
         """All gradients of a backward are accumulated and reduced, none is clipped yet."""
-        _write(row, ((entry, p.grad) for entry, p in self.final))
+        self.final.write(row, [p.grad for p in self.final.parameters])
 
     def before_update(self, row: Row) -> None:
         """The optimizer is about to step."""
-        _write(row, ((entry, p.grad) for entry, p in self.clipped))
-        _write(row, ((entry, p.detach()) for entry, p in self.weight))
+        self.clipped.write(row, [p.grad for p in self.clipped.parameters])
+        self.weight.write(row, [p.detach() for p in self.weight.parameters])
         # One copy of the watched weights, alive only while the optimizer steps; the first, where a closure runs often.
-        self._before = self._before or [p.detach().clone() for _, p in self.update]
+        self._before = self._before or [p.detach().clone() for p in self.update.parameters]
 
     def after_update(self, row: Row) -> None:
         """The optimizer has stepped."""
         if self._before:
-            after = [p.detach() for _, p in self.update]
-            changes = torch._foreach_sub(after, self._before)
+            changes = torch._foreach_sub([p.detach() for p in self.update.parameters], self._before)
             self._before = []
-            _write(row, zip((entry for entry, _ in self.update), changes, strict=True))
+            self.update.write(row, list(changes))
 
 
-def _entries(
-    parameters: dict[str, nn.Parameter], plan: Plan, quantity: str, stage: str = "final"
-) -> list[tuple[Entry, nn.Parameter]]:
-    found = ((plan.entry(name, quantity, stage), p) for name, p in parameters.items())
-    return [(entry, p) for entry, p in found if entry is not None]
+class _Quantity:
+    """One quantity of all parameters that a rule chooses, with their slots."""
 
+    def __init__(self, parameters: dict[str, nn.Parameter], plan: Plan, quantity: str, stage: str = "final") -> None:
+        found = [(entry, p) for name, p in parameters.items() if (entry := plan.entry(name, quantity, stage))]
+        self.entries = [entry for entry, _ in found]
+        self.parameters = [p for _, p in found]
 
-def _write(row: Row, pairs: Iterable[tuple[Entry, Tensor | None]]) -> None:
-    """Reduce tensors into their slots: norms of dense tensors all at once, the rest one by one."""
-    batch: list[tuple[Entry, Tensor]] = []
-    for entry, tensor in pairs:
-        if tensor is None or tensor.is_meta:
-            continue
-        if entry.parts == ("norm",) and tensor.layout == torch.strided and tensor.dtype in _BATCHED and tensor.numel():
-            batch.append((entry, tensor))
-        else:
-            row.write(entry, tensor)
-    if batch:
-        _write_norms(row, batch)
-
-
-_BATCHED = frozenset({torch.float32, torch.bfloat16, torch.float16})
+    def write(self, row: Row, tensors: Sequence[Tensor | None]) -> None:
+        """Reduce one tensor a parameter into their slots: norms of dense tensors all at once, the rest one by one."""
+        if not tensors:
+            return
+        batch: list[tuple[Entry, Tensor]] = []
+        for entry, tensor in zip(self.entries, tensors, strict=True):
+            if tensor is None or tensor.is_meta:
+                continue
+            if entry.is_norm and tensor.dtype in NORM_IN_ONE and tensor.layout is torch.strided and tensor.numel():
+                batch.append((entry, tensor))
+            else:
+                row.write(entry, tensor)
+        if batch:
+            _write_norms(row, batch)
 
 
 def _write_norms(row: Row, batch: Sequence[tuple[Entry, Tensor]]) -> None:

@@ -84,9 +84,10 @@ class Plan:
             self.targets[site] = Target(site, value, grad, keep) if wanted else None
             return self.targets[site]
 
-    def without(self, site: str) -> None:
-        """A site whose tensor made its tap fail is left alone from now on."""
-        self.targets[site] = None
+    def leave_alone(self, target: Target) -> None:
+        """A target whose tensor made its tap fail is left alone from now on."""
+        target.value = target.grad = None
+        target.keep = False
 
     def series(self, copy: HostCopy, scaled: frozenset[str]) -> dict[str, Series]:
         """Named series from the rows of a step, with the loss scale taken out of the quantities that carry it."""
@@ -123,8 +124,9 @@ class _SeriesMaker:
             counts = [_take(n, self.entries[label, stat]) for n in numel]
             total = np.sum(counts, axis=0) if len(counts) > 1 else counts[0]
             parts = {part: [_take(row, self.slots[label, stat, part]) for row in rows] for part in parts_of((stat,))}
-            if (counts[0] == total).all():
-                whole = {part: pieces[0] for part, pieces in parts.items()}
+            used = [index for index, count in enumerate(counts) if count.any()]
+            if len(used) <= 1:
+                whole = {part: pieces[used[0] if used else 0] for part, pieces in parts.items()}
             else:
                 stacked = {part: np.stack(pieces) for part, pieces in parts.items()}
                 whole = {part: combine(part, stacked, np.stack(counts)) for part in parts}

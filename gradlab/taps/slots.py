@@ -17,6 +17,11 @@ from torch import Tensor
 from gradlab.stats import PARTS, Part, dense_values
 
 
+_vector_norm = torch.linalg.vector_norm
+NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
+"""Dtypes whose norm torch reduces in float32 straight into a slot."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """The slots of one quantity of one site."""
@@ -29,6 +34,8 @@ class Entry:
     """What the slots hold, in order."""
     functions: tuple[Part, ...]
     """How each is computed."""
+    is_norm: bool
+    """Whether the norm is all that is wanted, which has a path of its own."""
     site: str
     quantity: str
     """`output`, `output_grad`, `weight`, `weight_grad`, `update`, with `@stage` where it is not `final`."""
@@ -44,7 +51,7 @@ class Layout:
     def add(self, site: str, quantity: str, parts: tuple[str, ...]) -> Entry:
         """New slots for a quantity of a site."""
         functions = tuple(PARTS[part] for part in parts)
-        entry = Entry(len(self.entries), self.width, parts, functions, site, quantity)
+        entry = Entry(len(self.entries), self.width, parts, functions, parts == ("norm",), site, quantity)
         self.entries.append(entry)
         self.width += len(parts)
         return entry
@@ -74,11 +81,15 @@ class Row:
         """Reduce a tensor into its slots, on the device, without a host read."""
         if entry.index >= len(self.numel):
             self.grow(tensor.device)
-        x = dense_values(tensor)
-        slot = entry.start
-        for function in entry.functions:
-            function(x, self.views[slot])
-            slot += 1
+        if entry.is_norm and tensor.dtype in NORM_IN_ONE and tensor.layout is torch.strided:
+            x = tensor.detach() if tensor.requires_grad else tensor
+            _vector_norm(x, dtype=torch.float32, out=self.views[entry.start])
+        else:
+            x = dense_values(tensor)
+            slot = entry.start
+            for function in entry.functions:
+                function(x, self.views[slot])
+                slot += 1
         self.numel[entry.index] = x.numel()
 
     def forget(self) -> None:

@@ -85,8 +85,8 @@ def root_site(end: str, name: str) -> str:
 
 
 def hides_its_ops(module: nn.Module) -> bool:
-    """Whether the ops inside are the module's own business: a module of torch.nn without children."""
-    return type(module).__module__.startswith("torch.nn.") and next(module.children(), None) is None
+    """Whether the ops inside are the module's own business: a forward of torch.nn's, without children."""
+    return type(module).forward.__module__.startswith("torch.nn.") and next(module.children(), None) is None
 
 
 class _Visit:
@@ -149,7 +149,11 @@ class _Visit:
             self.end_pass()
 
     def op(self, op: str, result: Any) -> Any:
-        if self.hidden or not self.calls.stack or not any(t.is_floating_point() for _, t in leaves(result)):
+        if (
+            self.hidden
+            or not self.calls.stack
+            or not any(t.is_floating_point() or t.is_complex() for _, t in leaves(result))
+        ):
             return result
         return replace_leaves(result, self.see(self.calls.op(op), result))
 

@@ -10,6 +10,12 @@ from gradlab.cli.main import main
 from gradlab.runs.find import all_runs
 
 
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch):
+    """As in a shell that finds `gradlab`, whatever shell runs the tests."""
+    monkeypatch.setattr("gradlab.cli.hints.program", lambda: "gradlab")
+
+
 @pytest.fixture
 def gradlab():
     """Call `gradlab` with arguments: `.exit_code`, `.stdout`, `.stderr`. An unexpected exception fails the test."""

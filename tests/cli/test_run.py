@@ -246,7 +246,7 @@ def test_a_process_that_gets_sigterm_ends_with_75_and_a_checkpoint(experiment, t
     run = the_run()
     step = torch.load(run.last_checkpoint, weights_only=False)["global_step"]
     assert f"stopped by SIGTERM after step {step}" in stderr
-    assert stdout.splitlines()[-1] == f"gradlab board {run.id}"
+    assert stdout.splitlines()[-1].endswith(f" board {run.id}")
 
 
 def test_a_process_that_is_killed_leaves_a_lost_run_that_can_be_resumed(gradlab, experiment, the_run):
@@ -261,3 +261,24 @@ def test_a_process_that_is_killed_leaves_a_lost_run_that_can_be_resumed(gradlab,
     result = gradlab("run", "--resume", run.id)
     assert result.exit_code == 0, result.stderr
     assert f"attempt 2, from step {step}" in result.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_run_with_one_event_file(experiment, the_run):
+    options = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=1"]
+    command = [sys.executable, "-m", "gradlab", "run", str(experiment), *options]
+    done = subprocess.run(command, cwd=experiment.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    run = the_run()
+    assert done.stdout.count(" board ") == 1
+    assert run.status() == "done" and run.read_exit()["steps"] == 3  # 5 batches shared by two
+    assert len(event_files(run.events)) == 1
+    assert (run.path / "log-rank1.txt").is_file()
+
+
+def test_a_rank_that_gradlab_did_not_start_is_explained(gradlab, experiment, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    result = gradlab("run", experiment)
+    assert result.exit_code == 2
+    assert "without torchrun" in result.stderr
+    assert not (experiment.parent / "runs").exists()

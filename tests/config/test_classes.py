@@ -189,12 +189,10 @@ def test_what_an_optimizer_refuses_is_known_before_anything_runs(refused):
     said = refused(GOOD + "optimizer: {class_path: torch.optim.SGD, init_args: {params: [], lr: fast}}\n", deep=True)
     assert first_lines(said) == [
         "experiment.yaml:4:54: params is gradlab's: the optimizer is given all parameters of the model.",
-        "experiment.yaml:4:66: optimizer.init_args.lr must be a number, not the text 'fast'.",
+        "experiment.yaml:4:70: optimizer.init_args.lr must be a number, not the text 'fast'.",
     ]
     said = refused(GOOD + "optimizer: mine.Plain\n", deep=True)
-    assert first_lines(said) == [
-        "experiment.yaml:4:12: mine.Plain is no torch.optim.Optimizer. One is torch.optim.AdamW."
-    ]
+    assert first_lines(said) == ["experiment.yaml:4:12: mine.Plain is no Optimizer. One is torch.optim.AdamW."]
 
 
 def test_building_makes_the_objects_with_their_arguments(loaded):

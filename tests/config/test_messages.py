@@ -186,8 +186,8 @@ not a list of 2.
     "rows of a Jacobian": (
         GOOD + "jacobians: [{of: output, wrt: input, rows: [0, -1]}]\n",
         """\
-experiment.yaml:3:38: jacobians.0.rows must be a whole number, a list of them or null; a number from 1, or indices \
-from 0, not a list of 2.
+experiment.yaml:3:38: jacobians.0.rows must be a whole number from 1, a list of indices from 0 or null, \
+not a list of 2.
      3 | jacobians: [{of: output, wrt: input, rows: [0, -1]}]
        |                                      ^^^^
 1 problem; nothing was run.""",

@@ -37,7 +37,7 @@ TEXTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown wrt": (
         {"wrt": "encoder.wieght"},
         "wrt='encoder.wieght' is no site in this forward of Small. Did you mean 'encoder.weight' or 'encoder.bias' or "
-        "'encoder'? It has: input, embed:in, embed, side:in, side, encoder:in, encoder, head:in, head, output, "
+        "'encoder:in'? It has: input, embed:in, embed, side:in, side, encoder:in, encoder, head:in, head, output, "
         "embed.weight, encoder.weight, ... (5 more).",
     ),
     "unknown op": (

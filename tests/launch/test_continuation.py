@@ -40,10 +40,9 @@ def fit(tmp_path, small_model, small_data):
         with warnings.catch_warnings(), quiet_lightning():
             warnings.simplefilter("ignore")  # Lightning's advice on workers, intervals and checkpoint folders
             pl.seed_everything(3)
-            model, data, continuation = small_model(), small_data(), Continuation()
-            continuation.follow(data)
+            model, data = small_model(), small_data()
             with StopRequest() as request:
-                callbacks = [continuation, StopAfterStep(request), LastCheckpoint(last)]
+                callbacks = [Continuation(), StopAfterStep(request), LastCheckpoint(last)]
                 trainer = pl.Trainer(
                     max_epochs=3,
                     accelerator="cpu",
