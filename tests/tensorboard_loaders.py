@@ -1,4 +1,4 @@
-"""TensorBoard's two ways of reading a logdir, as data providers: the multiplexer in Python and the data server in Rust."""
+"""TensorBoard's two ways of reading a logdir, as data providers: its Python multiplexer and its Rust data server."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Reader:
         """All data of a series."""
         ask = getattr(self.provider, f"read_{kind}")
         wanted = provider.RunTagFilter(runs=[run], tags=[tag])
-        return ask(self._context, experiment_id="", plugin_name=plugin, downsample=10**6, run_tag_filter=wanted)[run][tag]
+        return ask(self._context, experiment_id="", plugin_name=plugin, downsample=10**6, run_tag_filter=wanted)[run][
+            tag
+        ]
 
     def steps(self, kind: str, plugin: str, run: str, tag: str) -> list[int]:
         """The steps of a series."""

@@ -65,6 +65,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except GradlabError as error:
             raise ReportedError(error) from error
+        except KeyboardInterrupt as error:  # of which click would make exit code 1
+            raise click.exceptions.Exit(130) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,7 +14,7 @@ SESSION_TAG = "_hparams_/session_start_info"
 EXPERIMENT_TAG = "_hparams_/experiment"
 _STRING, _BOOL, _FLOAT64 = 1, 2, 3
 
-Leaf = bool | float | str
+Leaf = bool | int | float | str
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Leaf]:
@@ -24,12 +24,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Leaf]:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{name}.")
-        elif isinstance(value, bool | np.bool_):
-            flat[name] = bool(value)
-        elif isinstance(value, int | float | np.number):
-            flat[name] = float(value)
+        elif isinstance(value, np.generic):
+            flat |= flatten({key: value.item()}, prefix)
         else:
-            flat[name] = str(value)
+            flat[name] = value if isinstance(value, bool | int | float) else str(value)
     return flat
 
 

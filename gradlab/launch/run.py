@@ -104,6 +104,8 @@ def _attempt(
                 outcome = _summarized(opened, _fit(opened, request))
         except KeyboardInterrupt:
             outcome = Outcome(code=INTERRUPTED, reason="interrupted at once", folder=folder)
+        except STOPS:
+            outcome = _stopped(folder, request, "outside training")
         except Exception as error:
             outcome = _failure(error, folder)
         log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
@@ -141,14 +143,19 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
     try:
         opened.fit()
     except STOPS:
-        name = request.received.name if request.received else "a signal"
-        code = INTERRUPTED if request.received is signal.SIGINT else RESUMABLE
-        return Outcome(code=code, reason=f"stopped by {name} after step {opened.trainer.global_step}", folder=folder)
+        return _stopped(folder, request, f"after step {opened.trainer.global_step}")
     except (Exception, SystemExit) as error:
         if request.at_once:  # Lightning makes a SystemExit of the second SIGINT
             raise KeyboardInterrupt from error
         return _failure(error, folder)
     return Outcome(code=DONE, reason="done", folder=folder)
+
+
+def _stopped(folder: RunFolder, request: StopRequest, when: str) -> Outcome:
+    """The outcome of a run that was asked to stop: resumable, whether it has a checkpoint by now or not."""
+    name = request.received.name if request.received else "a signal"
+    code = INTERRUPTED if request.received is signal.SIGINT else RESUMABLE
+    return Outcome(code=code, reason=f"stopped by {name} {when}", folder=folder)
 
 
 def _summarized(opened: Session, outcome: Outcome) -> Outcome:
@@ -192,13 +199,10 @@ def _find_modules_of(folder: RunFolder) -> None:
 
 def _say_what_changed(folder: RunFolder, voice: Voice) -> None:
     """Warn where the code is not that of the first attempt."""
-    before, now = (
-        ((read_json(folder.record) or {}).get("git") or {}).get("sha"),
-        (git_state(Path.cwd()) or {}).get("sha"),
-    )
-    if before != now:
-        voice.say(f"warning: the run began with commit {_short(before)}, the code here is at {_short(now)}.")
+    before, now = (read_json(folder.record) or {}).get("git"), git_state(Path.cwd())
+    if _commit(before) != _commit(now):
+        voice.say(f"warning: the run began with commit {_commit(before)}, the code here is at {_commit(now)}.")
 
 
-def _short(sha: str | None) -> str:
-    return sha[:10] if sha else "unknown"
+def _commit(git: Mapping[str, Any] | None) -> str:
+    return str(git["sha"])[:10] if git else "unknown"

@@ -26,8 +26,8 @@ from gradlab.sinks import JsonlSink
 class GradlabLogger(Logger):
     """A Lightning Logger into `writer`: `Trainer(logger=GradlabLogger(writer, save_dir="runs/mlp"))`.
 
-    Nothing that it does can stop the training: when the file can no longer be written it says so once and is silent
-    from then on. It writes on rank zero only, and does not close the writer, which the caller made.
+    A file that can no longer be written does not stop the training: the logger says so once and is silent from then on.
+    It writes on rank zero only, and does not close the writer, which the caller made.
     """
 
     def __init__(

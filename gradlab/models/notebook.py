@@ -67,7 +67,7 @@ class ScalarLine(Worked):
 
     def taps(self) -> Sequence[Tap]:
         """The gradients of both leaves, and of y and z, which are kept for that."""
-        return (*super().taps(), Tap(["y", "z"], of="output_grad", stats=["mean"], keep=True))
+        return (*super().taps(), Tap(["y", "z"], of="output_grad", stats=["norm", "mean"], keep=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """z for each x, of the same shape. The sites `y` and `z` are the two non-leaf tensors."""
@@ -118,7 +118,7 @@ class TwoByTwo(Worked):
 
     def taps(self) -> Sequence[Tap]:
         """The gradients of a and b, and of the outputs."""
-        return (*super().taps(), Tap(["y1", "y2", "output"], of=["output", "output_grad"], stats=["mean"]))
+        return (*super().taps(), Tap(["y1", "y2", "output"], of=["output", "output_grad"], stats=["norm", "mean"]))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., 2] -> [..., 2]. The sites `y1` and `y2` are the two outputs."""

@@ -27,8 +27,15 @@ def check_scalars(scalars: str) -> None:
 
 
 def frame_scalars(frame: Frame, scalars: Scalars) -> dict[str, float]:
-    """The native scalars of a frame, by tag."""
-    found = global_norms(frame) | percentiles(frame)
+    """The native scalars of a frame, by tag.
+
+    Those of `global_norms`, and `gradlab/<metric>/p05`, `p50` and `p95` over the sites for the same metrics, NaN left out;
+    with `all` also those of `site_scalars`. Cost: about 12 microseconds for 200 sites.
+    """
+    found: dict[str, float] = {}
+    for metric, present in _gradient_norms(frame):
+        found[f"gradlab/global/{metric}"] = _norm(present)
+        found |= {f"gradlab/{metric}/{name}": value for name, value in _percentiles(present).items()}
     return found | site_scalars(frame) if scalars == "all" else found
 
 
@@ -37,20 +44,7 @@ def global_norms(frame: Frame) -> dict[str, float]:
 
     A NaN among them makes it NaN; sites without a value on this step do not count.
     """
-    return {
-        f"gradlab/global/{metric}": math.sqrt(math.fsum(np.square(present, dtype=np.float64)))
-        for metric, present in _gradient_norms(frame)
-    }
-
-
-def percentiles(frame: Frame) -> dict[str, float]:
-    """`gradlab/<metric>/p05`, `p50` and `p95` over the sites, for each stage of the gradient's norm; NaN left out."""
-    found: dict[str, float] = {}
-    for metric, present in _gradient_norms(frame):
-        ordered = np.sort(present[~np.isnan(present)]).tolist()
-        if ordered:
-            found |= {f"gradlab/{metric}/p{p:02}": _percentile(ordered, p) for p in _PERCENTILES}
-    return found
+    return {f"gradlab/global/{metric}": _norm(present) for metric, present in _gradient_norms(frame)}
 
 
 def site_scalars(frame: Frame) -> dict[str, float]:
@@ -111,11 +105,25 @@ def _present(series: Series) -> np.ndarray:
     return series.values[~absent] if absent.any() else series.values
 
 
-def _percentile(ordered: list[float], p: int) -> float:
-    """Linear interpolation between the two nearest, as numpy's, which takes ten times as long on short lists."""
-    position = (len(ordered) - 1) * p / 100
-    low = int(position)
-    share = position - low
-    if share == 0 or ordered[low] == ordered[low + 1]:
-        return ordered[low]
-    return ordered[low] * (1 - share) + ordered[low + 1] * share
+def _norm(values: np.ndarray) -> float:
+    """The Euclidean norm in float64, in which the squares of float32 numbers cannot overflow."""
+    wide = values.astype(np.float64)
+    return math.sqrt(wide.dot(wide))
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    """`p05`, `p50` and `p95` as numpy computes them by default, which takes ten times as long on short arrays."""
+    ordered = np.sort(values)  # NaN comes last
+    count = len(ordered) if ordered[-1] == ordered[-1] else int(np.searchsorted(ordered, np.nan))
+    return {f"p{p:02}": _at(ordered, (count - 1) * p / 100) for p in _PERCENTILES} if count else {}
+
+
+def _at(ordered: np.ndarray, position: float) -> float:
+    """The value at `position`, by linear interpolation between the two nearest."""
+    below = int(position)
+    share = position - below
+    low = float(ordered[below])
+    if share == 0:
+        return low
+    high = float(ordered[below + 1])
+    return low if low == high else low * (1 - share) + high * share

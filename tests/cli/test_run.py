@@ -1,6 +1,7 @@
 """`gradlab run`: what it prints, what it leaves, and the code that it ends with."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,6 +100,31 @@ def test_a_run_that_is_stopped_and_resumed_ends_like_one_that_was_not(gradlab, e
     assert steps_of(run, "gradlab/global/weight_grad.norm") == [list(range(7)), list(range(7, 15))]
 
 
+def test_a_stop_before_the_first_step_is_resumable(gradlab, experiment, the_run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("gradlab.launch.run.open_session", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        result = gradlab("run", experiment)
+    assert result.exit_code == 75
+    assert the_run().status() == "resumable"
+    assert the_run().read_exit()["reason"] == "stopped by SIGTERM outside training"
+    assert gradlab("run", "--resume", "@1").exit_code == 0
+
+
+def test_an_interrupt_before_there_is_a_run_is_exit_code_130(gradlab, experiment, monkeypatch):
+    monkeypatch.setattr("gradlab.launch.run.prepare", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert gradlab("run", experiment).exit_code == 130
+
+
+def test_resuming_with_other_code_says_so(gradlab, experiment, the_run):
+    assert gradlab("run", experiment, "model.init_args.fail_at=12").exit_code == 1
+    run = the_run()
+    run.resolved.write_text(run.resolved.read_text().replace("fail_at: 12", "fail_at: 100"))
+    record = json.loads(run.record.read_text())
+    run.record.write_text(json.dumps({**record, "git": {"sha": "0123456789abcdef"}}))
+    result = gradlab("run", "--resume", run.id)
+    assert "warning: the run began with commit 0123456789, the code here is at unknown.\n" in result.stderr
+
+
 def test_a_failure_of_the_users_code_is_exit_code_1_with_its_traceback(gradlab, experiment, the_run):
     result = gradlab("run", experiment, "model.init_args.fail_at=7")
     assert result.exit_code == 1
@@ -157,6 +183,19 @@ def test_a_finding_can_stop_the_run(gradlab, experiment, the_run):
     assert result.exit_code == 1
     assert "as diagnose.on_finding asks" in result.stderr
     assert list(the_run().checkpoints.glob("finding-step*.ckpt"))
+
+
+def test_a_finding_can_save_a_checkpoint_and_the_run_goes_on(gradlab, experiment, the_run):
+    result = gradlab("run", experiment, "model.init_args.nan_at=6", "diagnose.on_finding=checkpoint")
+    assert result.exit_code == 0, result.stderr
+    assert len(list(the_run().checkpoints.glob("finding-step*.ckpt"))) == 1
+    assert "non-finite gradient" in result.stdout
+
+
+def test_a_finding_can_open_a_profile_window(gradlab, experiment, the_run):
+    result = gradlab("run", experiment, "model.init_args.nan_at=6", "diagnose.on_finding=profile")
+    assert result.exit_code == 0, result.stderr
+    assert len(list((the_run().events / "profile").glob("*/*.pt.trace.json.gz"))) == 1
 
 
 @pytest.mark.parametrize(

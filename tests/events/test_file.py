@@ -88,7 +88,7 @@ def test_a_full_disk_is_one_clear_error_and_then_the_file_is_closed():
     )
     assert file.closed
     file.close()
-    with pytest.raises(EventError, match="^/dev/full is closed; nothing more can be written to it.$"):
+    with pytest.raises(EventError, match=r"^/dev/full is closed; nothing more can be written to it\.$"):
         file.write(b"abc")
 
 
@@ -106,7 +106,7 @@ def test_a_place_that_cannot_be_written_to_is_the_machines_fault(tmp_path, monke
 
 def test_a_file_in_the_place_of_the_folder_is_an_event_error(tmp_path):
     (tmp_path / "taken").touch()
-    with pytest.raises(EventError, match="cannot create .*taken: file exists"):
+    with pytest.raises(EventError, match=r"cannot create .*taken: file exists"):
         OutputFile(tmp_path / "taken" / "out")
 
 

@@ -153,7 +153,9 @@ def test_a_histogram_is_left_right_count(writer):
     writer.histogram("h", np.array([0.0, 1.0, 4.0]), np.array([5, 6]), 1)
     (one,) = written(writer)
     assert one.plugin_name == "histograms" and one.value.tolist() == [[0, 1, 5], [1, 4, 6]]
-    with pytest.raises(EventError, match=r"counts \[bins\] between edges \[bins \+ 1\], got edges \[2\] and counts \[2\]"):
+    with pytest.raises(
+        EventError, match=r"counts \[bins\] between edges \[bins \+ 1\], got edges \[2\] and counts \[2\]"
+    ):
         writer.histogram("h", np.zeros(2), np.zeros(2), 2)
 
 
@@ -167,7 +169,9 @@ def test_tensors_and_strings_carry_their_plugin_and_metadata(writer):
 
 
 def test_settings_are_flat_typed_and_written_once(writer):
-    writer.hparams({"model": {"widths": [64, 32], "bias": True, "none": None}, "lr": 1e-3, "seed": 7}, ["val/loss"])
+    writer.hparams(
+        {"model": {"widths": [64, 32], "bias": True, "none": None}, "lr": np.float64(1e-3), "seed": 7}, ["val/loss"]
+    )
     experiment, session = written(writer)
     started = plugin_data_pb2.HParamsPluginData.FromString(session.content).session_start_info
     read = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.hparams.items()}
@@ -187,8 +191,9 @@ def test_settings_are_flat_typed_and_written_once(writer):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_is_one_error_at_the_flush_and_closes_the_writer(writer):
-    writer._file._raw.close()
-    writer._file._raw = open("/dev/full", "wb", buffering=0)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._file._raw.fileno())
+    os.close(full)
     writer.scalars({"x": 1}, 0)
     with pytest.raises(EventError, match="no space left on device"):
         writer.flush()

@@ -100,7 +100,7 @@ def test_hyperparameters_reach_the_hparams_tab_and_the_text_tab(writer, tmp_path
         "rate": 0.1,
     }
     assert found["hyperparameters"].value.item().decode() == (
-        "| setting | value |\n|---|---|\n| width | `4.0` |\n| rate | `0.1` |"
+        "| setting | value |\n|---|---|\n| width | `4` |\n| rate | `0.1` |"
     )
 
 
