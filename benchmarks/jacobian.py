@@ -9,17 +9,13 @@ all that it does besides: the quiet model, the audit, the summaries with all sin
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 
 import torch
+from environment import write_result
 from torch import Tensor, nn
 
 import gradlab
@@ -30,7 +26,6 @@ from gradlab.jacobians.replay import replay
 
 ROUNDS = 5
 CHUNK = 32
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -112,19 +107,12 @@ def functional_vectorized(case: Case) -> Tensor:
 
 
 def gradlab_engine(case: Case) -> Tensor:
-    """gradlab's forward and its engine, without audit and summaries."""
+    """gradlab's quiet forward and its engine, without audit and summaries."""
     question, ladder = Question(rows=case.rows), Ladder()
     with quiet(case.model) as core:
-        region = replay(core, case.x, of="output", wrt="input")
-        problem = pose(question, region, 1, ladder)
+        problem = pose(question, replay(core, case.x, of="output", wrt="input"), 1, ladder)
         ladder.settle(problem)
-        try:
-            return ladder.solve(problem)[0]
-        except RuntimeError:
-            ladder.step_down("")
-    with quiet(case.model) as core, ladder.conditions():
-        region = replay(core, case.x, of="output", wrt="input")
-        return ladder.solve(pose(question, region, 1, ladder))[0]
+        return ladder.solve(problem)[0]
 
 
 def gradlab_jacobian(case: Case) -> Tensor:
@@ -163,7 +151,8 @@ def peak_mib(way: Callable[[Case], Tensor], case: Case) -> float:
     return peak / 2**20
 
 
-def measure_case(case: Case) -> dict[str, dict[str, float]]:
+def measure(name: str, case: Case) -> list[dict[str, str | float]]:
+    """One row a way."""
     expected = one_hot_backward(case)
     times: dict[str, list[float]] = {way.__name__: [] for way in WAYS}
     for round_ in range(ROUNDS + 1):
@@ -172,45 +161,28 @@ def measure_case(case: Case) -> dict[str, dict[str, float]]:
             if round_ > 0:  # the first round pays for imports and caches
                 times[way.__name__].append(took)
     base = statistics.median(times["one_hot_backward"])
-    found = {}
+    rows = []
     for way in WAYS:
         took = statistics.median(times[way.__name__])
         off = torch.linalg.vector_norm(way(case) - expected) / torch.linalg.vector_norm(expected)
-        found[way.__name__] = {
-            "milliseconds": round(took, 2),
-            "times faster": round(base / took, 2),
-            "peak MiB": round(peak_mib(way, case), 2),
-            "relative error": float(off),
-        }
-    return found
-
-
-def report(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A Markdown table: times faster than the one-hot loop, and peak memory."""
-    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
-    for way in WAYS:
-        row = [results[case][way.__name__] for case in results]
-        cells = [f"{cell['times faster']:.1f} ({cell['peak MiB']:.1f} MiB)" for cell in row]
-        lines.append(f"| {way.__name__} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(
+            {
+                "way": way.__name__,
+                "jacobian": f"{name} {case.rows}x{case.x.numel()}",
+                "CPU ms": round(took, 2),
+                "times faster": round(base / took, 2),
+                "peak MiB": round(peak_mib(way, case), 2),
+                "relative error": float(off),
+            }
+        )
+    return rows
 
 
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    warnings.filterwarnings("ignore")
-    results = {name: measure_case(case) for name, case in cases().items()}
-    print(report(results))
-    record = {
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "rounds": ROUNDS,
-        "cases": results,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"jacobian-{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    rows = [row for name, case in cases().items() for row in measure(name, case)]
+    write_result("jacobian", rows, rounds=ROUNDS, chunk_of_jacrev_chunked=CHUNK)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 
-
 ABSENT = np.uint32(0x7FC0_0ABE).view(np.float32)
 """Stands for "no value on this step" in a series: a NaN by its own bit pattern, so that a NaN that was really seen
 differs from a site that did not run. (R tells its missing numbers from NaN in the same way.)"""

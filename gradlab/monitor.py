@@ -1,4 +1,4 @@
-"""The Monitor: the one object that users hold. It attaches taps to a model, counts steps, and feeds sinks and diagnosis.
+"""The Monitor: the one object that users hold. It attaches taps to a model, counts steps, feeds sinks and diagnosis.
 
 What happens inside a step is the recorder's (`taps`); here are the edges of a step: which rules are due, when the frame
 is closed, and who gets it.
@@ -273,6 +273,7 @@ class Monitor:
             self._disarm()
             armed.hooks.arm()
             self._armed = armed
+        armed.hooks.begin_step()
         self._recorder.start(armed.plan)
 
     def _disarm(self) -> None:

@@ -378,6 +378,44 @@ def test_a_backward_that_raises_is_followed_by_a_right_step() -> None:
         assert values(monitor, "output_grad.norm")["output"] == pytest.approx(2 * out.norm().item(), rel=1e-6)
 
 
+def test_an_interrupt_in_a_forward_costs_no_more_than_that_step() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=ALL_GRADIENTS, strict=True) as monitor:
+
+        def interrupt(module: nn.Module, args: Any) -> None:
+            raise KeyboardInterrupt
+
+        handle = model[2].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(batch(1))
+        handle.remove()
+        for _ in range(2):
+            optimizer.zero_grad()
+            out = model(batch(1))
+            out.square().sum().backward()
+            optimizer.step()
+        assert values(monitor, "output_grad.norm")["output"] == pytest.approx(2 * out.norm().item(), rel=1e-6)
+        assert not is_absent(monitor.latest()["weight_grad.norm"].values).any()
+
+
+def test_jacobians_replayed_between_steps_disturb_no_number() -> None:
+    def train(jacobians: list[gradlab.JacobianSlice]) -> list[np.ndarray]:
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = sgd(model)
+        with gradlab.watch(model, optimizer, taps=ALL_GRADIENTS, jacobians=jacobians, strict=True) as monitor:
+            for step in range(4):
+                optimizer.zero_grad()
+                model(batch(step)).square().sum().backward()
+                optimizer.step()
+            return [monitor.history("weight_grad.norm", "0.weight"), monitor.history("output_grad.norm", "1")]
+
+    bare, probed = train([]), train([gradlab.JacobianSlice(of="output", wrt="1", every=1)])
+    for one, other in zip(bare, probed, strict=True):
+        assert np.array_equal(one, other) and len(one[0]) == 4
+
+
 def test_history_gives_steps_and_values_and_names_near_misses() -> None:
     model = mlp()
     optimizer = sgd(model)

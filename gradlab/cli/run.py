@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def run_command(
     runs. Exit codes: 0 done, 1 the run failed, 2 the experiment or the command is wrong, 3 this machine cannot do it,
     75 stopped with a checkpoint (resumable), 130 interrupted.
     """
+    _without_native_chatter()
     if resume is not None:
         if experiment is not None or dry_run or print_config:
             raise click.UsageError("--resume takes no experiment and no settings: a run goes on with those it had.")
@@ -52,6 +54,16 @@ def run_command(
         report(experiment, overrides)
     else:
         _finish(_start(experiment, overrides, root))
+
+
+def _without_native_chatter() -> None:
+    """Keep torch's C++ side from writing lines to the terminal at every profile window; before torch is imported.
+
+    On a machine with an NVIDIA device its messages stay: they tell where CUPTI fails.
+    """
+    if not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _start(experiment: Path, overrides: tuple[str, ...], root: Path) -> Outcome:

@@ -1,4 +1,4 @@
-"""The audit of a block: vᵀJ against one plain backward of v, which shares no code with the engines.
+"""The audit of a block: vᵀJ against one plain backward of v, with none of the engines' batching.
 
 v holds random signs, so ‖vᵀJ‖² is ‖J‖_F² on average, and an error anywhere in the block shows.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.jacobians.problem import Problem
+from gradlab.jacobians.problem import Problem, as_tensor
 from gradlab.jacobians.rows import plain_vjp
 
 
@@ -47,7 +47,7 @@ def prepare(problem: Problem, generator: torch.Generator) -> Audit | None:
     vjp = plain_vjp(of.tensor, wrt.tensor, of.spread(problem.vectors.mixed(signs), group)[0])
     if vjp is None:
         return None
-    expected = wrt.gather(vjp.detach()[None], group)[0, 0, problem.cols]
+    expected = wrt.gather(vjp.detach()[None], group)[0, 0, as_tensor(problem.cols, vjp.device)]
     return Audit(signs, expected, None if problem.averaged else block)
 
 

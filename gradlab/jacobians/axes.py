@@ -14,8 +14,11 @@ from gradlab.errors import JacobianError
 Picks = int | Iterable[int] | None
 """Entries of a tensor: the first so many, flat indices (negative ones count from the end), or None for all."""
 
+Indices = range | tuple[int, ...]
+"""Flat indices, none negative."""
 
-def chosen(picks: Picks, size: int, *, axis: str, site: str) -> tuple[int, ...]:
+
+def chosen(picks: Picks, size: int, *, axis: str, site: str) -> Indices:
     """The flat indices that `picks` stands for in a tensor of `size` entries.
 
     Args:
@@ -27,7 +30,7 @@ def chosen(picks: Picks, size: int, *, axis: str, site: str) -> tuple[int, ...]:
         JacobianError: if there is no such entry, or nothing is asked for.
     """
     if picks is None:
-        return tuple(range(size))
+        return range(size)
     if isinstance(picks, bool | str):
         raise JacobianError(f"{axis}={picks!r}: give a number of entries or a list of flat indices.")
     if isinstance(picks, int):
@@ -36,7 +39,7 @@ def chosen(picks: Picks, size: int, *, axis: str, site: str) -> tuple[int, ...]:
                 f"{axis}={picks} asks for the first {picks} entries of {site!r}, which has {size}; "
                 f"give 1 to {size}, or leave {axis} out for all."
             )
-        return tuple(range(picks))
+        return range(picks)
     return _listed(picks, size, axis, site)
 
 
@@ -59,7 +62,7 @@ def _listed(picks: Iterable[int], size: int, axis: str, site: str) -> tuple[int,
 
 
 @lru_cache(maxsize=64)
-def entry_names(shape: tuple[int, ...], indices: tuple[int, ...]) -> tuple[str, ...]:
+def entry_names(shape: tuple[int, ...], indices: Indices) -> tuple[str, ...]:
     """The index of each flat entry in a tensor of that shape: `7`, or `3,0,5` where there are several axes."""
     if prod(shape) == 1 or len(shape) == 1:
         return tuple(map(str, indices))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.audit import prepare, tolerance
-from gradlab.jacobians.axes import Picks, chosen, entry_names
+from gradlab.jacobians.axes import Indices, Picks, chosen, entry_names
 from gradlab.jacobians.ladder import Ladder
 from gradlab.jacobians.problem import End, Problem, Vectors, coupled
 from gradlab.jacobians.quiet import Mode, quiet
@@ -127,7 +127,7 @@ def pose(question: Question, region: Region, batch: int | None, ladder: Ladder) 
         of=of,
         wrt=wrt,
         vectors=_vectors(question, of, 1 / len(samples) if averaged else 1.0),
-        cols=torch.tensor(chosen(question.cols, wrt.size, axis="cols", site=question.wrt), device=wrt.tensor.device),
+        cols=chosen(question.cols, wrt.size, axis="cols", site=question.wrt),
         samples=samples,
         groups=(samples,) if together else tuple((sample,) for sample in samples),
         averaged=averaged,
@@ -147,7 +147,7 @@ def _has_axis(tensor: Tensor, batch: int | None) -> bool:
     return batch is not None and tensor.dim() > 0 and len(tensor) == batch
 
 
-def _samples(question: Question, of: End, batch: int | None) -> tuple[int, ...]:
+def _samples(question: Question, of: End, batch: int | None) -> Indices:
     if of.batched and batch is not None:
         return chosen(question.samples, batch, axis="samples", site="input")
     if question.samples is not None:
@@ -168,11 +168,10 @@ def _are_coupled(of: End, wrt: End, ladder: Ladder) -> bool:
 
 
 def _vectors(question: Question, of: End, scale: float) -> Vectors:
-    device = of.tensor.device
-    indices = torch.tensor(chosen(question.rows, of.size, axis="rows", site=question.of), device=device)
+    indices = chosen(question.rows, of.size, axis="rows", site=question.of)
     if question.weights is None:
         return Vectors(of, indices, scale=scale)
-    weights = torch.as_tensor(question.weights).to(device, of.tensor.dtype)
+    weights = torch.as_tensor(question.weights).to(of.tensor.device, of.tensor.dtype)
     if weights.dim() == 1:
         weights = weights[None]
     if weights.dim() != 2 or weights.shape[1] != of.size:
@@ -186,7 +185,7 @@ def _block(question: Question, ladder: Ladder, problem: Problem, blocks: Tensor,
     """Reduce over samples, sum up, and move to the host."""
     vectors, wrt = problem.vectors, problem.wrt
     if vectors.weights is None:
-        row_names = entry_names(problem.of.shape, tuple(vectors.indices.tolist()))
+        row_names = entry_names(problem.of.shape, vectors.indices)
     else:
         row_names = tuple(f"w{row}" for row in range(len(vectors)))
     reduced = _reduced(blocks.detach(), question.reduce)
@@ -200,7 +199,7 @@ def _block(question: Question, ladder: Ladder, problem: Problem, blocks: Tensor,
         wrt=question.wrt,
         values=_on_host(reduced),
         row_names=row_names,
-        col_names=entry_names(wrt.shape, tuple(problem.cols.tolist())),
+        col_names=entry_names(wrt.shape, problem.cols),
         engine=ladder.engine,
         audit_error=audit_error,
         summaries=scalars,

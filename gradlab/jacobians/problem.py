@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradlab.jacobians.axes import Indices
 from gradlab.jacobians.rows import Pull, plain_vjp
 
 
@@ -55,8 +56,8 @@ class Vectors:
 
     end: End
     """What they are vectors of."""
-    indices: Tensor
-    """[k] int64: which entries; only counted where there are weights."""
+    indices: Indices
+    """[k]: which entries; unused where there are weights."""
     weights: Tensor | None = None
     """[k, size], or None for unit vectors."""
     scale: float = 1.0
@@ -69,7 +70,7 @@ class Vectors:
         """[stop - start, size]."""
         if self.weights is not None:
             return self.weights[start:stop] * self.scale
-        picked = self.indices[start:stop]
+        picked = as_tensor(self.indices[start:stop], self.end.tensor.device)
         unit = torch.zeros(len(picked), self.end.size, dtype=self.end.tensor.dtype, device=picked.device)
         return unit.scatter_(1, picked[:, None], self.scale)
 
@@ -78,7 +79,7 @@ class Vectors:
         if self.weights is not None:
             return (signs @ self.weights)[None] * self.scale
         mixed = torch.zeros(self.end.size, dtype=signs.dtype, device=signs.device)
-        return mixed.index_add_(0, self.indices, signs * self.scale)[None]
+        return mixed.index_add_(0, as_tensor(self.indices, signs.device), signs * self.scale)[None]
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ class Problem:
     """What it is differentiated by."""
     vectors: Vectors
     """The rows, as vectors of `of`."""
-    cols: Tensor
-    """[c] int64: which entries of `wrt`."""
-    samples: tuple[int, ...]
+    cols: Indices
+    """[c]: which entries of `wrt`."""
+    samples: Indices
     """Which samples; one alone where there is no sample axis."""
-    groups: tuple[tuple[int, ...], ...]
+    groups: tuple[Indices, ...]
     """The samples that share a backward, in order: a block for each, or one a group where `wrt` has no samples."""
     averaged: bool
     """Whether the blocks of all samples are wanted as their mean only, which costs one backward a row."""
@@ -108,6 +109,13 @@ class Problem:
         return self.vectors.weights is None and 2 * len(self.cols) < len(self.vectors)
 
 
+def as_tensor(indices: Indices, device: torch.device) -> Tensor:
+    """[k] int64; a range needs no list."""
+    if isinstance(indices, range):
+        return torch.arange(indices.start, indices.stop, indices.step, device=device)
+    return torch.tensor(indices, device=device)
+
+
 def rows(problem: Problem, pull: Pull) -> Tensor:
     """[blocks, rows, cols] by pulling the vectors back, a chunk at a time into one tensor.
 
@@ -116,15 +124,14 @@ def rows(problem: Problem, pull: Pull) -> Tensor:
     of, wrt, vectors, cols = problem.of, problem.wrt, problem.vectors, problem.cols
     blocks = sum(len(group) for group in problem.groups) if wrt.batched else len(problem.groups)
     result = torch.empty(blocks, len(vectors), len(cols), dtype=wrt.tensor.dtype, device=wrt.tensor.device)
-    all_cols = torch.equal(cols.cpu(), torch.arange(wrt.size))
+    kept = slice(None) if cols == range(wrt.size) else as_tensor(cols, wrt.tensor.device)
     first = 0
     for group in problem.groups:
         last = first + (len(group) if wrt.batched else 1)
         for start in range(0, len(vectors), problem.chunk):
             part = vectors.part(start, start + problem.chunk)
             pulled = pull(of.tensor, wrt.tensor, of.spread(part, group))
-            found = wrt.gather(pulled.detach(), group)
-            result[first:last, start : start + len(part)] = found if all_cols else found[..., cols]
+            result[first:last, start : start + len(part)] = wrt.gather(pulled.detach(), group)[..., kept]
         first = last
     return result
 

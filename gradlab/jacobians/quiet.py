@@ -44,32 +44,30 @@ def quiet(model: nn.Module, *, mode: Mode = "eval", parameter: nn.Parameter | No
     Cost: one copy of the buffers, and about 5 microseconds a module.
     """
     core = unwrapped(model)
-    if any(is_lazy(p) for p in core.parameters()):
+    modules, parameters = list(core.modules()), list(core.parameters())
+    if any(is_lazy(p) for p in parameters):
         raise JacobianError("the model has lazy parameters without a shape; run one forward before taking a Jacobian.")
     with ExitStack() as stack:
         stack.enter_context(muting())
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(_random_numbers_kept(core))
-        for device_type in _device_types(core) | {"cpu"}:
+        devices = {p.device for p in parameters}
+        stack.enter_context(_random_numbers_kept(devices))
+        for device_type in {device.type for device in devices} - {"meta"} | {"cpu"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(_eager())
-        stack.enter_context(_modules_kept(core, mode))
-        stack.enter_context(_only_one_requires_grad(core, parameter))
+        stack.enter_context(_modules_kept(modules, mode))
+        stack.enter_context(_only_one_requires_grad(parameters, parameter))
         yield core
 
 
-def _device_types(core: nn.Module) -> set[str]:
-    return {p.device.type for p in core.parameters()} - {"meta"}
-
-
 @contextmanager
-def _random_numbers_kept(core: nn.Module) -> Iterator[None]:
-    """Torch on the CPU and the model's devices, Python and NumPy."""
+def _random_numbers_kept(devices: set[torch.device]) -> Iterator[None]:
+    """Torch on the CPU and these devices, Python and NumPy."""
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        for device_type in _device_types(core) - {"cpu"}:
-            indices = {p.device.index or 0 for p in core.parameters() if p.device.type == device_type}
+        for device_type in {device.type for device in devices} - {"cpu", "meta"}:
+            indices = {device.index or 0 for device in devices if device.type == device_type}
             stack.enter_context(torch.random.fork_rng(devices=sorted(indices), device_type=device_type))
         try:
             yield
@@ -94,10 +92,10 @@ def _eager() -> Iterator[None]:
 
 
 @contextmanager
-def _modules_kept(core: nn.Module, mode: Mode) -> Iterator[None]:
+def _modules_kept(modules: list[nn.Module], mode: Mode) -> Iterator[None]:
     """Every module works on copies of its buffers, and gets back the attributes that it had."""
-    scripted = [m for m in core.modules() if isinstance(m, torch.jit.ScriptModule)]
-    plain = [m for m in core.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
+    plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     attributes = [(m, dict(vars(m))) for m in plain]
     registers: list[tuple[Any, dict[str, Any]]] = [
         (register, dict(register)) for m in plain for register in (m._parameters, m._buffers, m._modules)
@@ -163,8 +161,8 @@ def _scripted_kept(modules: list[Any], mode: Mode) -> Iterator[None]:
 
 
 @contextmanager
-def _only_one_requires_grad(core: nn.Module, parameter: nn.Parameter | None) -> Iterator[None]:
-    flags = [(p, p.requires_grad) for p in core.parameters() if p.is_leaf]
+def _only_one_requires_grad(parameters: list[nn.Parameter], parameter: nn.Parameter | None) -> Iterator[None]:
+    flags = [(p, p.requires_grad) for p in parameters if p.is_leaf]
     hooks = None if parameter is None else parameter._backward_hooks
     try:
         for p, _ in flags:

@@ -1,8 +1,8 @@
 """Pulling cotangents back: v ↦ vᵀJ for many v at once, by several engines, on an ordinary autograd graph.
 
 `torch.vmap` over `autograd.grad` has batching rules for what models are made of; `is_grads_batched` is the older vmap,
-with fewer rules but fewer objections; the loop always works. `torch.func.jacrev` is none of them: it refuses a quarter
-of ordinary training models and keeps a graph for a second derivative.
+with fewer rules but fewer objections; the loop works wherever a plain backward does. `torch.func.jacrev` is not used: it
+refuses many ordinary training models and keeps a graph for a second derivative.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ def chunk_rows(of: Tensor, wrt: Tensor, widest_bytes: int) -> int:
     """How many rows to pull back at once.
 
     A row needs its two ends and, in the middle of the backward, about five times the widest tensor. On a CPU more than
-    32 rows, or than its caches hold, makes it slower (benchmarks/jacobian.py); a GPU waits for launches instead.
+    its caches hold makes it slower (`jacrev` whole and chunked, in benchmarks/jacobian.py); the number for GPUs, which
+    wait for launches instead, is a guess.
     """
     on_cpu = wrt.device.type == "cpu"
-    budget_bytes, most = (16 << 20, 32) if on_cpu else (256 << 20, 256)
+    budget_bytes, most = (12 << 20, 512) if on_cpu else (256 << 20, 512)
     row_bytes = of.nbytes + wrt.nbytes + 5 * widest_bytes
     return max(1, min(most, budget_bytes // max(1, row_bytes)))

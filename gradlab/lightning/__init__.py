@@ -1,1 +1,1 @@
-"""gradlab inside Lightning: a callback over Monitor, a Logger into the same event file, a module that declares its taps."""
+"""gradlab inside Lightning: a callback over Monitor, a Logger into the same event file, a module that declares taps."""

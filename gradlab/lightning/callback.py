@@ -1,4 +1,4 @@
-"""GradlabCallback: a Monitor for the length of one Lightning `fit`, with the profiler's steps spanning whole batches."""
+"""GradlabCallback: a Monitor for the length of one Lightning `fit`, whose profiler counts whole batches."""
 
 from __future__ import annotations
 

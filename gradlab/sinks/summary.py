@@ -29,8 +29,8 @@ def check_scalars(scalars: str) -> None:
 def frame_scalars(frame: Frame, scalars: Scalars) -> dict[str, float]:
     """The native scalars of a frame, by tag.
 
-    Those of `global_norms`, and `gradlab/<metric>/p05`, `p50` and `p95` over the sites for the same metrics, NaN left out;
-    with `all` also those of `site_scalars`. Cost: about 12 microseconds for 200 sites.
+    Those of `global_norms`, and `gradlab/<metric>/p05`, `p50` and `p95` over the sites for the same metrics, NaN left
+    out; with `all` also those of `site_scalars`. Cost: about 12 microseconds for 200 sites.
     """
     found: dict[str, float] = {}
     for metric, present in _gradient_norms(frame):
@@ -96,7 +96,7 @@ def finite_or_null(values: Mapping[str, float]) -> tuple[dict[str, float | None]
 
 def _gradient_norms(frame: Frame) -> list[tuple[str, np.ndarray]]:
     """The metrics that are norms of parameter gradients, whatever their stage, with the values that there are."""
-    named = [(metric, series) for metric, series in frame.items() if metric.partition("@")[0] == _GRADIENT_NORM]
+    named = [(metric, series) for metric, series in frame.series.items() if metric.partition("@")[0] == _GRADIENT_NORM]
     return [(metric, present) for metric, series in named if len(present := _present(series))]
 
 

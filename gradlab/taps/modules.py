@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.functional import op_name
 from gradlab.taps.plan import Plan, Target
+from gradlab.taps.quiet import muted
 from gradlab.taps.recorder import Pass, Recorder, Segment, first_differentiable, is_recomputing
 from gradlab.taps.sites import leaves, match, names_inputs, unwrapped
 from gradlab.taps.visit import hides_its_ops, root_site
@@ -123,7 +124,7 @@ class _Enter(Hook):
         self.hooks, self.watch = hooks, watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if _is_compiling():
+        if _is_compiling() or muted():
             return
         hooks, watch = self.hooks, self.watch
         scope = hooks.scope()
@@ -146,7 +147,7 @@ class _Leave(Hook):
         self.hooks, self.watch = hooks, watch
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if _is_compiling():
+        if _is_compiling() or muted():
             return
         hooks, watch = self.hooks, self.watch
         call = None
@@ -289,7 +290,7 @@ class ModuleHooks:
 
     def begin_root(self) -> None:
         """The model as the user calls it starts a forward: a new pass, unless it calls itself or is recomputed."""
-        if _is_compiling():
+        if _is_compiling() or muted():
             return
         self._root_runs += 1
         if self._root_runs > 1 or is_recomputing():
@@ -300,7 +301,7 @@ class ModuleHooks:
 
     def end_root(self, output: Any) -> None:
         """The model's forward ends; its output's gradient will tell that a backward reached this pass."""
-        if _is_compiling():
+        if _is_compiling() or muted():
             return
         self._root_runs -= 1
         if self._root_runs > 0 or is_recomputing():
@@ -314,8 +315,12 @@ class ModuleHooks:
             if tensor is not None:
                 self.recorder.watch_output(tensor, self.recorder.current)
 
+    def begin_step(self) -> None:
+        """A step begins: whatever a forward that was interrupted left behind is dropped."""
+        self._root_runs = 0
+        self._forget_the_stack()
+
     def _forget_the_stack(self) -> None:
-        """Drop what an interrupted forward left behind."""
         self.stack.clear()
         self.node = None
         while self._watching:

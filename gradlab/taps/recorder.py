@@ -1,8 +1,8 @@
 """The recorder: what the hooks of a training step talk to. It knows the forward passes and backward passes of the step.
 
-A **pass** is one forward of the model with gradients on. A **task** is one run of the autograd engine; it counts only if
-it changed a gradient of the watched parameters, so that `autograd.grad` probes leave no trace. Passes of one optimizer
-step are combined into the numbers of their concatenated batch. The recorder holds slots and names, never a tensor of
+A **pass** is one forward of the model with gradients on. A **task** is one run of the autograd engine; it counts only
+if it changed a gradient of the watched parameters, so that `autograd.grad` probes leave no trace. Passes of one
+optimizer step are combined into the numbers of their concatenated batch. The recorder holds slots and names, never a tensor of
 the graph (but those that a tap keeps on request).
 """
 
@@ -94,7 +94,7 @@ class Segment:
     def target(self, base: str, call: int, unhooked: dict[str, list[Target | None]]) -> Target | None:
         """The target of the segment's own n-th call of a site; None where the first forward has its gradient.
 
-        Segments are recomputed last first, and each in forward order: its calls are the last ones not yet accounted for.
+        Segments are recomputed last first, each in forward order: its calls are the last not yet accounted for.
         """
         if self.targets is None:
             self.targets = {}
@@ -223,6 +223,7 @@ class Recorder:
 
         That is for code that calls parts of a model and never the whole, where no output of the model exists.
         """
+        self._shown_by_output = False
         if not self._sentinels:
             self._sentinels = [
                 p.register_post_accumulate_grad_hook(self._accumulated) for p in self.parameters if p.requires_grad

@@ -96,7 +96,7 @@ def names_inputs(pattern: str) -> bool:
 
 
 def reaches(pattern: str, name: str) -> bool:
-    """Whether a pattern chooses a name. A module's input is nearly always another's output, so `*` leaves inputs out."""
+    """Whether a pattern chooses a name. An input is nearly always another's output, so `*` leaves inputs out."""
     return match(pattern, name) and (not is_input(name) or names_inputs(pattern))
 
 

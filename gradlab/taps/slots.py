@@ -1,7 +1,7 @@
 """Slots: the float32 places on the device into which the hooks of a step write, and their one copy to the host.
 
-A **row** holds one slot a part of every watched tensor. Each forward pass of a step writes into a row of its own, so that
-micro-batches never overwrite each other and nothing needs to be added up on the device. Rows are reused step after
+A **row** holds one slot a part of every watched tensor. Each forward pass of a step writes into a row of its own, so
+that micro-batches never overwrite each other and nothing needs to be added up on the device. Rows are reused step after
 step; the copy to the host is ordered after the writes by the stream itself.
 """
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from gradlab.stats import PARTS, Part, dense_values
-
 
 _vector_norm = torch.linalg.vector_norm
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})

@@ -249,6 +249,7 @@ def test_memory_beyond_the_result_is_one_chunk(monkeypatch: pytest.MonkeyPatch) 
         return spread(self, vectors, samples)
 
     monkeypatch.setattr(problem_module.End, "spread", counting)
+    monkeypatch.setattr("gradlab.jacobians.measure.chunk_rows", lambda *sizes: 32)
     wide = nn.Linear(3, 100)
     block: JacobianBlock = measure(wide, torch.randn(1, 3), Question(), Ladder("vmap"), torch.Generator())
     assert seen == [1, 32, 32, 32, 4]

@@ -83,6 +83,6 @@ def test_a_server_that_ends_early_gives_its_last_words(tmp_path, monkeypatch):
     script.write_text("#!/bin/sh\necho no module named tensorboard\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setattr(tensorboard.sys, "executable", str(script))
-    with pytest.raises(MachineError, match=r"ask `gradlab doctor`\. Its last words:\nno module named tensorboard"):
-        with serving(tmp_path, free_port()):
-            pass
+    message = r"ask `gradlab doctor`\. Its last words:\nno module named tensorboard"
+    with pytest.raises(MachineError, match=message), serving(tmp_path, free_port()):
+        pass

@@ -1,4 +1,4 @@
-"""Every number of every awkward model equals what plain float64 autograd says of the same tensors, found another way."""
+"""Every number of every awkward model equals what plain float64 autograd says of the same tensors."""
 
 from __future__ import annotations
 
