@@ -1,8 +1,8 @@
 """Pulling cotangents back: v ↦ vᵀJ for many v at once, by several engines, on an ordinary autograd graph.
 
 `torch.vmap` over `autograd.grad` has batching rules for what models are made of; `is_grads_batched` is the older vmap,
-with fewer rules but fewer objections; the loop works wherever a plain backward does. `torch.func.jacrev` is not used: it
-refuses many ordinary training models and keeps a graph for a second derivative.
+with fewer rules but fewer objections; the loop works wherever a plain backward does. `torch.func.jacrev` is not used:
+it refuses many ordinary training models and keeps a graph for a second derivative.
 """
 
 from __future__ import annotations
