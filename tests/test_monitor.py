@@ -411,7 +411,7 @@ def test_jacobians_replayed_between_steps_disturb_no_number() -> None:
                 optimizer.step()
             return [monitor.history("weight_grad.norm", "0.weight"), monitor.history("output_grad.norm", "1")]
 
-    bare, probed = train([]), train([gradlab.JacobianSlice(of="output", wrt="1", every=1)])
+    bare, probed = train([]), train([gradlab.JacobianSlice(of="1", wrt="0", every=1)])
     for one, other in zip(bare, probed, strict=True):
         assert np.array_equal(one, other) and len(one[0]) == 4
 

@@ -32,7 +32,7 @@ class Outcome:
     """How one attempt of a run ended."""
 
     code: int
-    """The exit code of DESIGN: 0 done, 1 failed, 3 this machine cannot, 75 resumable, 130 interrupted."""
+    """The exit code: 0 done, 1 failed, 3 this machine cannot, 75 resumable, 130 interrupted."""
     reason: str
     """One sentence."""
     folder: RunFolder

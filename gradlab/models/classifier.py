@@ -34,8 +34,8 @@ class Classifier(GradlabModule):
         """Logs `val/loss` and `val/accuracy`, a fraction."""
         x, target = batch
         logits = self(x)
-        self.log("val/loss", F.cross_entropy(logits, target), batch_size=len(target))
-        self.log("val/accuracy", accuracy(logits, target), batch_size=len(target))
+        self.log("val/loss", F.cross_entropy(logits, target), batch_size=len(target), sync_dist=True)
+        self.log("val/accuracy", accuracy(logits, target), batch_size=len(target), sync_dist=True)
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:

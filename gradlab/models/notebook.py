@@ -202,7 +202,7 @@ class ModuleVsFunctional(GradlabModule):
             "val/accuracy": accuracy(by_function, target),
             "val/accuracy_module": accuracy(by_module, target),
         }
-        self.log_dict(metrics, batch_size=len(target))
+        self.log_dict(metrics, batch_size=len(target), sync_dist=True)
 
     def answers(self) -> Mapping[str, Tensor | float | None]:
         """The largest differences between the two nets, in loss and in weights: 0 where they are the same."""

@@ -114,8 +114,8 @@ class Transformer(GradlabModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Logs `val/loss` in nats and `val/bits_per_byte`, the same in bits (a token is a byte)."""
         loss = self._loss(batch)
-        self.log("val/loss", loss, batch_size=len(batch[0]))
-        self.log("val/bits_per_byte", loss / math.log(2), batch_size=len(batch[0]))
+        self.log("val/loss", loss, batch_size=len(batch[0]), sync_dist=True)
+        self.log("val/bits_per_byte", loss / math.log(2), batch_size=len(batch[0]), sync_dist=True)
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, following = batch

@@ -2,8 +2,8 @@
 
 A **pass** is one forward of the model with gradients on. A **task** is one run of the autograd engine; it counts only
 if it changed a gradient of the watched parameters, so that `autograd.grad` probes leave no trace. Passes of one
-optimizer step are combined into the numbers of their concatenated batch. The recorder holds slots and names, never a tensor of
-the graph (but those that a tap keeps on request).
+optimizer step are combined into the numbers of their concatenated batch. The recorder holds slots and names, never a
+tensor of the graph (but those that a tap keeps on request).
 """
 
 from __future__ import annotations

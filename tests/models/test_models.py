@@ -132,7 +132,7 @@ def test_declared_taps_match_the_model(case):
 def test_validation_logs_its_metrics(case):
     model = case.make().eval()
     logged = {}
-    model.log = lambda name, value, batch_size: logged.update({name: (value, batch_size)})
+    model.log = lambda name, value, batch_size, sync_dist: logged.update({name: (value, batch_size)})
     with torch.no_grad():
         model.validation_step(case.batch(), 0)
     metric = "val/bits_per_byte" if case.cls is Transformer else "val/accuracy"
