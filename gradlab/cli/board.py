@@ -39,7 +39,7 @@ def board_command(runs: tuple[str, ...], port: int | None, no_open: bool, root: 
 
     port = port or free_port()
     with (
-        _stops_on_sigterm(),
+        _stops_on_signals(),
         contextlib.suppress(KeyboardInterrupt),
         tempfile.TemporaryDirectory(prefix="gradlab-board-", ignore_cleanup_errors=True) as logdir,
     ):
@@ -63,17 +63,21 @@ def _ended(server: subprocess.Popen[bytes]) -> bool:
 
 
 @contextlib.contextmanager
-def _stops_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, so that nothing is left running."""
+def _stops_on_signals() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that nothing is left running.
+
+    SIGINT is set too: a shell starts its background jobs with it ignored, and Python then leaves it so.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _jacobian_images(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:

@@ -35,7 +35,8 @@ def print_summary(summary: Summary) -> None:
     if summary.layers:
         out.print(_layers_table(summary.layers))
     _print_findings(out, summary)
-    out.print(escape(hint("board", summary.folder)), style="bold", soft_wrap=True)
+    out.print("open it in TensorBoard with:")
+    out.print("  " + escape(hint("board", summary.folder)), style="bold", soft_wrap=True)
 
 
 def plain_table(header: Sequence[str], *, right: Sequence[str] = ()) -> Table:

@@ -48,7 +48,12 @@ def by_vmap(of: Tensor, wrt: Tensor, cotangents: Tensor) -> Tensor:
     def pull(cotangent: Tensor) -> Tensor:
         return torch.autograd.grad(of, wrt, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
 
-    pulled: Tensor = torch.vmap(pull)(cotangents)
+    # An op without a batching rule runs row by row, which is slower and no less right: not worth a warning to the user.
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        pulled: Tensor = torch.vmap(pull)(cotangents)
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
     return pulled
 
 

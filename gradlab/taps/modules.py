@@ -23,13 +23,14 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.taps.functional import op_name
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.quiet import muted
-from gradlab.taps.recorder import Pass, Recorder, Segment, first_differentiable, is_recomputing
+from gradlab.taps.recorder import NO_TASK, Pass, Recorder, Segment, first_differentiable, is_recomputing
 from gradlab.taps.sites import leaves, match, names_inputs, unwrapped
 from gradlab.taps.visit import hides_its_ops, root_site
 
 # Takes any positional arguments, returns None, and pickles without gradlab: what a copied hook turns into.
 _INERT = nullcontext().__exit__
 _is_compiling = torch.compiler.is_compiling
+_task_id: Callable[[], int] = torch._C._current_graph_task_id
 
 
 class Hook:
@@ -159,9 +160,11 @@ class _Leave(Hook):
                 hooks.stop_watching_ops()
         if output is None:
             return
-        scope = hooks.scope()
-        if scope is None:
-            return
+        scope = hooks.recorder.current
+        if scope is None or _task_id() != NO_TASK:
+            scope = hooks.scope()  # type: ignore[assignment]
+            if scope is None:
+                return
         if call is None:
             call = watch.call(scope)
         if type(output) is not Tensor:
@@ -171,7 +174,10 @@ class _Leave(Hook):
             call.target = hooks.plan.target(root_site("output", call.site) if watch.is_root else call.site)
             call.known = True
         if call.target is not None:
-            with torch._C.DisableTorchFunction():  # the reductions of the hooks are no ops of the user's
+            if hooks.watching:
+                with torch._C.DisableTorchFunction():  # the reductions of the hooks are no ops of the user's
+                    hooks.record(call.target, output, scope)
+            else:
                 hooks.record(call.target, output, scope)
 
 
@@ -235,7 +241,8 @@ class ModuleHooks:
         self.stack: list[tuple[OpNode | None, _Call]] = []
         """For each module entered: where its caller's ops are, and which call of it this is."""
         self._watcher = _OpWatcher(self)
-        self._watching = 0
+        self.watching = 0
+        """How many modules under way want their functional ops seen."""
         self._root_runs = 0
         self._registrations: list[tuple[dict[int, Any], int, Any]] = []
         self._register(names)
@@ -323,7 +330,7 @@ class ModuleHooks:
     def _forget_the_stack(self) -> None:
         self.stack.clear()
         self.node = None
-        while self._watching:
+        while self.watching:
             self.stop_watching_ops()
 
     def scope(self) -> Pass | Segment | None:
@@ -340,15 +347,15 @@ class ModuleHooks:
 
     def watch_ops(self) -> None:
         """Report functional ops from now on, until as many calls of `stop_watching_ops`."""
-        if not self._watching:
+        if not self.watching:
             self._watcher.__enter__()  # type: ignore[no-untyped-call]
-        self._watching += 1
+        self.watching += 1
 
     def stop_watching_ops(self) -> None:
         """The counterpart of `watch_ops`."""
-        if self._watching:
-            self._watching -= 1
-            if not self._watching:
+        if self.watching:
+            self.watching -= 1
+            if not self.watching:
                 self._watcher.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def op(self, target: Target | _Several, result: Any) -> None:

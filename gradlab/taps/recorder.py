@@ -20,10 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.quiet import muted
 from gradlab.taps.sites import leaves, without_call_number
-from gradlab.taps.slots import Entry, Row
+from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
 _task_id: Callable[[], int] = torch._C._current_graph_task_id
-_NO_TASK = -1
+NO_TASK = -1
 _MOST_PASSES = 1024
 
 
@@ -34,7 +34,7 @@ class Pass:
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        self.task = _NO_TASK
+        self.task = NO_TASK
         self.task_row = row
         self.task_rows: dict[int, Row] = {}
         self.named: Counter[str] = Counter()
@@ -179,7 +179,7 @@ class Recorder:
 
     def record(self, target: Target, tensor: Tensor, into: Pass) -> None:
         """A watched tensor comes by in the forward: reduce its value now, its gradient when it comes."""
-        if not (tensor.is_floating_point() or tensor.is_complex()):
+        if tensor.dtype not in NORM_IN_ONE and not (tensor.is_floating_point() or tensor.is_complex()):
             raise TypeError(f"its tensor is {tensor.dtype}; only floating-point tensors have norms and gradients")
         if target.value is not None:
             into.row.write(target.value, tensor)
@@ -315,7 +315,7 @@ class Recorder:
                     if entry.index < len(row.numel):
                         row.numel[entry.index] = 0
             if row is not None:
-                one.task = _NO_TASK
+                one.task = NO_TASK
 
     def rows(self) -> list[Row]:
         """The rows of the step that count: those of passes that a backward reached, the last backward's gradients."""
@@ -345,7 +345,7 @@ def _in_functorch() -> bool:
 
 def is_recomputing() -> bool:
     """Whether this forward runs inside a backward: activation checkpointing at work."""
-    return _task_id() != _NO_TASK
+    return _task_id() != NO_TASK
 
 
 def first_differentiable(value: Any) -> Tensor | None:

@@ -1,5 +1,6 @@
 """`gradlab board` in a process of its own: it prints an address that answers, and Ctrl-C leaves nothing behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -26,12 +27,22 @@ def make_run(root, name="digits", *, image=False):
     return run
 
 
+@contextlib.contextmanager
+def _ended(process):
+    """Whatever a test finds, its process does not outlive it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_the_chosen_runs_until_it_is_stopped(tmp_path, number):
     chosen, _ = make_run(tmp_path / "runs", "digits"), make_run(tmp_path / "runs", "text")
     command = [sys.executable, "-m", "gradlab", "board", chosen.id, "--no-open", "--runs", str(tmp_path / "runs")]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as board:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as board, _ended(board):
         assert board.stdout.readline() == "1 run; Ctrl-C stops\n"
         url = board.stdout.readline().strip()
         with urlopen(url.split("?")[0] + "data/runs", timeout=10) as answer:

@@ -38,7 +38,7 @@ def test_a_run_prints_its_summary_and_leaves_a_complete_folder(gradlab, experime
     lines = result.stdout.splitlines()
     assert "10 steps, 2 epochs in" in result.stdout
     assert any(line.startswith("net.0.weight") and "8 x 4" in line for line in lines)
-    assert lines[-1] == f"gradlab board {run.id}"
+    assert lines[-2:] == ["open it in TensorBoard with:", f"  gradlab board {run.id}"]
     assert "epoch 2/2  step 10" in result.stderr
     assert run.experiment.read_bytes() == experiment.read_bytes()
     assert "max_epochs: 2" in run.resolved.read_text()
@@ -111,7 +111,10 @@ def test_a_stop_before_the_first_step_is_resumable(gradlab, experiment, the_run,
 
 
 def test_an_interrupt_before_there_is_a_run_is_exit_code_130(gradlab, experiment, monkeypatch):
-    monkeypatch.setattr("gradlab.launch.run.prepare", lambda *_: signal.raise_signal(signal.SIGINT))
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradlab.launch.run.prepare", interrupted)
     assert gradlab("run", experiment).exit_code == 130
 
 

@@ -91,7 +91,8 @@ def test_show_repeats_the_closing_summary(gradlab, run):
         "a.bias    64               64              0                zero gradient\n"
         "warning step 3: b has no gradient. Is it used?\n"
         "error step 4: [c] is odd.\n"
-        f"gradlab board {run.path}\n"
+        "open it in TensorBoard with:\n"
+        f"  gradlab board {run.path}\n"
     )
 
 
