@@ -21,9 +21,6 @@ def check_command(experiment: Path, overrides: tuple[str, ...], sites: bool) -> 
 
 def report(experiment: Path, overrides: tuple[str, ...], *, list_sites: bool = False) -> None:
     """Check and say in a few lines what would be run."""
-    from gradlab.config.load import load
-
-    load(experiment, overrides, deep=False)
     from gradlab.launch.prepare import prepare
 
     prepared = prepare(experiment, overrides)

@@ -66,10 +66,15 @@ def _without_native_chatter() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def _start(experiment: Path, overrides: tuple[str, ...], root: Path) -> Outcome:
-    from gradlab.config.load import load
+def _readable(experiment: Path) -> None:
+    """Refuse a file that cannot be read as text at once, before torch is imported."""
+    from gradlab.config.files import decode, read
 
-    load(experiment, overrides, deep=False)  # what is wrong with the text is said at once, before torch is imported
+    decode(experiment, read(experiment))
+
+
+def _start(experiment: Path, overrides: tuple[str, ...], root: Path) -> Outcome:
+    _readable(experiment)
     from gradlab.launch.run import Voice, start
 
     return start(experiment, overrides, root=root, argv=sys.argv, voice=Voice(say=_say, bar=on_terminal()))

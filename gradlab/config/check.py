@@ -47,7 +47,7 @@ class Check:
         if sweep := root.entry("sweep"):
             self._sweep(root, sweep, problems)
         model = self.bound.get("model")
-        if model and _is_off(root.entry("data")) and not brings_data(model):
+        if model and is_off(root.entry("data")) and not brings_data(model):
             message = f"the experiment needs 'data': {model.name} has no train_dataloader of its own."
             problems.append(Problem(model.class_path.position, message))
         return values
@@ -60,7 +60,7 @@ class Check:
         found: list[Problem] = []
         value = _parts().check(Setting(Mapping(root.position, (entry,))), found)
         bound = None
-        if self._deep and not found and not _is_off(entry):
+        if self._deep and not found and not is_off(entry):
             setting = Setting(root).under(entry)
             if name in _BY_CLASS:
                 bound = _BY_CLASS[name](setting, self._folder, found)
@@ -90,5 +90,6 @@ def _missing(root: Mapping) -> list[Problem]:
     return [Problem(root.position, f"{keys.lacks} {' and '.join(map(repr, absent))}.")] if absent else []
 
 
-def _is_off(entry: Entry | None) -> bool:
+def is_off(entry: Entry | None) -> bool:
+    """Whether a part is left out, or null."""
     return entry is None or (isinstance(entry.value, Scalar) and entry.value.value is None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradlab.config.check import Check
+from gradlab.config.check import Check, is_off
 from gradlab.config.files import decode, read, source_of
 from gradlab.config.nodes import Mapping, Node, Setting, nearest
 from gradlab.config.overrides import apply
@@ -19,6 +19,7 @@ from gradlab.config.rules import seen
 from gradlab.config.schema import Experiment
 from gradlab.config.sections import Bound
 from gradlab.config.yaml import compose
+from gradlab.errors import ConfigError
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -78,15 +79,26 @@ class Loaded:
         Raises:
             ConfigError: with every pattern that matches nothing and every site that does not exist.
         """
-        if found := pattern_problems(self.experiment, list(sites), list(parameters), self._setting):
+        taps, jacobians = self.experiment.taps or (), self.experiment.jacobians
+        if found := pattern_problems(taps, jacobians, list(sites), list(parameters), self._setting):
             raise refusal(found)
 
     def _setting(self, key_path: str | Sequence[str | int]) -> Setting:
         parts = key_path.split(".") if isinstance(key_path, str) else key_path
-        return nearest(self._root, tuple(map(str, parts)))
+        return nearest(self._root, _texts(parts))
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, deep: bool = True) -> Loaded:
+NamesOf = Callable[[Built], tuple[Sequence[str], Sequence[str]]]
+"""From built objects to the names of the model's tensors and of its parameters."""
+
+
+def load(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    deep: bool = True,
+    names_of: NamesOf | None = None,
+) -> Loaded:
     """Load an experiment file and check everything that can be known before anything runs.
 
     Args:
@@ -94,6 +106,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, deep: b
         overrides: `key=value` arguments, set in order; no key twice.
         deep: also import the classes and hold their arguments against their signatures, and the Trainer's against its
             own. Without it only the shape is checked, and neither torch nor Lightning is imported.
+        names_of: tells a model's names, so that wrong patterns are among the problems of a file that has others too.
+            A file without other problems is held against its model by `check_patterns`, once that is built.
     Raises:
         ConfigError: with every problem, each at its line and column.
     """
@@ -101,7 +115,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, deep: b
     content = read(path)
     root, problems = _root_of(path, decode(path, content))
     root, found = apply(root, overrides)
-    experiment, bound = _checked(path, root, [*problems, *found], deep=deep)
+    experiment, bound = _checked(path, root, [*problems, *found], deep=deep, names_of=names_of)
     return Loaded(experiment, path, content, root, bound if deep else None)
 
 
@@ -119,10 +133,35 @@ def _not_settings(root: Node | None, whole: Position) -> Problem:
     return Problem(root.position, f"an experiment is a mapping of settings, `name: ...`, not {seen(root)}.")
 
 
-def _checked(path: Path, root: Mapping, found: list[Problem], *, deep: bool) -> tuple[Experiment, dict[str, Bound]]:
+def _checked(
+    path: Path, root: Mapping, found: list[Problem], *, deep: bool, names_of: NamesOf | None = None
+) -> tuple[Experiment, dict[str, Bound]]:
     """The experiment and its classes, if nothing is wrong."""
     check, problems = Check(path.absolute().parent, deep=deep), list(found)
     values = check.root(root, problems)
     if problems:
+        if names_of is not None:
+            problems += _patterns_beside(values, check.bound, root, names_of)
         raise refusal(problems)
     return Experiment(**values), check.bound
+
+
+def _patterns_beside(
+    values: dict[str, Any], bound: dict[str, Bound], root: Mapping, names_of: NamesOf
+) -> list[Problem]:
+    """The wrong patterns of an experiment that is wrong elsewhere, where model and data can be built all the same."""
+    if "model" not in bound or ("data" not in bound and not is_off(root.entry("data"))):
+        return []
+    try:
+        data = bound.get("data")
+        sites, parameters = names_of(Built(bound["model"].make(), data.make() if data else None, None))
+    except ConfigError as error:
+        return list(error.problems)
+    except Exception:
+        return []  # what keeps the model from running on this data is for the run to say, once the file is right
+    rules, jacobians = values.get("taps") or (), values.get("jacobians", ())
+    return pattern_problems(rules, jacobians, list(sites), list(parameters), lambda keys: nearest(root, _texts(keys)))
+
+
+def _texts(keys: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(map(str, keys))

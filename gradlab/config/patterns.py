@@ -7,7 +7,6 @@ from typing import Any
 
 from gradlab.config.nodes import Setting
 from gradlab.config.render import Problem
-from gradlab.config.schema import Experiment
 from gradlab.errors import did_you_mean
 from gradlab.jacobians.spec import JacobianSlice
 from gradlab.taps.rule import Tap
@@ -18,12 +17,14 @@ Find = Callable[[Sequence[Any]], Setting]
 """From a path of keys to the setting there."""
 
 
-def pattern_problems(experiment: Experiment, sites: list[str], parameters: list[str], find: Find) -> list[Problem]:
+def pattern_problems(
+    taps: Sequence[Tap], jacobians: Sequence[JacobianSlice], sites: list[str], parameters: list[str], find: Find
+) -> list[Problem]:
     """Every pattern that matches nothing, every tap that chooses nothing, every Jacobian site that does not exist."""
     problems: list[Problem] = []
-    for index, tap in enumerate(experiment.taps or ()):
+    for index, tap in enumerate(taps):
         problems += _tap(tap, index, sites, parameters, find)
-    for index, jacobian in enumerate(experiment.jacobians):
+    for index, jacobian in enumerate(jacobians):
         problems += _jacobian(jacobian, index, sites, [*sites, *parameters], find)
     return problems
 

@@ -49,11 +49,11 @@ def by_vmap(of: Tensor, wrt: Tensor, cotangents: Tensor) -> Tensor:
         return torch.autograd.grad(of, wrt, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
 
     # An op without a batching rule runs row by row, which is slower and no less right: not worth a warning to the user.
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
     try:
         pulled: Tensor = torch.vmap(pull)(cotangents)
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # type: ignore[attr-defined]
     return pulled
 
 

@@ -20,7 +20,7 @@ from gradlab.lightning.module import GradlabModule
 from gradlab.taps.rule import Tap
 
 if TYPE_CHECKING:
-    from gradlab.config.load import Loaded
+    from gradlab.config.load import Built, Loaded
     from gradlab.taps.visit import Site
 
 
@@ -50,7 +50,7 @@ def prepare(path: Path, overrides: Sequence[str] = ()) -> Prepared:
     """
     from gradlab.config.load import load
 
-    loaded = load(path, overrides)
+    loaded = load(path, overrides, names_of=_names_of)
     experiment = loaded.experiment
     devices = device_options(experiment.trainer, experiment.resources)
     with quiet_lightning():
@@ -62,8 +62,7 @@ def prepare(path: Path, overrides: Sequence[str] = ()) -> Prepared:
         with undisturbed():
             sites = list_sites(model, data)
     if sites:
-        parameters = [site.name for site in sites if site.kind == "parameter"]
-        loaded.check_patterns([site.name for site in sites if site.kind != "parameter"], parameters)
+        loaded.check_patterns(*_split(sites))
     return Prepared(
         loaded=loaded,
         model=model,
@@ -72,6 +71,17 @@ def prepare(path: Path, overrides: Sequence[str] = ()) -> Prepared:
         sites=sites,
         device_options=devices,
     )
+
+
+def _names_of(built: Built) -> tuple[list[str], list[str]]:
+    """The names of a model's tensors and of its parameters, for the patterns of a file that has other problems."""
+    with quiet_lightning(), undisturbed():
+        return _split(list_sites(built.model, built.data))
+
+
+def _split(sites: Sequence[Site]) -> tuple[list[str], list[str]]:
+    parameters = [site.name for site in sites if site.kind == "parameter"]
+    return [site.name for site in sites if site.kind != "parameter"], parameters
 
 
 def list_sites(model: pl.LightningModule, data: pl.LightningDataModule | None) -> tuple[Site, ...]:

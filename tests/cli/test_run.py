@@ -118,6 +118,22 @@ def test_an_interrupt_before_there_is_a_run_is_exit_code_130(gradlab, experiment
     assert gradlab("run", experiment).exit_code == 130
 
 
+def test_a_duplicate_a_typo_a_wrong_type_and_a_wrong_pattern_are_four_problems_at_once(gradlab, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "name: wrong\nname: again\nmodel: mlp\ndata: digits\ntrainer: {max_epochs: three}\nseeds: 1\n"
+        "taps:\n  - {at: 'layres.*', of: output}\n"
+    )
+    result = gradlab("run", path)
+    assert result.exit_code == 2
+    places = [
+        line.split(": ")[0].rpartition("wrong.yaml:")[2] for line in result.stderr.splitlines() if ".yaml:" in line
+    ]
+    assert places == ["2:1", "5:23", "6:1", "8:10"]
+    assert "no tensor matches 'layres.*'. Did you mean 'layers.*'?" in result.stderr
+    assert result.stderr.endswith("4 problems; nothing was run.\n")
+
+
 def test_resuming_with_other_code_says_so(gradlab, experiment, the_run):
     assert gradlab("run", experiment, "model.init_args.fail_at=12").exit_code == 1
     run = the_run()
