@@ -35,7 +35,7 @@ from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import module_names, parameter_names, reaches, require_match, shortlist, unwrapped
-from gradlab.taps.slots import HostCopy, Row
+from gradlab.taps.slots import HostCopy
 
 _watched: WeakKeyDictionary[nn.Module, Monitor] = WeakKeyDictionary()
 
@@ -117,7 +117,6 @@ class Monitor:
         self._pending: deque[_Pending] = deque()
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
-        self._row: Row | None = None
         self._stepped: set[int] = set()
         self._fused: set[str] = set()
         self._handles: list[RemovableHandle] = []
@@ -280,7 +279,6 @@ class Monitor:
         if self._armed is not None:
             self._armed.hooks.disarm()
             self._armed = None
-        self._row = None
 
     def named(self, name: str, value: Tensor) -> Tensor:
         """A tensor was named with `gradlab.tap`."""
@@ -288,15 +286,9 @@ class Monitor:
             self._armed.hooks.named(name, value)
         return value
 
-    def _parameter_row(self) -> Row:
-        assert self._armed is not None
-        if self._row is None:
-            self._row = self._armed.plan.rows.take(self._recorder.device)
-        return self._row
-
     def _backward_ended(self) -> None:
         if self._armed is not None:
-            self._armed.parameters.backward_ended(self._parameter_row())
+            self._armed.parameters.backward_ended(self._recorder.step_row())
 
     def _before_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         return self._before_step(optimizer, args, kwargs) if self._is_ours(optimizer) else None
@@ -335,7 +327,7 @@ class Monitor:
         if self._armed is None:
             return
         try:
-            plan, row = self._armed.plan, self._parameter_row()
+            plan, row = self._armed.plan, self._recorder.step_row()
             if not self._recorder.committed:
                 self._recorder.watch_parameters()
             scale = _loss_scale(self._scaler, optimizer) if self._scaler is not None else self._find_scaler(optimizer)
@@ -363,7 +355,7 @@ class Monitor:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._armed is not None:
             try:
-                self._armed.parameters.after_update(self._parameter_row())
+                self._armed.parameters.after_update(self._recorder.step_row())
             except Exception as error:
                 self._tap_failed("", error)
         self._stepped.add(id(optimizer))
@@ -375,11 +367,8 @@ class Monitor:
         self._stepped.clear()
         if self._armed is not None:
             plan = self._armed.plan
-            rows = [self._parameter_row(), *self._recorder.rows()]
             scaled = frozenset({"weight_grad", "output_grad", *self._fused})
-            self._pending.append(_Pending(self.step, time.time(), plan, HostCopy(rows), scaled))
-            plan.rows.give_back(rows[:1])
-            self._row = None
+            self._pending.append(_Pending(self.step, time.time(), plan, HostCopy(self._recorder.rows()), scaled))
             self._fused.clear()
             self._report_unmatched(plan)
         ended, self.step = self.step, self.step + 1

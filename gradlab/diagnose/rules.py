@@ -30,9 +30,7 @@ class Diagnosis:
             series = frame.get(metric)
             if series is None:
                 continue
-            bad = np.flatnonzero(~np.isfinite(series.values))
-            if len(bad):
-                bad = bad[~is_absent(series.values[bad])]
+            bad = _nonfinite_sites(series.values)
             key = ("nonfinite", metric)
             if not len(bad):
                 self._said.discard(key)
@@ -45,10 +43,21 @@ class Diagnosis:
             series = frame.get(metric)
             if series is None:
                 continue
-            zeros = np.where(series.values == 0.0, self._zeros.get(series.schema.tag, 0) + 1, 0)
+            is_zero, before = series.values == 0.0, self._zeros.pop(series.schema.tag, None)
+            if not is_zero.any():
+                continue
+            zeros = np.where(is_zero, 1 if before is None else before + 1, 0)
             self._zeros[series.schema.tag] = zeros
             for index in np.flatnonzero(zeros == SILENT_FRAMES):
                 yield _silent(frame.step, metric, series.schema.sites[index])
+
+
+def _nonfinite_sites(values: np.ndarray) -> np.ndarray:
+    """The places of values that were seen and are not finite."""
+    if np.isfinite(values).all():
+        return np.empty(0, np.int64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    return bad[~is_absent(values[bad])]
 
 
 def _nonfinite(step: int, metric: str, series: Series, bad: np.ndarray) -> Finding:

@@ -4,6 +4,7 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,35 @@ class _Quantity:
         found = [(entry, p) for name, p in parameters.items() if (entry := plan.entry(name, quantity, stage))]
         self.entries = [entry for entry, _ in found]
         self.parameters = [p for _, p in found]
+        self._numel = [p.numel() for p in self.parameters]
+        self._is_plain = all(
+            entry.is_norm and p.dtype in NORM_IN_ONE and p.device == found[0][1].device and n > 0
+            for (entry, p), n in zip(found, self._numel, strict=True)
+        )
+        narrow = any(p.dtype != torch.float32 for p in self.parameters)
+        self._dtype = torch.float32 if narrow else None
 
-    def write(self, row: Row, tensors: Sequence[Tensor | None]) -> None:
+    def write(self, row: Row, tensors: list[Tensor | None]) -> None:
         """Reduce one tensor a parameter into their slots: norms of dense tensors all at once, the rest one by one."""
-        if not tensors:
-            return
+        if self.entries and not self._write_norms_at_once(row, tensors):
+            self._write_one_by_one(row, tensors)
+
+    def _write_norms_at_once(self, row: Row, tensors: list[Any]) -> bool:
+        """The usual case, where every parameter has a dense gradient and norms are all that is wanted."""
+        if not self._is_plain:
+            return False
+        try:
+            norms = torch._foreach_norm(tensors, 2, dtype=self._dtype)
+        except (TypeError, RuntimeError):
+            return False  # a gradient is missing or sparse
+        row.grow(norms[0].device)
+        first = self.entries[0].start
+        torch.stack(norms, out=row.slots(first, first + len(norms)))
+        index = self.entries[0].index
+        row.numel[index : index + len(norms)] = self._numel
+        return True
+
+    def _write_one_by_one(self, row: Row, tensors: Sequence[Tensor | None]) -> None:
         batch: list[tuple[Entry, Tensor]] = []
         for entry, tensor in zip(self.entries, tensors, strict=True):
             if tensor is None or tensor.is_meta:

@@ -6,7 +6,7 @@ it never sees a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from gradlab.frame import ABSENT, Schema, Series
 from gradlab.stats import UNITS, combine, derive, parts_of
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import chooser
-from gradlab.taps.slots import Entry, HostCopy, Rows
+from gradlab.taps.slots import Entry, HostCopy, Row, Rows
 
 TENSOR_QUANTITIES = ("output", "output_grad")
 PARAMETER_QUANTITIES = ("weight", "weight_grad", "update")
@@ -84,6 +84,13 @@ class Plan:
             self.targets[site] = Target(site, value, grad, keep) if wanted else None
             return self.targets[site]
 
+    def forget_tensors(self, row: Row, *, only_gradients: bool = False) -> None:
+        """Count the tensors' entries of a row as not written."""
+        for target in self.targets.values():
+            for entry in () if target is None else (target.grad, None if only_gradients else target.value):
+                if entry is not None and entry.index < len(row.numel):
+                    row.numel[entry.index] = 0
+
     def leave_alone(self, target: Target) -> None:
         """A target whose tensor made its tap fail is left alone from now on."""
         target.value = target.grad = None
@@ -96,48 +103,68 @@ class Plan:
         return self._series(copy, self.scale, scaled)
 
 
+class _Metric:
+    """One metric's schema, and where its values are in a row."""
+
+    def __init__(self, label: str, stat: str, entries: Sequence[Entry]) -> None:
+        self.label = label
+        self.stat = stat
+        self.schema = Schema(_metric_name(label, stat), tuple(e.site for e in entries), UNITS.get(stat, ""))
+        self.entries = np.array([e.index for e in entries])
+        self.slots = {part: np.array([e.start + e.parts.index(part) for e in entries]) for part in parts_of((stat,))}
+
+
 class _SeriesMaker:
-    """Index arrays from slots to series, made once for a set of entries."""
+    """From the rows of a step to series: index arrays that are made once for a set of entries."""
 
     def __init__(self, metrics: dict[tuple[str, str], list[Entry]]) -> None:
-        self.metrics = [
-            (
-                label,
-                stat,
-                Schema(_metric_name(label, stat), tuple(e.site for e in entries), UNITS.get(stat, "")),
-                entries,
-            )
-            for (label, stat), entries in metrics.items()
-        ]
-        self.entries = {key: np.array([e.index for e in entries]) for key, entries in metrics.items()}
-        self.slots = {
-            (label, stat, part): np.array([e.start + e.parts.index(part) for e in entries])
-            for (label, stat), entries in metrics.items()
-            for part in parts_of((stat,))
-        }
+        self.metrics = [_Metric(label, stat, entries) for (label, stat), entries in metrics.items()]
+        self._numel: list[int] = []
+        self._counts: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     def __call__(self, copy: HostCopy, loss_scale: Entry, scaled: frozenset[str]) -> dict[str, Series]:
-        rows, numel = copy.rows(), [np.array(n, np.float64) for n in copy.numel]
-        scale = rows[0][loss_scale.start] if numel[0][loss_scale.index] else 1.0
+        rows = copy.rows()
+        scale = float(rows[0][loss_scale.start]) if copy.numel[0][loss_scale.index] else 1.0
+        values = self._of_one(rows[0], copy.numel[0]) if len(rows) == 1 else self._of_several(rows, copy.numel)
         result = {}
-        for label, stat, schema, _ in self.metrics:
-            counts = [_take(n, self.entries[label, stat]) for n in numel]
-            total = np.sum(counts, axis=0) if len(counts) > 1 else counts[0]
-            parts = {part: [_take(row, self.slots[label, stat, part]) for row in rows] for part in parts_of((stat,))}
-            used = [index for index, count in enumerate(counts) if count.any()]
-            if len(used) <= 1:
-                whole = {part: pieces[used[0] if used else 0] for part, pieces in parts.items()}
-            else:
-                stacked = {part: np.stack(pieces) for part, pieces in parts.items()}
-                whole = {part: combine(part, stacked, np.stack(counts)) for part in parts}
-            values = derive(stat, whole, total)
-            if scale != 1.0 and stat in _SCALED and label in scaled:
-                values = values / scale
-            with np.errstate(over="ignore"):
-                narrow = values.astype(np.float32)
-            narrow[total == 0] = ABSENT
-            result[schema.metric] = Series(schema, narrow)
+        for metric, (numbers, absent) in zip(self.metrics, values, strict=True):
+            if scale != 1.0 and metric.stat in _SCALED and metric.label in scaled:
+                numbers = numbers / scale
+            if numbers.dtype != np.float32:
+                with np.errstate(over="ignore"):
+                    numbers = numbers.astype(np.float32)
+            if absent is not None:
+                numbers[absent] = ABSENT
+            result[metric.schema.metric] = Series(metric.schema, numbers)
         return result
+
+    def _of_one(self, row: np.ndarray, numel: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """The values of the usual step, which is one pass, and where there are none. Norms are taken as they are."""
+        if numel != self._numel:
+            self._numel = numel
+            self._counts = []
+            for metric in self.metrics:
+                counts = _take(np.array(numel, np.float64), metric.entries)
+                self._counts.append((counts, counts == 0 if (counts == 0).any() else None))
+        for metric, (counts, absent) in zip(self.metrics, self._counts, strict=True):
+            parts = {part: _take(row, slots) for part, slots in metric.slots.items()}
+            if metric.stat != "norm":
+                parts = {part: piece.astype(np.float64) for part, piece in parts.items()}
+            yield derive(metric.stat, parts, counts), absent
+
+    def _of_several(
+        self, rows: Sequence[np.ndarray], numel: Sequence[list[int]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """The values of a step of several passes: those of the passes' concatenation."""
+        for metric in self.metrics:
+            counts = np.stack([_take(np.array(n, np.float64), metric.entries) for n in numel])
+            pieces = {
+                part: np.stack([_take(row, slots) for row in rows]).astype(np.float64)
+                for part, slots in metric.slots.items()
+            }
+            total = counts.sum(axis=0)
+            whole = {part: combine(part, pieces, counts) for part in pieces}
+            yield derive(metric.stat, whole, total), total == 0
 
 
 def _metric_name(label: str, stat: str) -> str:
@@ -149,6 +176,6 @@ def _take(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """`values[where]`, with 0 beyond the end of a row that is shorter than the layout is by now."""
     if where[-1] < len(values):
         return values[where]
-    padded = np.zeros(where[-1] + 1)
+    padded = np.zeros(where[-1] + 1, values.dtype)
     padded[: len(values)] = values
     return padded[where]

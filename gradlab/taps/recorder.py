@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from gradlab.taps.sites import leaves, without_call_number
 from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
 _task_id: Callable[[], int] = torch._C._current_graph_task_id
+_grad_of = attrgetter("grad")
 NO_TASK = -1
 _MOST_PASSES = 1024
 
@@ -142,6 +144,7 @@ class Recorder:
         self.kept: dict[str, Tensor] = {}
         self.keeps_are_old = True
         self._segment: Segment | None = None
+        self._row: Row | None = None
         self._sentinels: list[RemovableHandle] = []
         self._shown_by_output = False
 
@@ -154,8 +157,10 @@ class Recorder:
         """A new optimizer step begins, under this plan (None: nothing is due)."""
         if self.plan is not None:
             for one in self.passes:
-                self.plan.rows.give_back([one.row, *(r for r in one.task_rows.values() if r is not one.row)])
-        self.plan = plan
+                self.plan.rows.give_back([r for r in {one.row, *one.task_rows.values()} if r is not self._row])
+            if self._row is not None:
+                self.plan.rows.give_back([self._row])
+        self.plan, self._row = plan, None
         self.current = self.backward_pass = None
         self.passes = []
         self.open_tasks.clear()
@@ -172,8 +177,9 @@ class Recorder:
             self.kept.clear()
             self.keeps_are_old = False
         if len(self.passes) >= _MOST_PASSES:
-            self.plan.rows.give_back([self.passes.pop(0).row])
-        self.current = Pass(self.plan.rows.take(self.device))
+            self._drop([self.passes[0]])
+        is_first = not any(one.row is self._row for one in self.passes)
+        self.current = Pass(self.step_row() if is_first else self.plan.rows.take(self.device))
         self.passes.append(self.current)
         return self.current
 
@@ -286,7 +292,7 @@ class Recorder:
             self.failed("", error)
 
     def _versions(self) -> list[int | None]:
-        return [None if (grad := p.grad) is None else grad._version for p in self.parameters]
+        return [None if grad is None else grad._version for grad in map(_grad_of, self.parameters)]
 
     def _has_changed_since(self, before: list[int | None]) -> bool:
         """Whether the gradient of any parameter has changed; the first one tells, nearly always."""
@@ -299,32 +305,51 @@ class Recorder:
     def _abandon_committed(self) -> None:
         """Gradients were thrown away since the last backward (a skipped step): what was recorded for them is void."""
         if self.committed and self.plan is not None:
-            gone = [one for one in self.passes if self.committed & one.task_rows.keys()]
-            self.passes = [one for one in self.passes if one not in gone]
-            self.plan.rows.give_back([one.row for one in gone])
+            self._drop([one for one in self.passes if self.committed & one.task_rows.keys()])
             self.committed.clear()
+
+    def _drop(self, passes: Sequence[Pass]) -> None:
+        """Some passes of the step count no more."""
+        assert self.plan is not None
+        self.passes = [one for one in self.passes if one not in passes]
+        for one in passes:
+            if one.row is self._row:
+                self.plan.forget_tensors(one.row)
+            else:
+                self.plan.rows.give_back([one.row])
 
     def _discard(self, task: int) -> None:
         """A task that changed no gradient was a probe: forget the gradients that it wrote."""
         assert self.plan is not None
-        gradients = [t.grad for t in self.plan.targets.values() if t is not None and t.grad is not None]
         for one in self.passes:
             row = one.task_rows.pop(task, None)
             if row is one.row:
-                for entry in gradients:
-                    if entry.index < len(row.numel):
-                        row.numel[entry.index] = 0
+                self.plan.forget_tensors(row, only_gradients=True)
             if row is not None:
                 one.task = NO_TASK
 
     def rows(self) -> list[Row]:
-        """The rows of the step that count: those of passes that a backward reached, the last backward's gradients."""
-        rows = []
-        for one in self.passes:
+        """The rows of the step that count: its own, and those of further passes that a backward reached.
+
+        Where several backwards ran through one pass, the gradients of tensors are those of the last.
+        """
+        rows = [self.step_row()]
+        for one in list(self.passes):
             reached = [task for task in one.task_rows if task in self.committed]
-            if reached:
-                rows.append(_with_gradients_of(one, one.task_rows[reached[-1]], self.plan))
+            if not reached:
+                self._drop([one])
+                continue
+            row = _with_gradients_of(one, one.task_rows[reached[-1]], self.plan)
+            if row is not self._row and self.plan is not None and self.plan.tensor_rules:
+                rows.append(row)
         return rows
+
+    def step_row(self) -> Row:
+        """The row of the step: the parameters' entries, and those of its first pass."""
+        assert self.plan is not None
+        if self._row is None:
+            self._row = self.plan.rows.take(self.device)
+        return self._row
 
 
 def _with_gradients_of(one: Pass, last: Row, plan: Plan | None) -> Row:

@@ -76,6 +76,14 @@ class Row:
             self.views.extend(self.chunks[-1].unbind())
         self.numel.extend([0] * (len(self.layout.entries) - len(self.numel)))
 
+    def slots(self, start: int, stop: int) -> Tensor:
+        """[stop - start] float32, the slots themselves; they must lie in one piece of the row."""
+        for chunk in self.chunks:
+            if start < len(chunk):
+                return chunk[start:stop]
+            start, stop = start - len(chunk), stop - len(chunk)
+        raise IndexError(start)
+
     def write(self, entry: Entry, tensor: Tensor) -> None:
         """Reduce a tensor into its slots, on the device, without a host read."""
         if entry.index >= len(self.numel):
@@ -140,8 +148,8 @@ class HostCopy:
         return self.event is None or self.event.query()
 
     def rows(self) -> list[np.ndarray]:
-        """One float64 array a row, [slots]; waits for the transfer where it is still under way."""
+        """One float32 array a row, [slots]; waits for the transfer where it is still under way."""
         if self.event is not None:
             self.event.synchronize()
-        values = self.host.cpu().numpy().astype(np.float64)
+        values = self.host.numpy()
         return np.split(values, np.cumsum(self.widths)[:-1]) if len(self.widths) > 1 else [values]
