@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Schema:
     """One site name a value."""
     unit: str = ""
     """The unit of the values, empty for a pure number."""
+    edges: tuple[float, ...] = ()
+    """Of a histogram: the [bins + 1] edges in log2 of the magnitude. Its values are then [sites, bins] counts."""
 
     @cached_property
     def hash(self) -> str:
@@ -51,17 +54,19 @@ class Series:
 
     schema: Schema
     values: np.ndarray
-    """[sites] float32."""
+    """[sites] float32; [sites, bins] of a histogram."""
 
-    def __getitem__(self, site: str) -> float:
+    def __getitem__(self, site: str) -> Any:
+        """The value of a site: a float, or the [bins] counts of a histogram."""
         try:
-            return float(self.values[self.schema.sites.index(site)])
+            value = self.values[self.schema.sites.index(site)]
         except ValueError:
             raise KeyError(site) from None
+        return value if self.schema.edges else float(value)
 
-    def items(self) -> Iterator[tuple[str, float]]:
+    def items(self) -> Iterator[tuple[str, Any]]:
         """Pairs of site and value, in forward order."""
-        return zip(self.schema.sites, map(float, self.values), strict=True)
+        return zip(self.schema.sites, self.values if self.schema.edges else map(float, self.values), strict=True)
 
     def __len__(self) -> int:
         return len(self.schema.sites)

@@ -271,6 +271,7 @@ class Monitor:
         if armed is not self._armed:
             self._disarm()
             armed.hooks.arm()
+            armed.parameters.arm(self._recorder.backward_row)
             self._armed = armed
         armed.hooks.begin_step()
         self._recorder.start(armed.plan)
@@ -278,6 +279,7 @@ class Monitor:
     def _disarm(self) -> None:
         if self._armed is not None:
             self._armed.hooks.disarm()
+            self._armed.parameters.disarm()
             self._armed = None
 
     def named(self, name: str, value: Tensor) -> Tensor:
@@ -367,9 +369,11 @@ class Monitor:
         self._stepped.clear()
         if self._armed is not None:
             plan = self._armed.plan
-            scaled = frozenset({"weight_grad", "output_grad", *self._fused})
+            scaled = frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused})
             self._pending.append(_Pending(self.step, time.time(), plan, HostCopy(self._recorder.rows()), scaled))
             self._fused.clear()
+            for memory in plan.memories:
+                memory.advance()
             self._report_unmatched(plan)
         ended, self.step = self.step, self.step + 1
         self._arm()

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradlab.errors import TapError
+
 Part = Callable[[Tensor, Tensor], Any]
 """Reduces the first tensor into the second, a 0-d float32 tensor."""
 
@@ -65,6 +67,17 @@ def _subnormal(x: Tensor, out: Tensor) -> None:
     out.copy_(torch.count_nonzero((x.abs() < tiny) & (x != 0)))
 
 
+HIST_EDGES = tuple(float(e) for e in range(-48, 17))
+"""Of the histogram: log2 of the magnitude. Zeros and what is smaller fall into the first bin, what is larger or
+infinite into the last; NaN is in none."""
+
+
+def _hist(x: Tensor, out: Tensor) -> None:
+    low, high = HIST_EDGES[0], HIST_EDGES[-1]
+    exponents = x.abs().to(torch.float32).log2_().clamp_(low, high - 1e-3)
+    torch.histc(exponents, bins=len(out), min=low, max=high, out=out)
+
+
 PARTS: Mapping[str, Part] = {
     "norm": _norm,
     "sum": _sum,
@@ -74,7 +87,11 @@ PARTS: Mapping[str, Part] = {
     "nonzero": _nonzero,
     "nonfinite": _nonfinite,
     "subnormal": _subnormal,
+    "hist": _hist,
 }
+
+WIDTHS: Mapping[str, int] = {"hist": len(HIST_EDGES) - 1}
+"""How many slots a part takes, where that is not one."""
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "norm": ("norm",),
@@ -85,19 +102,81 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "zeros": ("nonzero",),
     "nonfinite": ("nonfinite",),
     "underflow": ("subnormal",),
+    "hist": ("hist",),
+    "cosine": ("cosine",),
 }
 """The parts that each stat is derived from."""
 
-UNITS: Mapping[str, str] = {"zeros": "fraction", "underflow": "fraction", "nonfinite": "count"}
+UNITS: Mapping[str, str] = {"zeros": "fraction", "underflow": "fraction", "nonfinite": "count", "hist": "count"}
+
+
+def user_part(function: Callable[[Tensor], Tensor]) -> Part:
+    """The part of a user's own stat: a function from a tensor to a 0-d tensor on the same device."""
+
+    def part(x: Tensor, out: Tensor) -> None:
+        value = function(x)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            seen = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TapError(f"the stat {function.__name__!r} gave {seen}; a stat gives a 0-d tensor")
+        out.copy_(value)
+
+    return part
 
 
 EMPTY: Mapping[str, float] = {"min": np.inf, "max": -np.inf}
 """What a part is for a tensor without elements, where that is not 0."""
 
 
+class CosineWithPrevious:
+    """The part of the stat `cosine`: the angle to the same tensor of the previous logged step. Keeps a copy of it.
+
+    `cos = <x, y> / (‖x‖ ‖y‖)` over all elements; NaN on the first step and where the shape has changed.
+    """
+
+    def __init__(self) -> None:
+        self._previous: Tensor | None = None
+        self._current: Tensor | None = None
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        self._current = x.detach().clone()
+        y = self._previous
+        if y is None or y.shape != x.shape:
+            out.fill_(torch.nan)
+        else:
+            out.copy_(torch.cosine_similarity(x.flatten(), y.flatten(), dim=0, eps=torch.finfo(x.dtype).tiny))
+
+    def advance(self) -> None:
+        """The step has ended."""
+        self._previous, self._current = self._current, None
+
+
 def parts_of(stats: Sequence[str]) -> tuple[str, ...]:
     """The parts that a set of stats needs, each once."""
-    return tuple(dict.fromkeys(part for stat in stats for part in NEEDS[stat]))
+    return tuple(dict.fromkeys(part for stat in stats for part in NEEDS.get(stat, (stat,))))
+
+
+def noise_scale(micro: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """The simple gradient noise scale tr(Σ) / |G|² of McCandlish et al. (2018), appendix A.1, in micro-batches.
+
+    With k micro-batches of equal size, whose gradients g_i add up to the gradient used, |g|² is the mean of |g_i|² and
+    |ḡ|² = |Σ g_i|² / k². Unbiased: |G|² = (k |ḡ|² - |g|²) / (k - 1) and tr(Σ) = (|g|² - |ḡ|²) / (1 - 1/k). Does not
+    depend on whether the losses were divided by k.
+
+    Args:
+        micro: [k, sites] norms of the micro-batches' gradients, NaN where there is none; all of one loss scale.
+        total: [sites] norms of their sum.
+    Returns:
+        [sites + 1]: of each parameter, and of all together; NaN with fewer than two micro-batches. Multiply by the
+        size of a micro-batch for a number of samples. One step's estimate is noisy and may be negative: average both
+        of its parts over steps.
+    """
+    k = np.sum(~np.isnan(micro), axis=0).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        small = np.nansum(np.square(micro), axis=0) / k
+        big = np.square(total) / np.square(k)
+        signal, noise = (k * big - small) / (k - 1), (small - big) / (1 - 1 / k)
+        both = [np.append(part, part[k > 1].sum()) for part in (noise, signal)]
+        return np.asarray(both[0] / both[1])
 
 
 def combine(part: str, pieces: Mapping[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
@@ -108,8 +187,14 @@ def combine(part: str, pieces: Mapping[str, np.ndarray], counts: np.ndarray) -> 
         pieces: part -> [pieces, sites] float64, for this part and those that it needs (`spread` needs `sum`).
         counts: [pieces, sites] elements of each piece, 0 where a piece has no value for a site.
     Returns:
-        [sites] float64. Spreads are merged by the pairwise formula of Chan, Golub and LeVeque (1979).
+        [sites] float64. Spreads are merged by the pairwise formula of Chan, Golub and LeVeque (1979). A user's own stat
+        is that of the last piece: how it combines is not known.
     """
+    if part == "hist":
+        return np.asarray(np.where(counts[..., None] > 0, pieces[part], 0.0).sum(axis=0))
+    if part not in PARTS:
+        last = len(counts) - 1 - np.argmax(counts[::-1] > 0, axis=0)
+        return np.asarray(np.take_along_axis(pieces[part], last[None], axis=0)[0])
     values = np.where(counts > 0, pieces[part], EMPTY.get(part, 0.0))
     if part == "norm":
         return np.asarray(np.sqrt(np.sum(np.square(values), axis=0)))

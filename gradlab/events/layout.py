@@ -5,6 +5,7 @@ A run logs the same metrics of the same sites on every step: all but the numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,10 +22,11 @@ class VectorLayout:
         """Lay out `schemas`, with the metadata field of those tags that have one in `metadata`."""
         self.schemas = tuple(schemas)
         self.tags = tuple(schema.tag for schema in schemas)
-        self._content_bytes = [4 * len(schema.sites) for schema in schemas]
+        shapes = [_shape(schema) for schema in schemas]
+        self._content_bytes = [4 * math.prod(shape) for shape in shapes]
         heads = [
-            tensor_value_head(tag, "float32", [len(schema.sites)], metadata.get(tag, b""))
-            for tag, schema in zip(self.tags, schemas, strict=True)
+            tensor_value_head(tag, "float32", shape, metadata.get(tag, b""))
+            for tag, shape in zip(self.tags, shapes, strict=True)
         ]
         self._pieces = [b""] * (2 * len(heads) + 1)
         self._pieces[1::2] = heads
@@ -34,7 +36,7 @@ class VectorLayout:
         """The Event of one step.
 
         Args:
-            arrays: [sites] float32 each, in the order of the schemas.
+            arrays: [sites] float32 each ([sites, bins] of a histogram), in the order of the schemas.
             step: the step.
             wall_time: seconds since the epoch.
         Raises:
@@ -50,9 +52,16 @@ class VectorLayout:
 
     def _mismatch(self, arrays: Sequence[np.ndarray]) -> EventError:
         for schema, array in zip(self.schemas, arrays, strict=True):
-            if np.size(array) != len(schema.sites):
+            if np.size(array) != math.prod(_shape(schema)):
                 break
-        return EventError(f"{schema.metric} has {len(schema.sites)} sites but {np.size(array)} values were given.")
+        bins = f" of {len(schema.edges) - 1} bins" if schema.edges else ""
+        sites = f"{len(schema.sites)} sites{bins}"
+        return EventError(f"{schema.metric} has {sites} but {np.size(array)} values were given.")
+
+
+def _shape(schema: Schema) -> list[int]:
+    """[sites], or [sites, bins] of a histogram."""
+    return [len(schema.sites), len(schema.edges) - 1] if schema.edges else [len(schema.sites)]
 
 
 class ScalarLayout:

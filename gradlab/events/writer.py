@@ -203,14 +203,7 @@ class EventWriter:
 
     def _lay_out(self, key: _LayoutKey, schemas: Sequence[Schema]) -> VectorLayout:
         """The layout of `schemas`: kept for the next step, unless it holds metadata, which is written only once."""
-        heads = {
-            schema.tag: self._metadata(
-                schema.tag,
-                PLUGIN_NAME,
-                {"version": VERSION, "metric": schema.metric, "unit": schema.unit, "sites": schema.sites},
-            )
-            for schema in schemas
-        }
+        heads = {schema.tag: self._metadata(schema.tag, PLUGIN_NAME, _described(schema)) for schema in schemas}
         layout = VectorLayout(schemas, heads)
         if not any(heads.values()):
             _make_room(self._vector_layouts)
@@ -250,6 +243,12 @@ class EventWriter:
         self._last_steps.update(dict.fromkeys(tags, step))
         if step > self._newest_step:
             self._newest_step = step
+
+
+def _described(schema: Schema) -> dict[str, Any]:
+    """What the file says of a vector, once."""
+    about = {"version": VERSION, "metric": schema.metric, "unit": schema.unit, "sites": schema.sites}
+    return about | ({"edges": schema.edges} if schema.edges else {})
 
 
 def _create(folder: Path, flush_seconds: float) -> OutputFile:

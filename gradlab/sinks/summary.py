@@ -52,6 +52,7 @@ def site_scalars(frame: Frame) -> dict[str, float]:
     return {
         f"{metric}/{site}": value
         for metric, series in frame.items()
+        if not series.schema.edges
         for (site, value), absent in zip(series.items(), is_absent(series.values).tolist(), strict=True)
         if not absent
     }

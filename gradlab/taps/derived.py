@@ -1,4 +1,4 @@
-"""Metrics made of two others on the host: the update-to-weight ratio."""
+"""Metrics made of two others on the host: the update-to-weight ratio, and the gain of a module."""
 
 from __future__ import annotations
 
@@ -22,4 +22,22 @@ def with_derived(series: Mapping[str, Series]) -> dict[str, Series]:
             ratio = update.values / weight.values
         ratio[is_absent(update.values) | is_absent(weight.values)] = ABSENT
         result["update_ratio"] = Series(Schema("update_ratio", update.schema.sites), ratio)
+    if (gains := _gains(series.get("output_grad.norm"))) is not None:
+        result["gain"] = gains
     return result
+
+
+def _gains(gradients: Series | None) -> Series | None:
+    """‖∂L/∂input‖ / ‖∂L/∂output‖ of each site whose input is watched too."""
+    if gradients is None:
+        return None
+    places = {site: index for index, site in enumerate(gradients.schema.sites)}
+    sites = [site for site in places if f"{site}:in" in places]
+    if not sites:
+        return None
+    output = gradients.values[[places[site] for site in sites]]
+    into = gradients.values[[places[f"{site}:in"] for site in sites]]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = into / output
+    gain[is_absent(output) | is_absent(into)] = ABSENT
+    return Series(Schema("gain", tuple(sites)), gain)

@@ -3,11 +3,12 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.plan import Plan
 from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
@@ -21,7 +22,25 @@ class ParameterWatch:
         self.clipped = _Quantity(parameters, plan, "weight_grad", "clipped")
         self.weight = _Quantity(parameters, plan, "weight")
         self.update = _Quantity(parameters, plan, "update")
+        self.micro = _Quantity(parameters, plan, "weight_grad", "micro")
         self._before: list[Tensor] = []
+        self._handles: list[RemovableHandle] = []
+
+    def arm(self, row: Callable[[], Row]) -> None:
+        """Wait for the gradient of each backward by itself; `row` gives the row of the backward under way."""
+
+        def writer(entry: Entry) -> Callable[[Tensor], None]:
+            return lambda gradient: row().write(entry, gradient)
+
+        if not self._handles:
+            pairs = zip(self.micro.entries, self.micro.parameters, strict=True)
+            self._handles = [p.register_hook(writer(entry)) for entry, p in pairs if p.requires_grad]
+
+    def disarm(self) -> None:
+        """No longer wait."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def backward_ended(self, row: Row) -> None:
         """All gradients of a backward are accumulated and reduced, none is clipped yet."""

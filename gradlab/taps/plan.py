@@ -12,7 +12,17 @@ from functools import cached_property
 import numpy as np
 
 from gradlab.frame import ABSENT, Schema, Series
-from gradlab.stats import UNITS, combine, derive, parts_of
+from gradlab.stats import (
+    HIST_EDGES,
+    UNITS,
+    WIDTHS,
+    CosineWithPrevious,
+    combine,
+    derive,
+    noise_scale,
+    parts_of,
+    user_part,
+)
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import chooser
 from gradlab.taps.slots import Entry, HostCopy, Row, Rows
@@ -45,12 +55,19 @@ class Plan:
         self.scale = self.rows.layout.add("", "loss_scale", ("sum",))
         self.targets: dict[str, Target | None] = {}
         self.metrics: dict[tuple[str, str], list[Entry]] = {}
+        self.memories: list[CosineWithPrevious] = []
+        """What stats remember from one logged step to the next."""
         self._series: _SeriesMaker | None = None
 
     @cached_property
     def tensor_rules(self) -> list[Tap]:
         """The rules that want values or gradients of tensors that are not parameters."""
         return [rule for rule in self.rules if any(q in TENSOR_QUANTITIES for q in rule.quantities)]
+
+    @cached_property
+    def writes_in_passes(self) -> bool:
+        """Whether a rule wants anything of a pass by itself, and not of the parameters at its end alone."""
+        return bool(self.tensor_rules) or any("micro" in rule.stages for rule in self.rules)
 
     def rules_for(self, site: str, quantity: str) -> list[Tap]:
         """The rules that want this quantity at this site."""
@@ -66,8 +83,12 @@ class Plan:
         stats = tuple(dict.fromkeys(stat for rule in rules for stat in rule.statistics))
         if not stats:
             return None
+        own = {name: user_part(function) for rule in rules for name, function in rule.own_stats.items()}
+        if "cosine" in stats:
+            self.memories.append(CosineWithPrevious())
+            own["cosine"] = self.memories[-1]
         label = quantity if stage == "final" else f"{quantity}@{stage}"
-        entry = self.rows.layout.add(site, label, parts_of(stats))
+        entry = self.rows.layout.add(site, label, parts_of(stats), own)
         for stat in stats:
             self.metrics.setdefault((label, stat), []).append(entry)
         self._series = None
@@ -109,9 +130,10 @@ class _Metric:
     def __init__(self, label: str, stat: str, entries: Sequence[Entry]) -> None:
         self.label = label
         self.stat = stat
-        self.schema = Schema(_metric_name(label, stat), tuple(e.site for e in entries), UNITS.get(stat, ""))
+        edges = HIST_EDGES if stat == "hist" else ()
+        self.schema = Schema(_metric_name(label, stat), tuple(e.site for e in entries), UNITS.get(stat, ""), edges)
         self.entries = np.array([e.index for e in entries])
-        self.slots = {part: np.array([e.start + e.parts.index(part) for e in entries]) for part in parts_of((stat,))}
+        self.slots = {part: _slots_of(part, entries) for part in parts_of((stat,))}
 
 
 class _SeriesMaker:
@@ -136,7 +158,23 @@ class _SeriesMaker:
             if absent is not None:
                 numbers[absent] = ABSENT
             result[metric.schema.metric] = Series(metric.schema, numbers)
+        if len(rows) > 1:
+            result |= self._noise_scale(rows, copy.numel, result)
         return result
+
+    def _noise_scale(
+        self, rows: Sequence[np.ndarray], numel: Sequence[list[int]], series: dict[str, Series]
+    ) -> dict[str, Series]:
+        """The gradient noise scale, where the norms of each micro-batch and of their sum are both watched."""
+        micro = next((m for m in self.metrics if (m.label, m.stat) == ("weight_grad@micro", "norm")), None)
+        final = series.get("weight_grad.norm")
+        if micro is None or final is None or final.schema.sites != micro.schema.sites:
+            return {}
+        counts = np.stack([_take(np.array(n, np.float64), micro.entries) for n in numel])
+        norms = np.stack([_take(row, micro.slots["norm"]) for row in rows]).astype(np.float64)
+        scales = noise_scale(np.where(counts > 0, norms, np.nan), final.values.astype(np.float64))
+        schema = Schema("noise_scale", (*final.schema.sites, "all parameters"), "micro-batches")
+        return {schema.metric: Series(schema, scales.astype(np.float32))}
 
     def _of_one(self, row: np.ndarray, numel: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """The values of the usual step, which is one pass, and where there are none. Norms are taken as they are."""
@@ -162,9 +200,26 @@ class _SeriesMaker:
                 part: np.stack([_take(row, slots) for row in rows]).astype(np.float64)
                 for part, slots in metric.slots.items()
             }
-            total = counts.sum(axis=0)
-            whole = {part: combine(part, pieces, counts) for part in pieces}
+            if metric.label.endswith("@micro"):  # one backward: the last
+                last = len(counts) - 1 - np.argmax(counts[::-1] > 0, axis=0)
+                total = np.take_along_axis(counts, last[None], axis=0)[0]
+                whole = {part: _rows_at(piece, last) for part, piece in pieces.items()}
+            else:
+                total = counts.sum(axis=0)
+                whole = {part: combine(part, pieces, counts) for part in pieces}
             yield derive(metric.stat, whole, total), total == 0
+
+
+def _rows_at(pieces: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """`pieces[which[site], site]` of [pieces, sites] or [pieces, sites, bins]."""
+    return np.asarray(pieces[which, np.arange(pieces.shape[1])])
+
+
+def _slots_of(part: str, entries: Sequence[Entry]) -> np.ndarray:
+    """[sites] int64, where a part lies in a row; [sites, bins] of a histogram."""
+    starts = np.array([e.start + sum(e.widths[: e.parts.index(part)]) for e in entries])
+    width = WIDTHS.get(part, 1)
+    return starts if width == 1 else starts[:, None] + np.arange(width)
 
 
 def _metric_name(label: str, stat: str) -> str:
@@ -174,8 +229,9 @@ def _metric_name(label: str, stat: str) -> str:
 
 def _take(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """`values[where]`, with 0 beyond the end of a row that is shorter than the layout is by now."""
-    if where[-1] < len(values):
+    last = int(where.flat[-1])
+    if last < len(values):
         return values[where]
-    padded = np.zeros(where[-1] + 1, values.dtype)
+    padded = np.zeros(last + 1, values.dtype)
     padded[: len(values)] = values
     return padded[where]

@@ -340,9 +340,13 @@ class Recorder:
                 self._drop([one])
                 continue
             row = _with_gradients_of(one, one.task_rows[reached[-1]], self.plan)
-            if row is not self._row and self.plan is not None and self.plan.tensor_rules:
+            if row is not self._row and self.plan is not None and self.plan.writes_in_passes:
                 rows.append(row)
         return rows
+
+    def backward_row(self) -> Row:
+        """The row of the pass whose backward is under way."""
+        return self.backward_pass.task_row if self.backward_pass is not None else self.step_row()
 
     def step_row(self) -> Row:
         """The row of the step: the parameters' entries, and those of its first pass."""

@@ -5,15 +5,17 @@ Belongs here: the options and their checks, without torch. Does not: names of re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from gradlab.errors import TapError, did_you_mean
 
 Quantity = Literal["output", "output_grad", "weight", "weight_grad", "update"]
-Stat = Literal["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "underflow"]
-Stage = Literal["final", "clipped"]
+Stat = Literal["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "underflow", "hist", "cosine"]
+OwnStat = Callable[[Any], Any]
+"""A user's own stat: a function from a tensor to a 0-d tensor on the same device, named as the function is."""
+Stage = Literal["final", "clipped", "micro"]
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,19 @@ class Tap:
     _: KW_ONLY
     of: Quantity | Sequence[Quantity]
     """What is watched there: `output`, `output_grad`, `weight`, `weight_grad` or `update`."""
-    stats: Stat | Sequence[Stat] = ("norm",)
-    """The numbers of each tensor: `norm`, `rms`, `mean`, `std`, `max_abs`, `zeros`, `nonfinite`, `underflow`."""
+    stats: Stat | OwnStat | Sequence[Stat | OwnStat] = ("norm",)
+    """`norm`, `rms`, `mean`, `std`, `max_abs`, `zeros`, `nonfinite`, `underflow`, `hist`, `cosine`, or functions."""
     every: int = 1
     """Look on every so many optimizer steps, the first one included."""
     stage: Stage | Sequence[Stage] = "final"
-    """Which gradient of a weight: `final` (unscaled, accumulated, reduced, before clipping) or `clipped` (as used)."""
+    """Which gradient of a weight: `final` (accumulated, before clipping), `clipped`, or `micro` (the last backward)."""
     keep: bool = False
     """Also keep the tensor and its gradient until the next step (`retain_grad`), for `monitor.grad(site)`."""
 
     def __post_init__(self) -> None:
         for name, choices in (("of", Quantity), ("stats", Stat), ("stage", Stage)):
-            for word in as_tuple(getattr(self, name)):
-                if word not in get_args(choices):
+            for word in _items(getattr(self, name)):
+                if not (name == "stats" and callable(word)) and word not in get_args(choices):
                     near = did_you_mean(str(word), get_args(choices))
                     raise TapError(
                         f"Tap({self.at!r}): {name} has no {word!r}.{near} It may be {', '.join(get_args(choices))}."
@@ -58,14 +60,24 @@ class Tap:
         return as_tuple(self.of)  # type: ignore[return-value]
 
     @property
-    def statistics(self) -> tuple[Stat, ...]:
-        """`stats` as a tuple."""
-        return as_tuple(self.stats)  # type: ignore[return-value]
+    def statistics(self) -> tuple[str, ...]:
+        """The names of `stats` as a tuple."""
+        return tuple(stat if isinstance(stat, str) else stat.__name__ for stat in _items(self.stats))
+
+    @property
+    def own_stats(self) -> dict[str, OwnStat]:
+        """The user's own stats by name."""
+        return {stat.__name__: stat for stat in _items(self.stats) if not isinstance(stat, str)}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """`stage` as a tuple."""
         return as_tuple(self.stage)  # type: ignore[return-value]
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """One thing or several, as a tuple."""
+    return (value,) if isinstance(value, str) or callable(value) else tuple(value)
 
 
 def as_tuple(value: str | Sequence[str]) -> tuple[str, ...]:

@@ -7,14 +7,14 @@ step; the copy to the host is ordered after the writes by the stream itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradlab.stats import PARTS, Part, dense_values
+from gradlab.stats import PARTS, WIDTHS, Part, dense_values
 
 _vector_norm = torch.linalg.vector_norm
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -33,6 +33,8 @@ class Entry:
     """What the slots hold, in order."""
     functions: tuple[Part, ...]
     """How each is computed."""
+    widths: tuple[int, ...]
+    """How many slots each takes."""
     is_norm: bool
     """Whether the norm is all that is wanted, which has a path of its own."""
     site: str
@@ -47,12 +49,14 @@ class Layout:
         self.entries: list[Entry] = []
         self.width = 0
 
-    def add(self, site: str, quantity: str, parts: tuple[str, ...]) -> Entry:
-        """New slots for a quantity of a site."""
-        functions = tuple(PARTS[part] for part in parts)
-        entry = Entry(len(self.entries), self.width, parts, functions, parts == ("norm",), site, quantity)
+    def add(self, site: str, quantity: str, parts: tuple[str, ...], own: Mapping[str, Part] | None = None) -> Entry:
+        """New slots for a quantity of a site; `own` has the parts that are the user's."""
+        functions = tuple(PARTS[part] if part in PARTS else (own or {})[part] for part in parts)
+        widths = tuple(WIDTHS.get(part, 1) for part in parts)
+        is_norm = parts == ("norm",)
+        entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, quantity)
         self.entries.append(entry)
-        self.width += len(parts)
+        self.width += sum(widths)
         return entry
 
 
@@ -94,9 +98,9 @@ class Row:
         else:
             x = dense_values(tensor)
             slot = entry.start
-            for function in entry.functions:
-                function(x, self.views[slot])
-                slot += 1
+            for function, width in zip(entry.functions, entry.widths, strict=True):
+                function(x, self.views[slot] if width == 1 else self.slots(slot, slot + width))
+                slot += width
         self.numel[entry.index] = x.numel()
 
     def forget(self) -> None:
