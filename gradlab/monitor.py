@@ -229,6 +229,14 @@ class Monitor:
         steps, values = zip(*pairs, strict=True)
         return np.array(steps, np.int64), np.array(values, np.float32)
 
+    def sites(self) -> list[str]:
+        """The sites that taps have met so far, in forward order, then the parameters. Before a step: the parameters.
+
+        `gradlab.taps.visit.sites_of(model, x)` lists all that a forward shows, with shapes and the place of each op.
+        """
+        seen = (site for armed in self._plans.values() for site in armed.plan.targets)
+        return [*dict.fromkeys(site for site in seen if site not in self._parameters), *self._parameters]
+
     def tensor(self, site: str) -> Tensor:
         """The tensor of a kept site (`keep=True`) in the last forward.
 
@@ -435,10 +443,20 @@ class Monitor:
                 bare = pattern.removeprefix("!")
                 if any(reaches(bare, name) for name in names):
                     continue
-                reason = f"no tensor matches {pattern!r}.{did_you_mean(bare, names)}"
+                reason = self._why_unmatched(bare, names)
                 if self.strict:
                     raise TapError(reason)
-                _warn(f"a tap saw nothing in its first step: {reason} The step had: {shortlist(names)}.")
+                _warn(f"a tap saw nothing in its first step: {reason}")
+
+    def _why_unmatched(self, pattern: str, names: list[str]) -> str:
+        """The likely reason why a pattern met no tensor."""
+        idle = [name for name in module_names(self.model).values() if name and reaches(pattern, name)]
+        if idle:
+            return (
+                f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent that "
+                f"uses a child's weights without calling it shows nothing of the child (nn.MultiheadAttention.out_proj)."
+            )
+        return f"no tensor matches {pattern!r}.{did_you_mean(pattern, names)} The step had: {shortlist(names)}."
 
     # Jacobians.
 

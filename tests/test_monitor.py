@@ -299,6 +299,31 @@ def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
             optimizer.step()
 
 
+def test_a_tap_on_a_module_that_is_never_called_says_so() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.used(x), self.idle.weight)
+
+    model = Net()
+    optimizer = sgd(model)
+    with (
+        gradlab.watch(model, optimizer, taps=[Tap(["used", "idle"], of="output")]) as monitor,
+        pytest.warns(GradlabWarning, match="'idle' matches the module idle, which was not called in that step"),
+    ):
+        model(batch(1).float()).sum().backward()
+        optimizer.step()
+        assert monitor.sites() == ["used", "used.weight", "used.bias", "idle.weight", "idle.bias"]
+
+
+def test_a_stage_that_a_quantity_does_not_have_is_refused() -> None:
+    with pytest.raises(TapError, match=r"Tap\('\*'\): stage clipped is of weight_grad only\."):
+        Tap("*", of=["output_grad", "weight_grad"], stage="clipped")
+
+
 def test_watching_twice_is_refused_and_possible_again_after_close() -> None:
     model = mlp()
     monitor = gradlab.watch(model, sgd(model))

@@ -101,6 +101,11 @@ class GradlabCallback(pl.Callback):
         if self.profiler is not None:
             self.profiler.pause()
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training goes on; the wait for its next batch belongs to its next step."""
+        if self.profiler is not None and not trainer.sanity_checking:
+            self.profiler.begin()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let go of the module."""
         self._close()

@@ -44,6 +44,8 @@ class Tap:
                     raise TapError(
                         f"Tap({self.at!r}): {name} has no {word!r}.{near} It may be {', '.join(get_args(choices))}."
                     )
+        if "final" not in self.stages and set(self.quantities) != {"weight_grad"}:
+            raise TapError(f"Tap({self.at!r}): stage {' and '.join(self.stages)} is of weight_grad only.")
         if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
             raise TapError(f"Tap({self.at!r}): every must be a whole number from 1, got {self.every!r}.")
         if not as_tuple(self.at) or not all(isinstance(p, str) and p for p in as_tuple(self.at)):
