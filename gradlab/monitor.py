@@ -453,8 +453,8 @@ class Monitor:
         idle = [name for name in module_names(self.model).values() if name and reaches(pattern, name)]
         if idle:
             return (
-                f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent that "
-                f"uses a child's weights without calling it shows nothing of the child (nn.MultiheadAttention.out_proj)."
+                f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent "
+                f"that uses a child's weights without calling it shows nothing of it (nn.MultiheadAttention.out_proj)."
             )
         return f"no tensor matches {pattern!r}.{did_you_mean(pattern, names)} The step had: {shortlist(names)}."
 

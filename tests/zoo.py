@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import namedtuple
+import math
+import warnings
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -504,3 +506,428 @@ class ParametersAtRoot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x @ self.weight) + self.table[0]
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """A mapping whose items are attributes too, as the outputs of Hugging Face models are."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@case(5, 4, loss=lambda out: out.loss)
+class LossInsideOutput(nn.Module):
+    """The loss is one of the things that the model returns, in a mapping with attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> ModelOutput:
+        hidden = F.gelu(self.body(x))
+        logits = self.head(hidden)
+        loss = F.cross_entropy(logits, torch.arange(len(x)) % 3)
+        return ModelOutput(loss=loss, logits=logits, hidden_states=(hidden, logits), past=None)
+
+
+@case(5, 4)
+class TiedByFunctional(nn.Module):
+    """The embedding's weight is the head's too, through F.linear: the head is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = (x * 10).long() % 7
+        return F.log_softmax(F.linear(self.table(tokens).mean(1), self.table.weight), dim=-1)
+
+
+@case(6, 4)
+class Bag(nn.Module):
+    """EmbeddingBag: its gradient reaches few rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(9, 5, mode="mean"), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bag((x * 10).long() % 9))
+
+
+@case(5, 4)
+class Containers(nn.Module):
+    """Modules and parameters in lists and dicts, called by index and by key, inside comprehensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.acts = nn.ModuleDict({"relu": nn.ReLU(), "tanh": nn.Tanh()})
+        self.scales = nn.ParameterDict({"first": torch.ones(4), "last": torch.full((4,), 0.5)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = [self.acts["tanh" if i % 2 else "relu"](layer(x)) for i, layer in enumerate(self.layers)]
+        return torch.stack([F.softplus(h * s) for h, s in zip(outs, self.scales.values(), strict=False)]).sum(0)
+
+
+@case(5, 4)
+class SwappedAtRunTime(nn.Module):
+    """Each forward puts its two layers into one another's place: a site keeps the name that the layer began with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a, self.b = self.b, self.a
+        return self.b(torch.tanh(self.a(x)))
+
+
+def double_the_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """A forward hook of the user's that changes the output."""
+    return output * 2
+
+
+def halve_the_input(module: nn.Module, args: Any) -> Any:
+    """A forward pre-hook of the user's that changes the input."""
+    return tuple(a / 2 for a in args)
+
+
+def shrink_the_gradient(module: nn.Module, grad_input: Any, grad_output: Any) -> Any:
+    """A full backward hook of the user's that changes the gradient."""
+    return tuple(None if g is None else g * 0.1 for g in grad_input)
+
+
+@case(5, 4)
+class HookedByUser(nn.Module):
+    """Hooks of the user's own change an input, an output, and gradients of a module and of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.a.register_forward_hook(double_the_output)
+        self.b.register_forward_pre_hook(halve_the_input)
+        self.c.register_full_backward_hook(shrink_the_gradient)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.b(self.a(x)))
+        h.register_hook(lambda g: g * 3)
+        return self.c(h)
+
+
+@case(3, 5, 8)
+class OperatorsAndEinsum(nn.Module):
+    """Attention spelt out: einsum, `@`, a mask of -inf, torch.where, unpacking."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.mix = nn.Parameter(torch.eye(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (project(x) for project in self.qkv)
+        scores = torch.einsum("btd,bsd->bts", q, k) / math.sqrt(8)
+        future = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(future, -math.inf).softmax(-1)
+        weights = torch.where(weights > 0.1, weights, 0.1 * weights)
+        return -(weights @ v) @ self.mix
+
+
+@case(4, 6, 3)
+class CellInLoop(nn.Module):
+    """A GRUCell, once a time step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 4)
+        for step in x.unbind(1):
+            h = self.cell(step, h)
+        return h
+
+
+@case(5, 4)
+class NonContiguous(nn.Module):
+    """Modules that return transposed, sliced and expanded tensors."""
+
+    class Strided(nn.Module):
+        """Every second column of the transpose."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).t()[::2]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strided = self.Strided()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.strided(x).unsqueeze(0).expand(3, -1, -1)
+
+
+@case(5, 4, loss=lambda out: out)
+class ScalarOutput(nn.Module):
+    """Modules that return 0-d tensors: the model is its own loss."""
+
+    class Energy(nn.Module):
+        """The mean square."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().mean()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.energy = nn.Linear(4, 4), self.Energy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.energy(self.a(x)) + 1
+
+
+@case(0, 4, loss=lambda out: out.sum())
+class EmptyBatch(nn.Module):
+    """A batch without a row: tensors without elements have no numbers, parameters have gradients of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+@case(5, 4)
+class InBfloat16(nn.Module):
+    """All of it in bfloat16, whatever it is cast to; the output is float32."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+        self.to(self.dtype)
+
+    def double(self) -> nn.Module:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.silu(self.norm(self.a(x.to(self.dtype))))).float()
+
+
+@case(5, 4)
+class InFloat16(InBfloat16):
+    """All of it in float16, whose smallest gradients are subnormal."""
+
+    dtype = torch.float16
+
+
+@case(5, 4)
+class Parametrized(nn.Module):
+    """Weights computed from others at each access: weight norm and spectral norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.b = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)))
+
+
+@case(5, 4)
+class LazyShapes(nn.Module):
+    """Lazy layers, made real by a dry run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
+        self.net(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@case(5, 4)
+class ScriptedPart(nn.Module):
+    """A part compiled by TorchScript: no hook sees inside it, its parameters are seen."""
+
+    class Gate(nn.Module):
+        """What is scripted."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(self.a(x)) * x
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.gate = torch.jit.script(self.Gate())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.gate(x)))
+
+
+@case(5, 4)
+class ReturnsNone(nn.Module):
+    """A module that returns nothing and leaves its result on a list."""
+
+    class Collector(nn.Module):
+        """Appends to what it is given."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, into: list[Tensor]) -> None:
+            into.append(torch.tanh(self.a(x)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collector = self.Collector()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for scale in (1.0, 2.0):
+            self.collector(x * scale, into=found)
+        return found[0] * found[1]
+
+
+@case(5, 4, loss=lambda out: out[0][1][0].square().mean() + out[1]["z"][0].mean())
+class DeeplyNested(nn.Module):
+    """Tuples in lists in dicts, passed between modules too."""
+
+    class Pass(nn.Module):
+        """Takes and gives nested containers."""
+
+        def forward(self, value: Any) -> Any:
+            (x, [y, *_]), more = value
+            return (x * y, [y.exp()], "text"), {"z": (more["x"].sin(), 1.0), "n": None}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.inner = nn.Linear(4, 4), nn.Linear(4, 4), self.Pass()
+
+    def forward(self, x: Tensor) -> Any:
+        h, g = (layer(x) for layer in (self.a, self.b))
+        return self.inner(((h, [g, None]), {"x": h}))
+
+
+@case(5, 4)
+class ComplexParameters(nn.Module):
+    """Complex parameters: their norms are those of real and imaginary parts together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotate = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) * self.rotate).abs().square()
+
+
+@case(5, 4)
+class InPlaceOnViews(nn.Module):
+    """In-place ops on views of a watched tensor, and a write by index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        left, right = h[:, :2], h.narrow(1, 2, 2)
+        right.add_(1.0)
+        h[0, 0] = 5.0
+        left *= 2
+        return self.b(h).mul_(h)
+
+
+@case(5, 4)
+class BuffersInForward(nn.Module):
+    """A running mean of the user's own, updated in place and by assignment."""
+
+    running: Tensor
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.register_buffer("running", torch.zeros(4))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        self.running.mul_(0.9).add_(h.detach().mean(0), alpha=0.1)
+        self.calls = self.calls + 1
+        return h - self.running.clone()
+
+
+@case(5, 4)
+class NestedCheckpoint(nn.Module):
+    """Checkpointed segments inside a checkpointed segment, non-reentrant."""
+
+    reentrant = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList(Functional() for _ in range(2))
+        self.between = nn.Linear(4, 4)
+
+    def segment(self, x: Tensor) -> Tensor:
+        first, second = self.blocks
+        x = checkpoint(first, x, use_reentrant=self.reentrant)
+        return checkpoint(second, torch.tanh(self.between(x)), use_reentrant=self.reentrant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.segment, self.into(x), use_reentrant=self.reentrant)
+
+
+@case(5, 4)
+class NestedReentrant(NestedCheckpoint):
+    """The same, reentrant: the inner segments are recomputed twice."""
+
+    reentrant = True
+
+
+@case(5, 4)
+class SeveralOutputsOfOneNode(nn.Module):
+    """unbind, and an autograd.Function with two outputs of which one goes unused."""
+
+    class Split(torch.autograd.Function):
+        """Two copies, scaled."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * 2, x * 3
+
+        @staticmethod
+        def backward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+            return left * 2 + right * 3
+
+    class Part(nn.Module):
+        """Returns both."""
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return SeveralOutputsOfOneNode.Split.apply(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.part = nn.Linear(4, 4), self.Part()
+
+    def forward(self, x: Tensor) -> Tensor:
+        used, _ = self.part(self.a(x))
+        first, *_ = torch.sort(used, dim=-1)
+        return first
