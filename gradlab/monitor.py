@@ -375,6 +375,19 @@ class Monitor:
     def _end_step(self) -> None:
         """Close the frame of this step, send it on its way, and get ready for the next step."""
         self._stepped.clear()
+        try:
+            self._send_frame()
+        except Exception as error:
+            self._tap_failed("", error)
+        ended, self.step = self.step, self.step + 1
+        if self._handles:
+            self._arm()
+        self._deliver(wait=False)
+        self._measure_jacobians(ended)
+        if self._profiler is not None:
+            self._profiler.step(ended)
+
+    def _send_frame(self) -> None:
         if self._armed is not None:
             plan = self._armed.plan
             scaled = frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused})
@@ -383,12 +396,6 @@ class Monitor:
             for memory in plan.memories:
                 memory.advance()
             self._report_unmatched(plan)
-        ended, self.step = self.step, self.step + 1
-        self._arm()
-        self._deliver(wait=False)
-        self._measure_jacobians(ended)
-        if self._profiler is not None:
-            self._profiler.step(ended)
 
     # Handing out.
 

@@ -89,7 +89,7 @@ class _Quantity:
             norms = torch._foreach_norm(tensors, 2, dtype=self._dtype)
         except (TypeError, RuntimeError):
             return False  # a gradient is missing or sparse
-        row.grow(norms[0].device)
+        row.grow()
         first = self.entries[0].start
         torch.stack(norms, out=row.slots(first, first + len(norms)))
         index = self.entries[0].index
@@ -110,7 +110,7 @@ class _Quantity:
 
 
 def _write_norms(row: Row, batch: Sequence[tuple[Entry, Tensor]]) -> None:
-    row.grow(batch[0][1].device)
+    row.grow()
     norms = torch._foreach_norm([tensor for _, tensor in batch], 2, dtype=torch.float32)
     torch._foreach_copy_([row.views[entry.start] for entry, _ in batch], norms)
     for entry, tensor in batch:

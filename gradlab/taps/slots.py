@@ -63,20 +63,21 @@ class Layout:
 class Row:
     """One row of slots on the device, and how many elements each entry was computed from (0: nothing was written)."""
 
-    __slots__ = ("chunks", "layout", "numel", "views")
+    __slots__ = ("chunks", "device", "layout", "numel", "views")
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self.layout = layout
+        self.device = device
         self.chunks: list[Tensor] = []
         self.views: list[Tensor] = []
         self.numel: list[int] = []
-        self.grow(device)
+        self.grow()
 
-    def grow(self, device: torch.device) -> None:
+    def grow(self) -> None:
         """Room for all entries that the layout has by now, in a new chunk: written slots stay where they are."""
         missing = self.layout.width - len(self.views)
         if missing > 0:
-            self.chunks.append(torch.zeros(missing, dtype=torch.float32, device=device))
+            self.chunks.append(torch.zeros(missing, dtype=torch.float32, device=self.device))
             self.views.extend(self.chunks[-1].unbind())
         self.numel.extend([0] * (len(self.layout.entries) - len(self.numel)))
 
@@ -91,7 +92,15 @@ class Row:
     def write(self, entry: Entry, tensor: Tensor) -> None:
         """Reduce a tensor into its slots, on the device, without a host read."""
         if entry.index >= len(self.numel):
-            self.grow(tensor.device)
+            self.grow()
+        try:
+            self._reduce(entry, tensor)
+        except RuntimeError:
+            if tensor.device == self.device:
+                raise
+            self._reduce_elsewhere(entry, tensor)
+
+    def _reduce(self, entry: Entry, tensor: Tensor) -> None:
         if entry.is_norm and tensor.dtype in NORM_IN_ONE and tensor.layout is torch.strided:
             x = tensor.detach() if tensor.requires_grad else tensor
             _vector_norm(x, dtype=torch.float32, out=self.views[entry.start])
@@ -101,6 +110,16 @@ class Row:
             for function, width in zip(entry.functions, entry.widths, strict=True):
                 function(x, self.views[slot] if width == 1 else self.slots(slot, slot + width))
                 slot += width
+        self.numel[entry.index] = x.numel()
+
+    def _reduce_elsewhere(self, entry: Entry, tensor: Tensor) -> None:
+        """For a model on several devices: reduce on the tensor's own device, and copy the results over."""
+        x, slot = dense_values(tensor), entry.start
+        for function, width in zip(entry.functions, entry.widths, strict=True):
+            result = torch.zeros(() if width == 1 else (width,), dtype=torch.float32, device=x.device)
+            function(x, result)
+            (self.views[slot] if width == 1 else self.slots(slot, slot + width)).copy_(result, non_blocking=True)
+            slot += width
         self.numel[entry.index] = x.numel()
 
     def forget(self) -> None:
@@ -119,7 +138,7 @@ class Rows:
         """A row in which nothing is written yet. One that grew in pieces is replaced by one in one piece."""
         while self.free:
             row = self.free.pop()
-            if len(row.chunks) == 1 and len(row.views) == self.layout.width and row.chunks[0].device == device:
+            if len(row.chunks) == 1 and len(row.views) == self.layout.width and row.device == device:
                 row.forget()
                 return row
         return Row(self.layout, device)

@@ -176,3 +176,15 @@ def test_the_noise_scale_estimates_the_ratio_of_variance_to_signal() -> None:
     big = np.square(np.linalg.norm(grads.sum(1), axis=1)).mean()
     (scale, _) = noise_scale(np.full((k, 1), np.sqrt(small)), np.array([np.sqrt(big)]))
     assert scale == pytest.approx(50 * deviation**2 / np.square(signal).sum(), rel=0.02)
+
+
+def test_a_tensor_on_another_device_is_reduced_there_and_its_result_copied() -> None:
+    from gradlab.taps.slots import Rows
+
+    rows = Rows()
+    entry = rows.layout.add("a", "output", ("norm", "hist", "min"))
+    row, x = rows.take(torch.device("cpu")), torch.randn(100)
+    row._reduce_elsewhere(entry, x)
+    elsewhere = torch.cat([view[None] for view in row.views]).clone()
+    row.write(entry, x)
+    assert torch.equal(elsewhere, torch.cat([view[None] for view in row.views]))
