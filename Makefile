@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench board clean
+.PHONY: help run test check bench gpu board clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,12 @@ check: $(READY)  ## Check format, lint and types
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## Measure what gradlab claims about its cost
+bench: $(READY)  ## Measure what gradlab claims about its cost, against what people use instead
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+gpu:  ## Run the GPU tests and benchmarks with this machine's own torch; needs no network
+	@PYTHON=$(PYTHON) benchmarks/gpu.sh
 
 board: $(READY)  ## Open TensorBoard on the runs
 	@$(BIN)/gradlab board

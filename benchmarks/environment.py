@@ -52,12 +52,17 @@ def write_result(claim: str, rows: Sequence[Mapping[str, Any]], *packages: str, 
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print `rows`; numbers to the right, with four significant digits."""
+    """Print `rows`; numbers to the right, with four significant digits; only the column "note" is broken."""
     table = Table(title=title)
     for key, value in rows[0].items():
-        table.add_column(key, justify="right" if isinstance(value, int | float) else "left", no_wrap=True)
+        table.add_column(key, justify="right" if isinstance(value, int | float) else "left", no_wrap=key != "note")
     for row in rows:
-        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else f"{value}" for value in row.values()))
+        table.add_row(
+            *(
+                f"{value:,.4g}" if isinstance(value, float) else "" if value is None else f"{value}"
+                for value in row.values()
+            )
+        )
     Console(width=160).print(table)
 
 

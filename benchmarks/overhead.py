@@ -1,180 +1,144 @@
 """What watching costs: gradlab against no watching at all and against what people use instead, in one run.
 
-All variants of a model take their turns in random order, round after round; a ratio is the median over the rounds of
-CPU time with the variant by CPU time of the unwatched model in the same round. The second unwatched row shows how far
-apart two equal things are. Host reads are counted under torch.profiler on one more step: each would stall a GPU.
+Every turn of a variant is a pair: a few steps unwatched and as many steps watched, in random order; a ratio is the
+median over the pairs of one variant, so that what the machine does meanwhile meets both sides. Turns of all variants
+alternate until the time is used up. "unwatched again" is a pair of two equal things: what differs from 1 there, and the
+width of the interval, is the resolution of the run. Reads beyond those of the unwatched step and peak memory above idle
+are counted a step on their own (see `reads`).
 
-    python benchmarks/overhead.py [--rounds 30] [--models transformer ...] [--variants ...]
+On a CPU, time is that of the training thread; on a GPU it is wall time until the device has finished.
+
+    python benchmarks/overhead.py [--device cuda] [--seconds 40] [--models transformer ...] [--variants ...]
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import random
 import statistics
-import tempfile
 import time
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from environment import write_result
-from subjects import SUBJECTS, Subject, make
+from reads import count
+from subjects import SUBJECTS, make, names
+from variants import BASE, VARIANTS, WARM_UP, Step, attached, available
 
-import gradlab
-from gradlab import Tap
-
-EVERYTHING = (Tap("*", of=["output", "output_grad"]), Tap("*", of="weight_grad"))
-Step = Callable[[], None]
-
-
-def unwatched(subject: Subject) -> Step:
-    """Nothing but training."""
-    return subject.step
+STEPS = {"mlp": 5, "dispatch-bound": 2}
+"""Steps of one turn, where that is not 1."""
 
 
-def with_taps(*taps: Tap) -> Callable[[Subject], Step]:
-    """gradlab with these taps, writing an event file."""
+class Clock:
+    """The time that steps take, in seconds."""
 
-    def watched(subject: Subject) -> Step:
-        gradlab.watch(subject.model, subject.optimizer, taps=taps, logdir=tempfile.mkdtemp())
-        return subject.step
+    def __init__(self, device: str) -> None:
+        self.on_cpu = device == "cpu"
 
-    return watched
-
-
-def every(steps: int, taps: tuple[Tap, ...] = EVERYTHING) -> tuple[Tap, ...]:
-    """The same taps, due less often."""
-    return tuple(Tap(tap.at, of=tap.of, every=steps) for tap in taps)
-
-
-def wandb_watch(subject: Subject) -> Step:
-    """wandb.watch of the gradients, logged every step, offline."""
-    import wandb
-
-    os.environ["WANDB_SILENT"] = "true"
-    run = wandb.init(mode="offline", dir=tempfile.mkdtemp(), reinit="create_new")
-    run.watch(subject.model, log="gradients", log_freq=1)
-
-    def step() -> None:
-        subject.step()
-        run.log({})
-
-    return step
-
-
-def lightning_grad_norm(subject: Subject) -> Step:
-    """Lightning's grad_norm after each backward, as its documentation shows."""
-    from pytorch_lightning.utilities import grad_norm
-
-    def step() -> None:
-        subject.optimizer.zero_grad()
-        subject.loss().backward()
-        grad_norm(subject.model, norm_type=2)
-        subject.optimizer.step()
-
-    return step
-
-
-def detect_anomaly(subject: Subject) -> Step:
-    """torch.autograd.detect_anomaly around each step."""
-
-    def step() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.autograd.detect_anomaly():
-                subject.step()
-
-    return step
-
-
-def full_backward_hooks(subject: Subject) -> Step:
-    """A norm and its host read in register_full_backward_hook of every module."""
-    norms: list[float] = []
-
-    def hook(module: Any, grad_input: Any, grad_output: Any) -> None:
-        norms.append(grad_output[0].norm().item())
-
-    for module in subject.model.modules():
-        module.register_full_backward_hook(hook)
-
-    def step() -> None:
-        norms.clear()
-        subject.step()
-
-    return step
-
-
-def torchlens(subject: Subject) -> Step:
-    """TorchLens: a log of every op of the forward, with gradients, each step."""
-    raise ImportError("TorchLens logs a forward that it runs itself; see benchmarks/memory.py for what it keeps")
-
-
-VARIANTS: dict[str, Callable[[Subject], Step]] = {
-    "unwatched": unwatched,
-    "unwatched again": unwatched,
-    "gradlab: parameter gradients": with_taps(Tap("*", of="weight_grad")),
-    "gradlab: everything": with_taps(*EVERYTHING),
-    "gradlab: everything, every 10th step": with_taps(*every(10)),
-    "gradlab: nothing due": with_taps(*every(10**9)),
-    "wandb.watch (gradients)": wandb_watch,
-    "Lightning grad_norm": lightning_grad_norm,
-    "torch detect_anomaly": detect_anomaly,
-    "module full backward hooks": full_backward_hooks,
-}
-STEPS = {"mlp": 20, "convnet": 2, "transformer": 2, "dispatch-bound": 10}
-
-
-def host_reads(step: Step) -> int:
-    """How many device-to-host reads one step makes."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        step()
-    return sum(event.name == "aten::_local_scalar_dense" for event in profile.profiler.kineto_results.events())
-
-
-def measure(name: str, variants: list[str], rounds: int) -> list[dict[str, Any]]:
-    """The rows of one model."""
-    steps: dict[str, Step] = {}
-    for variant in variants:
-        with contextlib.suppress(ImportError):
-            steps[variant] = VARIANTS[variant](make(name))
-    for step in steps.values():
-        for _ in range(3):
+    def __call__(self, step: Step, steps: int) -> float:
+        began = self._now()
+        for _ in range(steps):
             step()
-    times: dict[str, list[float]] = {variant: [] for variant in steps}
-    for _ in range(rounds):
-        for variant in random.sample(list(steps), len(steps)):
-            began = time.process_time()
-            for _ in range(STEPS[name]):
-                steps[variant]()
-            times[variant].append((time.process_time() - began) / STEPS[name])
-    base = times["unwatched"]
-    return [
-        {
-            "model": name,
-            "variant": variant,
-            "ms a step": round(1e3 * statistics.median(times[variant]), 3),
-            "ratio": round(statistics.median(t / b for t, b in zip(times[variant], base, strict=True)), 4),
-            "host reads": host_reads(steps[variant]),
-        }
-        for variant in steps
-    ]
+        return self._now() - began
+
+    def _now(self) -> float:
+        if self.on_cpu:
+            return time.thread_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def timed_pairs(
+    steps: dict[str, Step], turn_steps: int, seconds: float, clock: Clock
+) -> dict[str, list[tuple[float, float]]]:
+    """(unwatched, watched) seconds of each turn of each variant; whoever had least of its share has the next turn."""
+    pairs: dict[str, list[tuple[float, float]]] = {variant: [] for variant in steps if variant != BASE}
+    spent = dict.fromkeys(pairs, 0.0)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        variant = min(spent, key=lambda v: spent[v] / VARIANTS[v].share + random.random() * 1e-6)
+        began, measured = time.monotonic(), dict[str, float]()
+        for side in random.sample((BASE, variant), 2):
+            with VARIANTS[side].turn():
+                measured[side] = clock(steps[side], turn_steps)
+        pairs[variant].append((measured[BASE], measured[variant]))
+        spent[variant] += time.monotonic() - began
+    return pairs
+
+
+def estimate(pairs: list[tuple[float, float]], period: int, turn_steps: int) -> tuple[float, float, float]:
+    """The ratio of watched to unwatched time, and a 95 % interval of it.
+
+    Medians are taken apart over the turns with a due step and those without, and weighed by how many there are in a
+    period: the median of both together would leave out the rare, expensive ones.
+    """
+    due, rest = [], []
+    for turn, (base, watched) in enumerate(pairs):
+        first = WARM_UP + turn * turn_steps
+        is_due = -first % period < turn_steps
+        (due if is_due else rest).append(watched / base)
+    if not due or not rest:
+        return _median(due or rest)
+    weight = min(1.0, turn_steps / period)
+    both = zip(_median(due), _median(rest), strict=True)
+    ratio, low, high = (weight * a + (1 - weight) * b for a, b in both)
+    return ratio, low, high
+
+
+def _median(values: list[float]) -> tuple[float, float, float]:
+    """The median and a 95 % interval of it by order statistics; the range itself below six values."""
+    values, n = sorted(values), len(values)
+    low = max(0, n // 2 - round(0.98 * n**0.5))  # 1.96 standard deviations of a binomial(n, 1/2)
+    return statistics.median(values), values[low], values[n - 1 - low]
+
+
+def measure(name: str, variants: list[str], seconds: float, device: str) -> list[dict[str, Any]]:
+    """The rows of one model."""
+    attempts = {variant: attached(variant, make(name, device)) for variant in variants}
+    steps = {variant: step for variant, step in attempts.items() if not isinstance(step, str)}
+    turn_steps = STEPS.get(name, 1)
+    pairs = timed_pairs(steps, turn_steps, seconds, Clock(device))
+    base_ms = 1e3 * statistics.median(base / turn_steps for turns in pairs.values() for base, _ in turns)
+    base = count(steps[BASE], BASE, device)
+    rows = []
+    for variant, step in attempts.items():
+        row: dict[str, Any] = {"model": name, "variant": variant}
+        if isinstance(step, str):
+            row |= dict.fromkeys(("time", "95 %", "scalar reads", "copies", "memory", "turns"))
+            rows.append(row | {"note": step})
+            continue
+        turns = pairs.get(variant) or [(1.0, 1.0)]
+        ratio, low, high = estimate(turns, VARIANTS[variant].period, turn_steps)
+        row |= {"time": round(ratio, 4), "95 %": f"{low:.3f} to {high:.3f}"}
+        counted = count(step, variant, device)
+        row |= {"scalar reads": counted.scalars - base.scalars, "copies": counted.copies - base.copies}
+        row |= {"memory": round(counted.peak / base.peak, 4), "turns": len(pairs.get(variant, ()))}
+        rows.append(row | {"note": f"{base_ms:.2f} ms a step" if variant == BASE else ""})
+    return rows
 
 
 def main() -> None:
     """Measure every model and write one result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--models", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=40, help="for each model, after warming up")
+    parser.add_argument("--models", nargs="*", choices=list(SUBJECTS))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     random.seed(0)
-    rows = [row for name in arguments.models for row in measure(name, arguments.variants, arguments.rounds)]
-    write_result("overhead", rows, "wandb", "pytorch-lightning", rounds=arguments.rounds, threads=1)
+    device, variants = arguments.device, available(arguments.variants)
+    models = arguments.models or names(device)
+    rows = [row for name in models for row in measure(name, variants, arguments.seconds, device)]
+    write_result(
+        "overhead" if device == "cpu" else f"overhead-{device}",
+        rows,
+        *("gradlab", "wandb", "pytorch-lightning", "torchlens"),
+        seconds_a_model=arguments.seconds,
+        threads=1,
+        device=torch.cuda.get_device_name() if device != "cpu" else "cpu",
+        clock="CPU time of the training thread" if device == "cpu" else "wall time, device synchronised",
+    )
 
 
 if __name__ == "__main__":

@@ -393,6 +393,7 @@ class Monitor:
             scaled = frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused})
             self._pending.append(_Pending(self.step, time.time(), plan, HostCopy(self._recorder.rows()), scaled))
             self._fused.clear()
+            self._armed.parameters.step_ended()
             for memory in plan.memories:
                 memory.advance()
             self._report_unmatched(plan)

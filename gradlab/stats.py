@@ -42,6 +42,7 @@ def _sum(x: Tensor, out: Tensor) -> None:
 
 def _spread(x: Tensor, out: Tensor) -> None:
     # Two passes: the difference of the sums of squares would lose half of the digits where the mean dominates.
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     _norm(x - x.mean() if x.numel() else x, out)
 
 

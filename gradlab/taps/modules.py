@@ -11,7 +11,7 @@ the functional ops inside it by a tree of the ops that came before. No name is b
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.taps.compiled import Gates
 from gradlab.taps.functional import op_name
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.quiet import muted
@@ -30,6 +31,7 @@ from gradlab.taps.visit import hides_its_ops, root_site
 # Takes any positional arguments, returns None, and pickles without gradlab: what a copied hook turns into.
 _INERT = nullcontext().__exit__
 _is_compiling = torch.compiler.is_compiling
+_ops_are_watched: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 _task_id: Callable[[], int] = torch._C._current_graph_task_id
 
 
@@ -130,9 +132,10 @@ class _Enter(Hook):
         hooks, watch = self.hooks, self.watch
         scope = hooks.scope()
         call = watch.call(scope)
-        hooks.stack.append((hooks.node, call))
+        sees_ops = watch.is_owner and scope is not None
+        hooks.stack.append((hooks.node, call, sees_ops))
         hooks.node = None if watch.opaque else call.ops
-        if watch.is_owner:
+        if sees_ops:
             hooks.watch_ops()
         if kwargs is not None and scope is not None:
             values = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
@@ -155,8 +158,8 @@ class _Leave(Hook):
         if watch.is_tracked:
             if not hooks.stack:
                 return
-            hooks.node, call = hooks.stack.pop()
-            if watch.is_owner:
+            hooks.node, call, sees_ops = hooks.stack.pop()
+            if sees_ops:
                 hooks.stop_watching_ops()
         if output is None:
             return
@@ -174,7 +177,7 @@ class _Leave(Hook):
             call.target = hooks.plan.target(root_site("output", call.site) if watch.is_root else call.site)
             call.known = True
         if call.target is not None:
-            if hooks.watching:
+            if _ops_are_watched():
                 with torch._C.DisableTorchFunction():  # the reductions of the hooks are no ops of the user's
                     hooks.record(call.target, output, scope)
             else:
@@ -238,26 +241,66 @@ class ModuleHooks:
         self.armed = False
         self.node: OpNode | None = None
         """Where the running module's ops are in their sequence; None where they are its own business."""
-        self.stack: list[tuple[OpNode | None, _Call]] = []
-        """For each module entered: where its caller's ops are, and which call of it this is."""
+        self.stack: list[tuple[OpNode | None, _Call, bool]] = []
+        """For each module entered: where its caller's ops are, which call this is, and whether its ops are seen."""
         self._watcher = _OpWatcher(self)
         self.watching = 0
         """How many modules under way want their functional ops seen."""
         self._root_runs = 0
-        self._registrations: list[tuple[dict[int, Any], int, Any]] = []
+        self._registrations: dict[nn.Module, list[tuple[dict[int, Any], int, Any]]] = {}
         self._register(names)
+        self._gates = Gates(model, self.records_now, self.run_compiled)
+        if self._gates.are_none():
+            self._gates.search()
+        self._is_unseen = False
+        """Whether the step under way has shown no forward of the whole model."""
 
     def arm(self) -> None:
         """Put the hooks in place."""
-        for registry, key, hook in self._registrations:
-            registry[key] = hook
+        self._put(self._registrations)
+        self._gates.place()
         self.armed = True
 
     def disarm(self) -> None:
         """Take the hooks out again."""
-        for registry, key, _ in self._registrations:
-            registry.pop(key, None)
+        self._gates.remove()
+        self._take(self._registrations)
         self.armed = False
+
+    def _put(self, modules: Iterable[nn.Module]) -> None:
+        for module in modules:
+            for registry, key, hook in self._registrations[module]:
+                registry[key] = hook
+
+    def _take(self, modules: Iterable[nn.Module]) -> None:
+        for module in modules:
+            for registry, key, _ in self._registrations[module]:
+                registry.pop(key, None)
+
+    def run_compiled(self, module: nn.Module, call: Callable[[], Any]) -> Any:
+        """Run the graph of a module in whose inside no tap is interested: without these hooks, but noted as a pass."""
+        inside = [one for one in module.modules() if one in self._registrations] if self.armed else []
+        is_root = unwrapped(module) is unwrapped(self.model)
+        output = None
+        self._take(inside)
+        if is_root:
+            self.begin_root()
+        try:
+            output = call()
+            return output
+        finally:
+            if is_root:
+                self.end_root(output)
+            if self.armed:
+                self._put(inside)
+
+    def records_now(self) -> bool:
+        """Whether a call that now begins somewhere in the model is one that a tap wants to see."""
+        if not self.armed or not self.plan.tensor_rules or muted():
+            return False
+        if is_recomputing():
+            return bool(self.recorder.passes)
+        return self.recorder.current is not None if self._root_runs else torch.is_grad_enabled()
 
     def _register(self, names: dict[nn.Module, str]) -> None:
         patterns = [p for rule in self.plan.tensor_rules for p in rule.patterns if not p.startswith("!")]
@@ -285,15 +328,15 @@ class ModuleHooks:
         self._after(self.model, _EndRoot(self))
 
     def _before(self, module: nn.Module, hook: Hook, *, with_kwargs: bool = False) -> None:
-        key = _fresh_key()
-        self._registrations.append((module._forward_pre_hooks, key, hook))
+        key, places = _fresh_key(), self._registrations.setdefault(module, [])
+        places.append((module._forward_pre_hooks, key, hook))
         if with_kwargs:
-            self._registrations.append((module._forward_pre_hooks_with_kwargs, key, True))
+            places.append((module._forward_pre_hooks_with_kwargs, key, True))
 
     def _after(self, module: nn.Module, hook: Hook) -> None:
-        key = _fresh_key()
-        self._registrations.append((module._forward_hooks, key, hook))
-        self._registrations.append((module._forward_hooks_always_called, key, True))
+        key, places = _fresh_key(), self._registrations.setdefault(module, [])
+        places.append((module._forward_hooks, key, hook))
+        places.append((module._forward_hooks_always_called, key, True))
 
     def begin_root(self) -> None:
         """The model as the user calls it starts a forward: a new pass, unless it calls itself or is recomputed."""
@@ -303,6 +346,7 @@ class ModuleHooks:
         if self._root_runs > 1 or is_recomputing():
             return
         self._forget_the_stack()
+        self._is_unseen = False
         if self.recorder.begin_pass() is None:
             self.recorder.ignoring = True
 
@@ -326,6 +370,10 @@ class ModuleHooks:
         """A step begins: whatever a forward that was interrupted left behind is dropped."""
         self._root_runs = 0
         self._forget_the_stack()
+        if self._is_unseen:
+            self._gates.search()
+        self._gates.place()
+        self._is_unseen = True
 
     def _forget_the_stack(self) -> None:
         self.stack.clear()

@@ -3,6 +3,7 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.errors import GradlabWarning
 from gradlab.taps.plan import Plan
 from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
@@ -18,12 +20,14 @@ class ParameterWatch:
     """Reads the parameters of one model under one plan."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], plan: Plan) -> None:
+        parameters = _whole(parameters)
         self.final = _Quantity(parameters, plan, "weight_grad")
         self.clipped = _Quantity(parameters, plan, "weight_grad", "clipped")
         self.weight = _Quantity(parameters, plan, "weight")
         self.update = _Quantity(parameters, plan, "update")
         self.micro = _Quantity(parameters, plan, "weight_grad", "micro")
         self._before: list[Tensor] = []
+        self._begun = False
         self._handles: list[RemovableHandle] = []
 
     def arm(self, row: Callable[[], Row]) -> None:
@@ -47,18 +51,37 @@ class ParameterWatch:
         self.final.write(row, [p.grad for p in self.final.parameters])
 
     def before_update(self, row: Row) -> None:
-        """The optimizer is about to step."""
+        """An optimizer is about to step: the first of this step, or another, or once more within a closure."""
         self.clipped.write(row, [p.grad for p in self.clipped.parameters])
-        self.weight.write(row, [p.detach() for p in self.weight.parameters])
-        # One copy of the watched weights, alive only while the optimizer steps; the first, where a closure runs often.
-        self._before = self._before or [p.detach().clone() for p in self.update.parameters]
+        if not self._begun:
+            self._begun = True
+            self.weight.write(row, [p.detach() for p in self.weight.parameters])
+            # One copy of the watched weights, alive from the first update of a step to its end.
+            self._before = [p.detach().clone() for p in self.update.parameters]
 
     def after_update(self, row: Row) -> None:
-        """The optimizer has stepped."""
+        """An optimizer has stepped: the update so far, by all optimizers of this step."""
         if self._before:
             changes = torch._foreach_sub([p.detach() for p in self.update.parameters], self._before)
-            self._before = []
             self.update.write(row, list(changes))
+
+    def step_ended(self) -> None:
+        """All optimizers have stepped."""
+        self._before = []
+        self._begun = False
+
+
+def _whole(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The parameters that this rank has as a whole: the norm of a shard must not be shown as that of the whole."""
+    sharded = [name for name, p in parameters.items() if hasattr(p, "device_mesh")]
+    if sharded:
+        warnings.warn(
+            f"gradlab: {len(sharded)} parameters are sharded over ranks (DTensor) and not measured, the first of them "
+            f"{sharded[0]!r}; the tensors of the forward are.",
+            GradlabWarning,
+            stacklevel=2,
+        )
+    return {name: p for name, p in parameters.items() if name not in sharded}
 
 
 class _Quantity:

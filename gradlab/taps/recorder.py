@@ -20,10 +20,11 @@ from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.quiet import muted
-from gradlab.taps.sites import leaves, without_call_number
+from gradlab.taps.sites import is_input, leaves, without_call_number
 from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
 _task_id: Callable[[], int] = torch._C._current_graph_task_id
+_next_node: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 _grad_of = attrgetter("grad")
 NO_TASK = -1
 _MOST_PASSES = 1024
@@ -32,10 +33,11 @@ _MOST_PASSES = 1024
 class Pass:
     """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
 
-    __slots__ = ("named", "row", "task", "task_row", "task_rows", "unhooked")
+    __slots__ = ("first_node", "named", "row", "task", "task_row", "task_rows", "unhooked")
 
     def __init__(self, row: Row) -> None:
         self.row = row
+        self.first_node = _next_node()
         self.task = NO_TASK
         self.task_row = row
         self.task_rows: dict[int, Row] = {}
@@ -84,26 +86,47 @@ class GradHook:
 
 
 class Segment:
-    """One checkpointed segment in recomputation: how often each site has come by, and then which calls those were."""
+    """One checkpointed segment in recomputation: which calls of which sites have come by, and what they stand for."""
 
-    __slots__ = ("calls", "named", "targets")
+    __slots__ = ("calls", "key", "named", "of_pass", "reentrant", "rest", "targets")
 
-    def __init__(self) -> None:
+    def __init__(self, key: tuple[int, int], of_pass: Pass, *, reentrant: bool) -> None:
+        self.key = key
+        """The backward under way and the node in it that recomputes."""
+        self.of_pass = of_pass
+        self.reentrant = reentrant
         self.named: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
+        self.calls: dict[str, list[bool]] = {}
+        """For each call of a site whether it has a graph now."""
         self.targets: dict[str, list[Target | None]] | None = None
+        self.rest: dict[str, int] = {}
 
-    def target(self, base: str, call: int, unhooked: dict[str, list[Target | None]]) -> Target | None:
-        """The target of the segment's own n-th call of a site; None where the first forward has its gradient.
+    def claim(self) -> None:
+        """Take the calls of the first forward that these are; called when all have come by.
 
-        Segments are recomputed last first, each in forward order: its calls are the last not yet accounted for.
+        Segments are recomputed last first, each in forward order: its calls are the last not yet accounted for. Those
+        that again have no graph lie in segments inside this one, and are left for them.
         """
-        if self.targets is None:
-            self.targets = {}
-            for site, number in self.calls.items():
-                self.targets[site] = unhooked[site][-number:]
-                del unhooked[site][-number:]
-        return self.targets[base][call]
+        if self.targets is not None:
+            return
+        self.targets = {}
+        for site, have_graph in self.calls.items():
+            waiting = self.of_pass.unhooked[site]
+            start = self.rest[site] = max(0, len(waiting) - len(have_graph))
+            own = self.targets[site] = waiting[start:]
+            waiting[start:] = [target for target, has_graph in zip(own, have_graph, strict=False) if not has_graph]
+
+    def end(self) -> None:
+        """The segment's own backward is over: what nobody inside it has claimed has no gradient."""
+        self.claim()
+        for site, length in self.rest.items():
+            del self.of_pass.unhooked[site][length:]
+
+    def target(self, base: str, call: int) -> Target | None:
+        """The target of the segment's own n-th call of a site; None where the first forward has its gradient."""
+        self.claim()
+        own = self.targets[base] if self.targets is not None else []
+        return own[call] if call < len(own) else None
 
 
 class SegmentHook(GradHook):
@@ -111,12 +134,12 @@ class SegmentHook(GradHook):
 
     __slots__ = ("base", "call", "segment")
 
-    def __init__(self, recorder: Recorder, of_pass: Pass, segment: Segment, base: str, call: int) -> None:
-        super().__init__(recorder, None, of_pass)
+    def __init__(self, recorder: Recorder, segment: Segment, base: str, call: int) -> None:
+        super().__init__(recorder, None, segment.of_pass)
         self.segment, self.base, self.call = segment, base, call
 
     def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
-        target = self.segment.target(self.base, self.call, self.of_pass.unhooked)
+        target = self.segment.target(self.base, self.call)
         if target is not None:
             self.entry = target.grad
             super().__call__(gradients)
@@ -143,7 +166,8 @@ class Recorder:
         self.backward_pass: Pass | None = None
         self.kept: dict[str, Tensor] = {}
         self.keeps_are_old = True
-        self._segment: Segment | None = None
+        self._segments: list[Segment] = []
+        self._left: list[int | None] = []
         self._row: Row | None = None
         self._sentinels: list[RemovableHandle] = []
         self._shown_by_output = False
@@ -164,6 +188,8 @@ class Recorder:
         self.current = self.backward_pass = None
         self.passes = []
         self.open_tasks.clear()
+        self._segments.clear()
+        self._left = []
         self.committed.clear()
         self.keeps_are_old = True
 
@@ -173,19 +199,23 @@ class Recorder:
             self.current = None
             return None
         self.open_tasks.clear()  # a backward that raised never closed its own
+        self._segments.clear()
         if self.keeps_are_old:
             self.kept.clear()
             self.keeps_are_old = False
         if len(self.passes) >= _MOST_PASSES:
             self._drop([self.passes[0]])
         is_first = not any(one.row is self._row for one in self.passes)
-        self.current = Pass(self.step_row() if is_first else self.plan.rows.take(self.device))
+        with torch._C.DisableTorchFunction():  # another monitor may be watching ops
+            self.current = Pass(self.step_row() if is_first else self.plan.rows.take(self.device))
         self.passes.append(self.current)
         return self.current
 
     def record(self, target: Target, tensor: Tensor, into: Pass) -> None:
         """A watched tensor comes by in the forward: reduce its value now, its gradient when it comes."""
         if tensor.dtype not in NORM_IN_ONE and not (tensor.is_floating_point() or tensor.is_complex()):
+            if self._is_by_the_way(target.site):
+                return
             raise TypeError(f"its tensor is {tensor.dtype}; only floating-point tensors have norms and gradients")
         if target.value is not None:
             into.row.write(target.value, tensor)
@@ -199,24 +229,49 @@ class Recorder:
         if target.keep:
             self.kept[target.site] = tensor
 
+    def _is_by_the_way(self, site: str) -> bool:
+        """Whether integers came along: tokens among inputs, the indices of a sort, not chosen by their own name."""
+        patterns = [pattern for rule in self.plan.rules for pattern in rule.patterns] if self.plan is not None else []
+        return ("[" in site or is_input(site)) and site not in patterns
+
     def recomputed(self, site: str, tensor: Tensor) -> None:
         """A watched tensor again, recomputed in the backward: its gradient is wanted if it had no graph before.
 
         That is so under reentrant checkpointing, whose first forward runs without a graph.
         """
-        of_pass = self.backward_pass
-        base = without_call_number(site)
-        if of_pass is not None and of_pass.unhooked.get(base):
-            segment = self.segment()
+        segment, base = self.segment(), without_call_number(site)
+        if segment.reentrant and segment.of_pass.unhooked.get(base):
+            calls = segment.calls.setdefault(base, [])
             if tensor.requires_grad:
-                SegmentHook(self, of_pass, segment, base, segment.calls[base]).put_on(tensor)
-            segment.calls[base] += 1
+                SegmentHook(self, segment, base, len(calls)).put_on(tensor)
+            calls.append(torch.is_grad_enabled())
 
     def segment(self) -> Segment:
-        """The checkpointed segment that is being recomputed: it lasts until its own backward has run."""
-        if self._segment is None:
-            self._segment = Segment()
-        return self._segment
+        """The checkpointed segment that is being recomputed: that of the autograd node that runs the forward again."""
+        node = torch._C._current_autograd_node()
+        number = node._sequence_nr() if node is not None else NO_TASK
+        key = (_task_id(), number)
+        if not self._segments or self._segments[-1].key != key:
+            self._end_segments(key[0])
+            if self._segments:
+                self._segments[-1].claim()
+                of_pass = self._segments[-1].of_pass
+            else:
+                of_pass = self._pass_of(number)
+            # The non-reentrant kind recomputes where an op asks for its saved tensors, and has gradients already.
+            reentrant = isinstance(node, torch.autograd.function.BackwardCFunction)
+            self._segments.append(Segment(key, of_pass, reentrant=reentrant))
+        return self._segments[-1]
+
+    def _end_segments(self, task: int) -> None:
+        """A node of this task begins a recomputation: those that came before it, and all inside them, are over."""
+        while any(one.key[0] == task for one in self._segments):
+            self._segments.pop().end()
+
+    def _pass_of(self, number: int) -> Pass:
+        """The pass in which a node was made, by its sequence number."""
+        made = [one for one in self.passes if one.first_node <= number]
+        return made[-1] if made else self.passes[0]
 
     def watch_output(self, output: Tensor, of_pass: Pass) -> None:
         """Mark a tensor whose gradient shows that a backward reached this pass."""
@@ -264,8 +319,7 @@ class Recorder:
 
     def _open(self, task: int) -> None:
         versions = self._versions()
-        # A parameter that noticed the backward has its gradient already.
-        if not self.open_tasks and sum(v is not None for v in versions) <= bool(self._sentinels):
+        if not self.open_tasks and self._were_thrown_away(versions):
             self._abandon_committed()
         self.open_tasks[task] = versions
         # Queued twice over, so that it runs after the callbacks with which DDP and FSDP finish their reductions.
@@ -274,22 +328,34 @@ class Recorder:
 
     def _close(self, task: int) -> None:
         try:
-            self._segment = None
             if task not in self.open_tasks:
                 return
             before = self.open_tasks.pop(task)
             if self.open_tasks:
                 return
+            self._segments.clear()
             if before is not None and not self._has_changed_since(before):
                 self._discard(task)
                 return
             self.committed.add(task)
+            self._left = self._versions()
             self.current = None
             if self._shown_by_output:
                 self.ignore_parameters()
             self.on_backward_end()
         except Exception as error:
             self.failed("", error)
+
+    def _were_thrown_away(self, versions: list[int | None]) -> bool:
+        """Whether the gradients of the backwards before are gone: set to None, or all written to in place since then.
+
+        The latter is what `zero_grad(set_to_none=False)` does. A parameter that noticed the backward has its gradient
+        already.
+        """
+        noticed = bool(self._sentinels)
+        there = sum(version is not None for version in versions)
+        left = [old for old, new in zip(self._left, versions, strict=False) if old is not None and old == new]
+        return there <= noticed or (bool(self._left) and not left and there > noticed)
 
     def _versions(self) -> list[int | None]:
         return [None if grad is None else grad._version for grad in map(_grad_of, self.parameters)]
@@ -307,6 +373,7 @@ class Recorder:
         if self.committed and self.plan is not None:
             self._drop([one for one in self.passes if self.committed & one.task_rows.keys()])
             self.committed.clear()
+            self._left = []
 
     def _drop(self, passes: Sequence[Pass]) -> None:
         """Some passes of the step count no more."""

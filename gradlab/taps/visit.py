@@ -42,8 +42,9 @@ def tap(name: str, value: Tensor) -> Tensor:
     Returns:
         `value` itself.
     """
-    for listener in listeners:
-        value = listener.named(name, value)
+    if not torch.compiler.is_compiling():
+        for listener in listeners:
+            value = listener.named(name, value)
     return value
 
 
@@ -85,7 +86,9 @@ def root_site(end: str, name: str) -> str:
 
 
 def hides_its_ops(module: nn.Module) -> bool:
-    """Whether the ops inside are the module's own business: a forward of torch.nn's, without children."""
+    """Whether the ops inside are the module's own business: a forward of torch.nn's, without children, or a script."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
     return type(module).forward.__module__.startswith("torch.nn.") and next(module.children(), None) is None
 
 
@@ -106,7 +109,7 @@ class _Visit:
         for module in self.names:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            hooks.callback(module.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True).remove)
+            hooks.callback(module.register_forward_pre_hook(self.before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(self.after).remove)
             hooks.callback(module.register_forward_hook(self.left, always_call=True).remove)
         listeners.append(self)

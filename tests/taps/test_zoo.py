@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,12 @@ def everything(model: nn.Module) -> list[Tap]:
         Tap(["*", *inputs], of=["output", "output_grad"], stats=STATS),
         Tap("*", of=["weight", "weight_grad", "update"], stats=STATS),
     ]
+
+
+def made(case: zoo.Case) -> nn.Module:
+    """The model in float64, with the same weights each time."""
+    torch.manual_seed(1)
+    return case.make().double()
 
 
 def reference_stats(x: Tensor) -> dict[str, float]:
@@ -65,10 +70,8 @@ def reference(model: nn.Module, x: Tensor, case: zoo.Case) -> tuple[dict[str, Te
 @pytest.mark.parametrize("name", sorted(zoo.ZOO))
 def test_every_number_equals_float64_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = zoo.ZOO[name]
-    torch.manual_seed(1)
-    model = case.make().double()
     x = case.batch().double()
-    twins = [copy.deepcopy(model) for _ in range(2)]
+    model, *twins = (made(case) for _ in range(3))
     parameters, weights = (dict(one.named_parameters()) for one in (model, twins[0]))
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

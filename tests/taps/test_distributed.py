@@ -1,0 +1,134 @@
+"""Two processes: what a rank logs as the gradient of a parameter is that of the whole batch, under all kinds of DDP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import gradlab
+from gradlab import Tap
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bucket_view": {"gradient_as_bucket_view": True},
+    "static_graph": {"static_graph": True},
+    "find_unused": {"find_unused_parameters": True},
+    "no_sync": {},
+}
+STEPS = 3
+
+
+def model() -> nn.Sequential:
+    """The same on every rank."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+def batch(step: int, piece: int) -> Tensor:
+    """[4, 4] float64: one piece of the step's batch."""
+    return torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(10 * step + piece))
+
+
+def train(network: Any, kind: str, pieces: list[int], share: float) -> dict[str, list[float]]:
+    """The logged norms of each parameter; `share` is what a piece's loss counts."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    found: dict[str, list[float]] = {}
+    with gradlab.watch(network, optimizer, taps=[Tap("*", of="weight_grad"), Tap("*", of="output_grad")]) as monitor:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            for piece in pieces[:-1]:
+                with network.no_sync() if kind == "no_sync" else warnings.catch_warnings():
+                    (share * network(batch(step, piece)).square().mean()).backward()
+            (share * network(batch(step, pieces[-1])).square().mean()).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1e-3)
+            optimizer.step()
+            for site, value in monitor.latest()["weight_grad.norm"].items():
+                found.setdefault(site, []).append(value)
+    return found
+
+
+def shard() -> tuple[list[str], list[str]]:
+    """FSDP2: the warnings, and which metrics there are."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    network = model()
+    fully_shard(network, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        taps = [Tap("*", of="weight_grad"), Tap("*", of="output_grad")]
+        with gradlab.watch(network, optimizer, taps=taps) as monitor:
+            for step in range(2):
+                optimizer.zero_grad()
+                network(batch(step, 0)).square().mean().backward()
+                optimizer.step()
+            return [str(one.message) for one in caught], sorted(monitor.latest())
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    """One rank: all kinds, one after another in one process group, and their numbers into a file."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    warnings.simplefilter("ignore")
+    found: dict[str, Any] = {}
+    for kind, options in KINDS.items():
+        pieces = [2 * rank, 2 * rank + 1] if kind == "no_sync" else [rank]
+        found[kind] = train(DistributedDataParallel(model(), **options), kind, pieces, 1.0 / len(pieces))
+    found["fully_shard"] = shard()
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank has logged."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command = [sys.executable, __file__, str(port), str(folder)]
+    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    try:
+        for process in ranks:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in ranks:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_sharded_parameters_are_left_out_with_a_warning_and_tensors_are_measured(found: list[dict[str, Any]]) -> None:
+    for rank in range(2):
+        warned, metrics = found[rank]["fully_shard"]
+        assert any("sharded over ranks" in message for message in warned)
+        assert metrics == ["output_grad.norm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_all_ranks_are_those_of_one_large_batch(kind: str, found: list[dict[str, Any]]) -> None:
+    pieces = [0, 1, 2, 3] if kind == "no_sync" else [0, 1]
+    single = train(model(), "", pieces, 1.0 / len(pieces))
+    for rank in range(2):
+        assert found[rank][kind].keys() == single.keys()
+        for site, values in single.items():
+            assert found[rank][kind][site] == pytest.approx(values, rel=1e-5), (rank, site)
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
