@@ -28,6 +28,7 @@ from gradlab.jacobians.spec import JacobianSlice
 from gradlab.profiling.schedule import Profile
 from gradlab.sinks import Sink
 from gradlab.taps import visit
+from gradlab.taps.compiled import why_unseen
 from gradlab.taps.derived import with_derived
 from gradlab.taps.modules import ModuleHooks
 from gradlab.taps.parameters import ParameterWatch
@@ -464,7 +465,9 @@ class Monitor:
                 f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent "
                 f"that uses a child's weights without calling it shows nothing of it (nn.MultiheadAttention.out_proj)."
             )
-        return f"no tensor matches {pattern!r}.{did_you_mean(pattern, names)} The step had: {shortlist(names)}."
+        compiled = why_unseen(self.model)
+        near = did_you_mean(pattern, names)
+        return f"no tensor matches {pattern!r}.{near} The step had: {shortlist(names)}.{' ' + compiled if compiled else ''}"
 
     # Jacobians.
 
