@@ -465,9 +465,9 @@ class Monitor:
                 f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent "
                 f"that uses a child's weights without calling it shows nothing of it (nn.MultiheadAttention.out_proj)."
             )
+        seen = f"{did_you_mean(pattern, names)} The step had: {shortlist(names)}."
         compiled = why_unseen(self.model)
-        near = did_you_mean(pattern, names)
-        return f"no tensor matches {pattern!r}.{near} The step had: {shortlist(names)}.{' ' + compiled if compiled else ''}"
+        return f"no tensor matches {pattern!r}.{seen}" + (f" {compiled}" if compiled else "")
 
     # Jacobians.
 
