@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -37,6 +37,9 @@ from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import module_names, parameter_names, reaches, require_match, shortlist, unwrapped
 from gradlab.taps.slots import HostCopy
+
+if TYPE_CHECKING:
+    from gradlab.jacobians.probe import JacobianProbe
 
 _watched: WeakKeyDictionary[nn.Module, Monitor] = WeakKeyDictionary()
 
@@ -126,7 +129,7 @@ class Monitor:
         self._recorder = Recorder(list(self._parameters.values()), self._backward_ended, self._tap_failed)
         self._jacobians = list(jacobians)
         self._probe = probe
-        self._probes: list[Any] = []
+        self._probers: dict[int, JacobianProbe] = {}
         self._profiler = _profiler(profile, logdir, model, strict)
         self._attach()
 
@@ -486,24 +489,24 @@ class Monitor:
             self._probe = samples[: max(spec.samples for spec in self._jacobians)].detach().clone()
 
     def _measure_jacobians(self, step: int) -> None:
-        due = [spec for spec in self._jacobians if step % spec.every == 0]
-        if not due or self._probe is None:
+        if self._probe is None:
             return
-        from gradlab.jacobians.probe import JacobianProbe
-
-        if not self._probes:
-            self._probes = [JacobianProbe(spec, self.model, self._probe) for spec in self._jacobians]
-        for probe in list(self._probes):
-            if probe.spec not in due:
-                continue
+        for spec in [spec for spec in self._jacobians if step % spec.every == 0]:
             try:
-                self._hand_out(probe.measure(step), step)
+                self._hand_out(self._prober(spec).measure(step), step)
             except Exception as error:
                 if self.strict:
                     raise
-                self._probes.remove(probe)
-                self._jacobians.remove(probe.spec)
-                _warn(f"the Jacobian of {probe.spec.of!r} by {probe.spec.wrt!r} was switched off: {error}")
+                self._jacobians.remove(spec)
+                _warn(f"the Jacobian of {spec.of!r} by {spec.wrt!r} was switched off: {error}")
+
+    def _prober(self, spec: JacobianSlice) -> JacobianProbe:
+        """What computes a slice: made when it is first due, kept with the engine that it chose."""
+        from gradlab.jacobians.probe import JacobianProbe
+
+        if id(spec) not in self._probers:
+            self._probers[id(spec)] = JacobianProbe(spec, self.model, self._probe)
+        return self._probers[id(spec)]
 
     def _hand_out(self, block: JacobianBlock, step: int) -> None:
         for sink in list(self._sinks):

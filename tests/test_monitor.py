@@ -441,6 +441,19 @@ def test_jacobians_replayed_between_steps_disturb_no_number() -> None:
         assert np.array_equal(one, other) and len(one[0]) == 4
 
 
+def test_a_jacobian_that_cannot_be_computed_is_switched_off_and_training_goes_on() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    slices = [gradlab.JacobianSlice(of="output", wrt="input", samples=100, every=1)]
+    with gradlab.watch(model, optimizer, jacobians=slices) as monitor:
+        with pytest.warns(GradlabWarning, match="the Jacobian of 'output' by 'input' was switched off"):
+            model(batch(1)).sum().backward()
+            optimizer.step()
+        model(batch(1)).sum().backward()
+        optimizer.step()
+        assert monitor.step == 2
+
+
 def test_history_gives_steps_and_values_and_names_near_misses() -> None:
     model = mlp()
     optimizer = sgd(model)
