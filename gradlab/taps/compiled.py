@@ -23,10 +23,11 @@ import torch
 from torch import nn
 
 from gradlab.taps.sites import unwrapped
+from gradlab.taps.stand import PLACE, StandIn, beneath
 
 # Where a compiled callable stands in a module's own attributes: `module.compile()`, then the `forward` of what
 # `torch.compile(module)` returns, then the methods that Lightning compiles one by one.
-_ENTRANCES = ("_compiled_call_impl", "forward", "training_step")
+_ENTRANCES = (PLACE, "forward", "training_step")
 _MARK = "_gradlab_original"
 _MOST_SEARCHES = 3
 
@@ -58,13 +59,21 @@ class Gates:
         """Whether the model has no compiled entrance that is known."""
         return not any(True for _ in entrances(self._modules))
 
-    def place(self) -> None:
-        """Put a gate at every entrance that has none: about 0.2 microseconds a module."""
+    def place(self) -> list[nn.Module]:
+        """Put a gate at every entrance that has none: about 0.2 microseconds a module.
+
+        Returns:
+            The modules whose own call got one.
+        """
+        called: list[nn.Module] = []
         for module, name in entrances(self._modules):
             original = vars(module)[name]
-            if not hasattr(original, _MARK):
+            if not isinstance(original, StandIn) and not hasattr(original, _MARK):
                 gate = vars(module)[name] = self._gate(module, original)
                 self._placed.append((module, name, gate))
+                if name == PLACE:
+                    called.append(module)
+        return called
 
     def remove(self) -> None:
         """Put back what was there, unless somebody else has changed it since."""
@@ -107,7 +116,7 @@ def entrances(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
     for module in modules:
         own = vars(module)
         for name in _ENTRANCES:
-            if name in own and hasattr(own[name], "_torchdynamo_orig_callable"):
+            if name in own and hasattr(beneath(own[name]), "_torchdynamo_orig_callable"):
                 yield module, name
 
 

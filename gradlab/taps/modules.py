@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,31 +19,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.taps import quiet
 from gradlab.taps.compiled import Gates
 from gradlab.taps.functional import op_name
 from gradlab.taps.plan import Plan, Target
-from gradlab.taps.quiet import muted
 from gradlab.taps.recorder import NO_TASK, Pass, Recorder, Segment, first_differentiable, is_recomputing
 from gradlab.taps.sites import leaves, match, names_inputs, unwrapped
+from gradlab.taps.stand import Hook, StandIn
 from gradlab.taps.visit import hides_its_ops, root_site
 
-# Takes any positional arguments, returns None, and pickles without gradlab: what a copied hook turns into.
-_INERT = nullcontext().__exit__
 _is_compiling = torch.compiler.is_compiling
+_pop_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
+_push_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
 _ops_are_watched: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 _task_id: Callable[[], int] = torch._C._current_graph_task_id
-
-
-class Hook:
-    """A hook on a module. Copies and pickles as a callable that does nothing."""
-
-    __slots__ = ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _INERT
-
-    def __reduce__(self) -> Any:
-        return getattr, (nullcontext(), "__exit__")
 
 
 class OpNode:
@@ -95,14 +83,11 @@ class _Call:
 class _Watch:
     """One module under one plan."""
 
-    __slots__ = ("calls", "count", "is_owner", "is_root", "is_tracked", "name", "opaque", "scope")
+    __slots__ = ("calls", "count", "is_root", "name", "scope")
 
-    def __init__(self, name: str, *, is_root: bool, opaque: bool, is_owner: bool, is_tracked: bool) -> None:
+    def __init__(self, name: str, *, is_root: bool) -> None:
         self.name = name
         self.is_root = is_root
-        self.opaque = opaque
-        self.is_owner = is_owner
-        self.is_tracked = is_tracked
         self.calls: list[_Call] = []
         self.count = 0
         self.scope: object = None
@@ -117,95 +102,117 @@ class _Watch:
             self.calls.append(_Call(self.name if number == 0 else f"{self.name}#{number + 1}"))
         return self.calls[number]
 
+    @property
+    def running(self) -> _Call:
+        """The call that was entered last."""
+        return self.calls[self.count - 1]
 
-class _Enter(Hook):
-    """Before a module whose ops or inputs are watched."""
+    def output_site(self, call: _Call) -> str:
+        """The site of what a call returns."""
+        return root_site("output", call.site) if self.is_root else call.site
 
-    __slots__ = ("hooks", "watch")
+    def input_site(self, call: _Call) -> str:
+        """The site of what a call is given."""
+        return root_site("input", call.site) if self.is_root else f"{call.site}:in"
 
-    def __init__(self, hooks: ModuleHooks, watch: _Watch) -> None:
-        self.hooks, self.watch = hooks, watch
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if _is_compiling() or muted():
-            return
-        hooks, watch = self.hooks, self.watch
+class _Block(StandIn):
+    """A call of a module whose functional ops may be sites, or that has modules inside."""
+
+    __slots__ = ("hooks", "is_owner", "watch")
+
+    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: _Watch, *, is_owner: bool) -> None:
+        super().__init__(module)
+        self.hooks, self.watch, self.is_owner = hooks, watch, is_owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _is_compiling() or quiet.depth:
+            return self.inner(*args, **kwargs)
+        hooks = self.hooks
         scope = hooks.scope()
-        call = watch.call(scope)
-        sees_ops = watch.is_owner and scope is not None
-        hooks.stack.append((hooks.node, call, sees_ops))
-        hooks.node = None if watch.opaque else call.ops
-        if sees_ops:
+        if scope is None:
+            return self.inner(*args, **kwargs)
+        call = self.watch.call(scope)
+        before = hooks.node
+        hooks.node = call.ops
+        if self.is_owner:
             hooks.watch_ops()
-        if kwargs is not None and scope is not None:
-            values = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
-            hooks.see(root_site("input", call.site) if watch.is_root else f"{call.site}:in", values, scope)
+        try:
+            output = self.inner(*args, **kwargs)
+        finally:
+            hooks.node = before
+            if self.is_owner:
+                hooks.stop_watching_ops()
+        hooks.returned(self.watch, call, output, scope)
+        return output
 
 
-class _Leave(Hook):
-    """After a module, with its output or (after an exception) with None."""
+class _Leaf(StandIn):
+    """A call of a module whose ops are its own business."""
+
+    __slots__ = ("hooks", "watch")
+
+    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: _Watch) -> None:
+        super().__init__(module)
+        self.hooks, self.watch = hooks, watch
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _is_compiling() or quiet.depth:
+            return self.inner(*args, **kwargs)
+        hooks = self.hooks
+        scope = hooks.scope()
+        if scope is None:
+            return self.inner(*args, **kwargs)
+        call = self.watch.call(scope)
+        before = hooks.node
+        hooks.node = None
+        is_hidden = hooks.watching > 0 and hooks.hide_ops()
+        try:
+            output = self.inner(*args, **kwargs)
+            hooks.returned(self.watch, call, output, scope)
+        finally:
+            hooks.node = before
+            if is_hidden:
+                hooks.show_ops()
+        return output
+
+
+class _Root(StandIn):
+    """A call of the model as the user calls it, wrapped or not: a forward pass."""
+
+    __slots__ = ("hooks",)
+
+    def __init__(self, module: nn.Module, hooks: ModuleHooks) -> None:
+        super().__init__(module)
+        self.hooks = hooks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _is_compiling() or quiet.depth:
+            return self.inner(*args, **kwargs)
+        self.hooks.begin_root()
+        output = None
+        try:
+            output = self.inner(*args, **kwargs)
+            return output
+        finally:
+            self.hooks.end_root(output)
+
+
+class _Inputs(Hook):
+    """A pre-hook of a module whose inputs are watched: it sees them as other pre-hooks have left them."""
 
     __slots__ = ("hooks", "watch")
 
     def __init__(self, hooks: ModuleHooks, watch: _Watch) -> None:
         self.hooks, self.watch = hooks, watch
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if _is_compiling() or muted():
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if _is_compiling() or quiet.depth:
             return
-        hooks, watch = self.hooks, self.watch
-        call = None
-        if watch.is_tracked:
-            if not hooks.stack:
-                return
-            hooks.node, call, sees_ops = hooks.stack.pop()
-            if sees_ops:
-                hooks.stop_watching_ops()
-        if output is None:
-            return
-        scope = hooks.recorder.current
-        if scope is None or _task_id() != NO_TASK:
-            scope = hooks.scope()  # type: ignore[assignment]
-            if scope is None:
-                return
-        if call is None:
-            call = watch.call(scope)
-        if type(output) is not Tensor:
-            hooks.see(root_site("output", call.site) if watch.is_root else call.site, output, scope)
-            return
-        if not call.known:
-            call.target = hooks.plan.target(root_site("output", call.site) if watch.is_root else call.site)
-            call.known = True
-        if call.target is not None:
-            if _ops_are_watched():
-                with torch._C.DisableTorchFunction():  # the reductions of the hooks are no ops of the user's
-                    hooks.record(call.target, output, scope)
-            else:
-                hooks.record(call.target, output, scope)
-
-
-class _BeginRoot(Hook):
-    """The model as the user calls it starts a forward."""
-
-    __slots__ = ("hooks",)
-
-    def __init__(self, hooks: ModuleHooks) -> None:
-        self.hooks = hooks
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        self.hooks.begin_root()
-
-
-class _EndRoot(Hook):
-    """The model's forward ends."""
-
-    __slots__ = ("hooks",)
-
-    def __init__(self, hooks: ModuleHooks) -> None:
-        self.hooks = hooks
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.hooks.end_root(output)
+        scope = self.hooks.scope()
+        if scope is not None and self.watch.scope is scope:
+            values = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
+            self.hooks.see(self.watch.input_site(self.watch.running), values, scope)
 
 
 class _OpWatcher(TorchFunctionMode):
@@ -232,7 +239,7 @@ class _OpWatcher(TorchFunctionMode):
 
 
 class ModuleHooks:
-    """All hooks of a plan on one model."""
+    """All that stands on the modules of one model for a plan."""
 
     def __init__(self, model: nn.Module, names: dict[nn.Module, str], plan: Plan, recorder: Recorder) -> None:
         self.model = model
@@ -241,13 +248,12 @@ class ModuleHooks:
         self.armed = False
         self.node: OpNode | None = None
         """Where the running module's ops are in their sequence; None where they are its own business."""
-        self.stack: list[tuple[OpNode | None, _Call, bool]] = []
-        """For each module entered: where its caller's ops are, which call this is, and whether its ops are seen."""
         self._watcher = _OpWatcher(self)
         self.watching = 0
         """How many modules under way want their functional ops seen."""
         self._root_runs = 0
-        self._registrations: dict[nn.Module, list[tuple[dict[int, Any], int, Any]]] = {}
+        self._stands: dict[nn.Module, list[StandIn]] = {}
+        self._input_hooks: list[tuple[nn.Module, int, _Inputs]] = []
         self._register(names)
         self._gates = Gates(model, self.records_now, self.run_compiled)
         if self._gates.are_none():
@@ -256,30 +262,36 @@ class ModuleHooks:
         """Whether the step under way has shown no forward of the whole model."""
 
     def arm(self) -> None:
-        """Put the hooks in place."""
-        self._put(self._registrations)
+        """Put everything in place."""
         self._gates.place()
+        self._put(self._stands)
+        for module, key, hook in self._input_hooks:
+            module._forward_pre_hooks[key] = hook
+            module._forward_pre_hooks_with_kwargs[key] = True
         self.armed = True
 
     def disarm(self) -> None:
-        """Take the hooks out again."""
-        self._gates.remove()
-        self._take(self._registrations)
+        """Take everything out again."""
         self.armed = False
+        for module, key, _ in self._input_hooks:
+            module._forward_pre_hooks.pop(key, None)
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+        self._take(self._stands)
+        self._gates.remove()
 
     def _put(self, modules: Iterable[nn.Module]) -> None:
         for module in modules:
-            for registry, key, hook in self._registrations[module]:
-                registry[key] = hook
+            for stand in self._stands[module]:
+                stand.put()
 
     def _take(self, modules: Iterable[nn.Module]) -> None:
         for module in modules:
-            for registry, key, _ in self._registrations[module]:
-                registry.pop(key, None)
+            for stand in reversed(self._stands[module]):
+                stand.take()
 
     def run_compiled(self, module: nn.Module, call: Callable[[], Any]) -> Any:
-        """Run the graph of a module in whose inside no tap is interested: without these hooks, but noted as a pass."""
-        inside = [one for one in module.modules() if one in self._registrations] if self.armed else []
+        """Run the graph of a module in whose inside no tap is interested: unseen, but noted as a pass."""
+        inside = [one for one in module.modules() if one in self._stands and one is not module] if self.armed else []
         is_root = unwrapped(module) is unwrapped(self.model)
         output = None
         self._take(inside)
@@ -296,7 +308,7 @@ class ModuleHooks:
 
     def records_now(self) -> bool:
         """Whether a call that now begins somewhere in the model is one that a tap wants to see."""
-        if not self.armed or not self.plan.tensor_rules or muted():
+        if not self.armed or not self.plan.tensor_rules or quiet.muted():
             return False
         if is_recomputing():
             return bool(self.recorder.passes)
@@ -309,38 +321,25 @@ class ModuleHooks:
         owners = {m for m, name in names.items() if m not in opaque and _may_own_ops(name, patterns)}
         inside_owner = {m for owner in owners for m in owner.modules()}
         inner = unwrapped(self.model)
-        self._before(self.model, _BeginRoot(self))
         for module, name in names.items():
             site = "output" if module is inner else name
             is_watched = any(_may_match(pattern, site) for pattern in patterns)
             if isinstance(module, torch.jit.ScriptModule) or not (is_watched or module in inside_owner):
                 continue
-            watch = _Watch(
-                name,
-                is_root=module is inner,
-                opaque=module in opaque,
-                is_owner=module in owners,
-                is_tracked=wants_inputs or module in inside_owner,
-            )
-            if watch.is_tracked:
-                self._before(module, _Enter(self, watch), with_kwargs=wants_inputs)
-            self._after(module, _Leave(self, watch))
-        self._after(self.model, _EndRoot(self))
-
-    def _before(self, module: nn.Module, hook: Hook, *, with_kwargs: bool = False) -> None:
-        key, places = _fresh_key(), self._registrations.setdefault(module, [])
-        places.append((module._forward_pre_hooks, key, hook))
-        if with_kwargs:
-            places.append((module._forward_pre_hooks_with_kwargs, key, True))
-
-    def _after(self, module: nn.Module, hook: Hook) -> None:
-        key, places = _fresh_key(), self._registrations.setdefault(module, [])
-        places.append((module._forward_hooks, key, hook))
-        places.append((module._forward_hooks_always_called, key, True))
+            watch = _Watch(name, is_root=module is inner)
+            stand = (
+                _Leaf(module, self, watch) if module in opaque
+                else _Block(module, self, watch, is_owner=module in owners)
+            )  # fmt: skip
+            self._stands.setdefault(module, []).append(stand)
+            if wants_inputs:
+                self._input_hooks.append((module, _fresh_key(), _Inputs(self, watch)))
+        if not isinstance(self.model, torch.jit.ScriptModule):
+            self._stands.setdefault(self.model, []).append(_Root(self.model, self))
 
     def begin_root(self) -> None:
         """The model as the user calls it starts a forward: a new pass, unless it calls itself or is recomputed."""
-        if _is_compiling() or muted():
+        if _is_compiling() or quiet.depth:
             return
         self._root_runs += 1
         if self._root_runs > 1 or is_recomputing():
@@ -352,19 +351,21 @@ class ModuleHooks:
 
     def end_root(self, output: Any) -> None:
         """The model's forward ends; its output's gradient will tell that a backward reached this pass."""
-        if _is_compiling() or muted():
+        if _is_compiling() or quiet.depth:
             return
         self._root_runs -= 1
         if self._root_runs > 0 or is_recomputing():
             return
         self._root_runs = 0
         self._forget_the_stack()
+        current = self.recorder.current
         if self.recorder.ignoring:
             self.recorder.ignoring = False
-        elif output is not None and self.recorder.current is not None:
+        elif output is not None and current is not None:
+            current.row.flush()
             tensor = first_differentiable(output)
             if tensor is not None:
-                self.recorder.watch_output(tensor, self.recorder.current)
+                self.recorder.watch_output(tensor, current)
 
     def begin_step(self) -> None:
         """A step begins: whatever a forward that was interrupted left behind is dropped."""
@@ -372,11 +373,10 @@ class ModuleHooks:
         self._forget_the_stack()
         if self._is_unseen:
             self._gates.search()
-        self._gates.place()
+        self._put(module for module in self._gates.place() if module in self._stands)
         self._is_unseen = True
 
     def _forget_the_stack(self) -> None:
-        self.stack.clear()
         self.node = None
         while self.watching:
             self.stop_watching_ops()
@@ -405,6 +405,40 @@ class ModuleHooks:
             self.watching -= 1
             if not self.watching:
                 self._watcher.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def hide_ops(self) -> bool:
+        """Report no ops until `show_ops`; False where that cannot be done, another mode being innermost."""
+        innermost = _pop_mode()
+        if innermost is self._watcher:
+            return True
+        _push_mode(innermost)
+        return False
+
+    def show_ops(self) -> None:
+        """The counterpart of `hide_ops`."""
+        _push_mode(self._watcher)
+
+    def returned(self, watch: _Watch, call: _Call, output: Any, scope: Pass | Segment) -> None:
+        """A module has returned."""
+        if output is None:
+            return
+        if scope is not self.recorder.current or _task_id() != NO_TASK:
+            now = self.scope()
+            if now is None:
+                return
+            scope = now
+        if type(output) is not Tensor:
+            self.see(watch.output_site(call), output, scope)
+            return
+        if not call.known:
+            call.target = self.plan.target(watch.output_site(call))
+            call.known = True
+        if call.target is not None:
+            if _ops_are_watched():
+                with torch._C.DisableTorchFunction():  # the reductions are no ops of the user's
+                    self.record(call.target, output, scope)
+            else:
+                self.record(call.target, output, scope)
 
     def op(self, target: Target | _Several, result: Any) -> None:
         """A functional op that is a site has run."""

@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from gradlab.taps.functional import _is_ours
 from gradlab.taps.ledger import Event, Ledger, Place, plain_tensors
-from gradlab.taps.modules import Hook
 from gradlab.taps.sites import leaves, module_names, parameter_names
+from gradlab.taps.stand import Hook
 
 _task_id: Callable[[], int] = torch._C._current_graph_task_id
 _node: Callable[[], Any] = torch._C._current_autograd_node

@@ -107,10 +107,9 @@ class Plan:
 
     def forget_tensors(self, row: Row, *, only_gradients: bool = False) -> None:
         """Count the tensors' entries of a row as not written."""
-        for target in self.targets.values():
-            for entry in () if target is None else (target.grad, None if only_gradients else target.value):
-                if entry is not None and entry.index < len(row.numel):
-                    row.numel[entry.index] = 0
+        targets = [target for target in self.targets.values() if target is not None]
+        entries = {target.grad for target in targets} | (set() if only_gradients else {t.value for t in targets})
+        row.forget_entries({entry for entry in entries if entry is not None})
 
     def leave_alone(self, target: Target) -> None:
         """A target whose tensor made its tap fail is left alone from now on."""

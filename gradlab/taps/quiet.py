@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_depth = 0
+depth = 0
+"""How many blocks are open; 0 where gradlab's hooks record. Read as it is where a call would cost too much."""
 
 
 def muted() -> bool:
     """Whether gradlab's own hooks are to record nothing at this moment."""
-    return _depth > 0
+    return depth > 0
 
 
 @contextmanager
 def muting() -> Iterator[None]:
     """While open, no monitor in this process records anything. May be nested."""
-    global _depth
-    _depth += 1
+    global depth
+    depth += 1
     try:
         yield
     finally:
-        _depth -= 1
+        depth -= 1

@@ -426,6 +426,8 @@ class Recorder:
 def _with_gradients_of(one: Pass, last: Row, plan: Plan | None) -> Row:
     """The pass's own row, with the gradient slots of a later backward through the same graph copied over."""
     if last is not one.row and plan is not None:
+        last.flush()
+        one.row.flush()
         for target in plan.targets.values():
             entry = target.grad if target is not None else None
             if entry is not None and entry.index < len(last.numel) and last.numel[entry.index]:

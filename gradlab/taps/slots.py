@@ -2,7 +2,8 @@
 
 A **row** holds one slot a part of every watched tensor. Each forward pass of a step writes into a row of its own, so
 that micro-batches never overwrite each other and nothing needs to be added up on the device. Rows are reused step after
-step; the copy to the host is ordered after the writes by the stream itself.
+step; the copy to the host is ordered after the writes by the stream itself. Which small tensors wait to be reduced
+together is `gather`'s business.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from gradlab.stats import PARTS, WIDTHS, Part, dense_values
+from gradlab.taps.gather import MOST_BYTES, NEVER, SAFE, TRIAL, Gathered, Groupings, can_wait, norms_of
 
 _vector_norm = torch.linalg.vector_norm
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
 """Dtypes whose norm torch reduces in float32 straight into a slot."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
     """The slots of one quantity of one site."""
 
@@ -40,6 +42,8 @@ class Entry:
     site: str
     quantity: str
     """`output`, `output_grad`, `weight`, `weight_grad`, `update`, with `@stage` where it is not `final`."""
+    waits: int
+    """Whether its small tensors wait to be reduced together: `gather.SAFE`, `TRIAL` or `NEVER`."""
 
 
 class Layout:
@@ -54,7 +58,8 @@ class Layout:
         functions = tuple(PARTS[part] if part in PARTS else (own or {})[part] for part in parts)
         widths = tuple(WIDTHS.get(part, 1) for part in parts)
         is_norm = parts == ("norm",)
-        entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, quantity)
+        waits = TRIAL if is_norm and quantity in ("output", "output_grad") else NEVER
+        entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, quantity, waits)
         self.entries.append(entry)
         self.width += sum(widths)
         return entry
@@ -63,14 +68,19 @@ class Layout:
 class Row:
     """One row of slots on the device, and how many elements each entry was computed from (0: nothing was written)."""
 
-    __slots__ = ("chunks", "device", "layout", "numel", "views")
+    __slots__ = ("chunks", "device", "groupings", "layout", "numel", "small", "trials", "views", "waiting")
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: Layout, device: torch.device, groupings: Groupings | None = None) -> None:
         self.layout = layout
         self.device = device
+        self.groupings = Groupings() if groupings is None else groupings
+        self.small = can_wait(device)
         self.chunks: list[Tensor] = []
         self.views: list[Tensor] = []
         self.numel: list[int] = []
+        self.waiting = Gathered()
+        self.trials: list[tuple[list[Entry], Tensor]] = []
+        """Norms of tensors that did wait, to be compared with those that were taken at once."""
         self.grow()
 
     def grow(self) -> None:
@@ -90,9 +100,78 @@ class Row:
         raise IndexError(start)
 
     def write(self, entry: Entry, tensor: Tensor) -> None:
-        """Reduce a tensor into its slots, on the device, without a host read."""
+        """Reduce a tensor into its slots, on the device, without a host read; a small one with others, at `flush`."""
         if entry.index >= len(self.numel):
             self.grow()
+        if entry.waits >= TRIAL:
+            count = tensor.numel()
+            if 0 < count <= self.small:
+                if self._wait(entry, tensor, count):
+                    return
+        self.write_now(entry, tensor)
+
+    def _wait(self, entry: Entry, tensor: Tensor, count: int) -> bool:
+        """Put a small tensor with those that wait; whether nothing else is to be done."""
+        if entry.waits == TRIAL and not _may_wait(tensor):
+            entry.waits = NEVER
+            return False
+        self.waiting.add(entry, tensor, count)
+        self.numel[entry.index] = count
+        if self.waiting.num_bytes > MOST_BYTES[self.device.type]:
+            self.flush()
+        return entry.waits == SAFE
+
+    def flush(self) -> None:
+        """Reduce all that waits: a call a shape, and one write of all the results."""
+        waiting = self.waiting
+        if not waiting.entries:
+            return
+        self.waiting = Gathered()
+        entries, tensors = waiting.unchanged()
+        for entry in waiting.changed:
+            self._give_up(entry)
+        if not entries:
+            return
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            try:
+                self._reduce_together(entries, tensors)
+            except (RuntimeError, TypeError):
+                self._reduce_apart(entries, tensors)
+
+    def _give_up(self, entry: Entry) -> None:
+        """A tensor cannot be read any more, or not with the others: those of its site never wait again."""
+        if entry.waits == SAFE:
+            self.numel[entry.index] = 0
+        entry.waits = NEVER
+
+    def _reduce_together(self, entries: list[Entry], tensors: list[Tensor]) -> None:
+        grouping, norms = norms_of(entries, tensors, self.groupings)
+        on_trial = [entry.waits != SAFE for entry in entries]
+        if any(on_trial):
+            self.trials.append((grouping.ordered(entries), norms))
+            if all(on_trial):
+                return
+            safe = [n for n, trial in enumerate(grouping.ordered(on_trial)) if not trial]
+            for number in safe:
+                self.views[grouping.ordered(entries)[number].start].copy_(norms[number])
+        elif len(self.chunks) == 1:
+            self.chunks[0].index_copy_(0, grouping.slots(self.device), norms)
+        else:
+            torch._foreach_copy_([self.views[entry.start] for entry in grouping.ordered(entries)], list(norms.unbind()))
+
+    def _reduce_apart(self, entries: list[Entry], tensors: list[Tensor]) -> None:
+        """For tensors that turn out to be of several kinds or devices."""
+        for entry, tensor in zip(entries, tensors, strict=True):
+            if entry.waits != SAFE:
+                entry.waits = NEVER  # Its norm has been taken at once.
+                continue
+            try:
+                self.write_now(entry, tensor)
+            except (RuntimeError, TypeError):
+                self._give_up(entry)  # On the next step it fails by itself, and is reported.
+
+    def write_now(self, entry: Entry, tensor: Tensor) -> None:
+        """Reduce a tensor into its slots at once."""
         try:
             self._reduce(entry, tensor)
         except RuntimeError:
@@ -125,6 +204,21 @@ class Row:
     def forget(self) -> None:
         """All entries count as not written."""
         self.numel = [0] * len(self.layout.entries)
+        self.waiting = Gathered()
+        self.trials = []
+
+    def forget_entries(self, entries: set[Entry]) -> None:
+        """Some entries count as not written."""
+        for entry in entries:
+            if entry.index < len(self.numel):
+                self.numel[entry.index] = 0
+        self.waiting.drop(entries)
+
+
+def _may_wait(tensor: Tensor) -> bool:
+    """Whether a tensor is of the ordinary kind, whose norm can be taken together with those of others."""
+    ordinary = tensor.dtype in NORM_IN_ONE or tensor.dtype is torch.float64
+    return type(tensor) is Tensor and ordinary and tensor.layout is torch.strided and not tensor.is_inference()
 
 
 class Rows:
@@ -133,6 +227,7 @@ class Rows:
     def __init__(self) -> None:
         self.layout = Layout()
         self.free: list[Row] = []
+        self.groupings = Groupings()
 
     def take(self, device: torch.device) -> Row:
         """A row in which nothing is written yet. One that grew in pieces is replaced by one in one piece."""
@@ -141,10 +236,12 @@ class Rows:
             if len(row.chunks) == 1 and len(row.views) == self.layout.width and row.device == device:
                 row.forget()
                 return row
-        return Row(self.layout, device)
+        return Row(self.layout, device, self.groupings)
 
     def give_back(self, rows: Sequence[Row]) -> None:
         """Rows whose copy is under way may be written again: the stream keeps the order."""
+        for row in rows:
+            row.waiting = Gathered()
         self.free.extend(rows[: max(0, 64 - len(self.free))])
 
 
@@ -152,15 +249,20 @@ class HostCopy:
     """The slots of some rows on their way to the host: one transfer, read when it is done."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            row.flush()
         self.numel = [row.numel for row in rows]
         self.widths = [len(row.views) for row in rows]
+        self._trials = [(number, entries) for number, row in enumerate(rows) for entries, _ in row.trials]
         chunks = [chunk for row in rows for chunk in row.chunks]
+        chunks += [norms for row in rows for _, norms in row.trials]
         self.event: torch.cuda.Event | None = None
         if not chunks:
             self.host = torch.empty(0)
         elif chunks[0].device.type == "cuda":
-            self.host = torch.empty(sum(self.widths), dtype=torch.float32, pin_memory=True)
-            self.host.copy_(chunks[0] if len(chunks) == 1 else torch.cat(chunks), non_blocking=True)
+            joined = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+            self.host = torch.empty(len(joined), dtype=torch.float32, pin_memory=True)
+            self.host.copy_(joined, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
         else:
@@ -175,4 +277,21 @@ class HostCopy:
         if self.event is not None:
             self.event.synchronize()
         values = self.host.numpy()
-        return np.split(values, np.cumsum(self.widths)[:-1]) if len(self.widths) > 1 else [values]
+        if not self._trials and len(self.widths) == 1:
+            return [values]
+        widths = [*self.widths, *(len(entries) for _, entries in self._trials)]
+        pieces = np.split(values, np.cumsum(widths)[:-1])
+        rows, tried = pieces[: len(self.widths)], pieces[len(self.widths) :]
+        for (number, entries), norms in zip(self._trials, tried, strict=True):
+            _judge(entries, rows[number], norms)
+        self._trials = []
+        return rows
+
+
+def _judge(entries: Sequence[Entry], row: np.ndarray, waited: np.ndarray) -> None:
+    """Tensors may wait whose norm was the same at their end of the wait as at once: nobody had written to them."""
+    at_once = row[[entry.start for entry in entries]]
+    same = np.isclose(waited, at_once, rtol=1e-3, atol=0.0, equal_nan=True)
+    for entry, is_same in zip(entries, same, strict=True):
+        if entry.waits == TRIAL:
+            entry.waits = SAFE if is_same else NEVER

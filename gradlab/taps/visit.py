@@ -109,6 +109,8 @@ class _Visit:
         for module in self.names:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
+            # What the user's own hooks compute belongs to the module; the input is what they have made of it.
+            hooks.callback(module.register_forward_pre_hook(self.enter, prepend=True).remove)
             hooks.callback(module.register_forward_pre_hook(self.before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(self.after).remove)
             hooks.callback(module.register_forward_hook(self.left, always_call=True).remove)
@@ -122,14 +124,17 @@ class _Visit:
             self.pass_stack.close()
             self.pass_stack = None
 
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def enter(self, module: nn.Module, args: Any) -> None:
         if not self.calls.stack:
             self.end_pass()
             if self.functional:
                 self.pass_stack = ExitStack()
                 self.pass_stack.enter_context(OpWatcher(self.op))
-        name = self.calls.enter(self.names[module])
+        self.calls.enter(self.names[module])
         self.hidden += module in self.opaque
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        name = self.calls.stack[-1]
         named = root_site("input", name) if module is self.root else f"{name}:in"
         inputs = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
         new = self.see(named, inputs)

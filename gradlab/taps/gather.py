@@ -1,0 +1,161 @@
+"""Gathering: small tensors whose norms are taken together, a call for each shape instead of a call for each tensor.
+
+A norm of a few thousand numbers costs what it costs to call: on a CPU some microseconds, on a GPU a kernel launch. So a
+small tensor waits, values until the end of the forward and gradients until the end of the backward, within a bound of
+bytes. Waiting is right only while nobody writes to the tensor, which is made sure of twice:
+
+- A site starts **on trial**: its norm is taken at once and again at the end of the wait, and both are compared on the
+  host when the step's values arrive anyway. It waits from then on only if they are the same. That finds whoever writes
+  behind autograd's back (`x.data.clamp_()`), and ordinary in-place ops.
+- The version counter of a tensor that waited is checked before its norm is taken. If it was written to after all (a
+  model that takes another way at times), its value of this step is absent, and the site never waits again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gradlab.taps.slots import Entry
+
+T = TypeVar("T")
+
+NEVER, TRIAL, SAFE = -1, 0, 1
+"""Whether the tensors of a site wait: no, not before they have shown that they may, and yes."""
+
+_SMALL = {"cpu": 1 << 14, "cuda": 1 << 20}
+MOST_BYTES = {"cpu": 1 << 20, "cuda": 1 << 23}
+"""So many bytes of tensors wait at most, by the kind of device."""
+
+
+def can_wait(device: torch.device) -> int:
+    """Up to how many elements a tensor is small: beyond, its norm takes longer than calling for it."""
+    return _SMALL.get(device.type, 0)
+
+
+class Gathered:
+    """Tensors that wait, in the order in which they came."""
+
+    __slots__ = ("changed", "entries", "num_bytes", "tensors", "versions")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.tensors: list[Tensor] = []
+        self.versions: list[int] = []
+        self.num_bytes = 0
+        self.changed: list[Entry] = []
+        """The entries whose tensors were written to while they waited; known after `unchanged`."""
+
+    def add(self, entry: Entry, tensor: Tensor, count: int) -> None:
+        """One more tensor, of so many elements."""
+        self.entries.append(entry)
+        self.tensors.append(tensor)
+        self.versions.append(tensor._version)
+        self.num_bytes += 4 * count
+
+    def unchanged(self) -> tuple[list[Entry], list[Tensor]]:
+        """What was not written to since it came."""
+        if [tensor._version for tensor in self.tensors] == self.versions:
+            return self.entries, self.tensors
+        both = zip(self.entries, self.tensors, self.versions, strict=True)
+        self.changed = [entry for entry, tensor, version in both if tensor._version != version]
+        both = zip(self.entries, self.tensors, self.versions, strict=True)
+        kept = [(entry, tensor) for entry, tensor, version in both if tensor._version == version]
+        return [entry for entry, _ in kept], [tensor for _, tensor in kept]
+
+    def drop(self, entries: set[Entry]) -> None:
+        """Forget the tensors of some entries."""
+        kept = [n for n, entry in enumerate(self.entries) if entry not in entries]
+        self.entries = [self.entries[n] for n in kept]
+        self.tensors = [self.tensors[n] for n in kept]
+        self.versions = [self.versions[n] for n in kept]
+
+
+class Grouping:
+    """How the tensors of some entries, always the same ones in the same order, fall into groups of one shape."""
+
+    __slots__ = ("_slots", "groups", "order", "starts")
+
+    def __init__(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> None:
+        groups: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        for number, tensor in enumerate(tensors):
+            groups.setdefault((tensor.shape, tensor.dtype), []).append(number)
+        self.groups = list(groups.values())
+        self.order = [number for group in self.groups for number in group]
+        self.starts = [entries[number].start for number in self.order]
+        self._slots: Tensor | None = None
+
+    def slots(self, device: torch.device) -> Tensor:
+        """[n] int64 on the device: where the results go."""
+        if self._slots is None or self._slots.device != device:
+            slots = torch.tensor(self.starts)
+            on_gpu = device.type == "cuda"
+            self._slots = slots.pin_memory().to(device, non_blocking=True) if on_gpu else slots.to(device)
+        return self._slots
+
+    def ordered(self, values: Sequence[T]) -> list[T]:
+        """One value a tensor, as the results are ordered."""
+        return [values[number] for number in self.order]
+
+    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[n] float32, group by group.
+
+        Raises:
+            RuntimeError: the shapes in a group are no longer one.
+        """
+        if tensors[0].is_cuda:
+            norms = torch._foreach_norm([tensors[number] for number in self.order], 2, dtype=torch.float32)
+            return torch.stack(norms)
+        results = []
+        for group in self.groups:
+            stacked = torch.stack([tensors[number] for number in group]).flatten(1 if tensors[group[0]].dim() else 0)
+            results.append(_norms(stacked if stacked.dim() > 1 else stacked[:, None]))
+        return torch.cat(results) if len(results) > 1 else results[0]
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """[n] float32, of [n, elements]."""
+    if rows.dtype is torch.float64:
+        return torch.linalg.vector_norm(rows, dim=1).float()
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+
+
+class Groupings:
+    """The groupings that were worked out, by the entries that waited together."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], Grouping] = {}
+
+    def of(self, entries: Sequence[Entry], tensors: Sequence[Tensor], *, fresh: bool = False) -> Grouping:
+        """The grouping of some entries, worked out on their first coming, or where their shapes have changed."""
+        key = tuple([entry.index for entry in entries])
+        known = self._known.get(key)
+        if known is None or fresh:
+            if len(self._known) >= 64:
+                self._known.clear()
+            known = self._known[key] = Grouping(entries, tensors)
+        return known
+
+
+def norms_of(entries: Sequence[Entry], tensors: Sequence[Tensor], groupings: Groupings) -> tuple[Grouping, Tensor]:
+    """The norms of tensors, and how they are ordered.
+
+    Args:
+        entries: [n], whose tensors these are.
+        tensors: [n] of any shapes, on one device.
+        groupings: what is known of such lists.
+    Returns:
+        The grouping, and [n] float32 norms in its order.
+    Raises:
+        RuntimeError: the tensors are not of one kind or not on one device.
+    """
+    grouping = groupings.of(entries, tensors)
+    try:
+        return grouping, grouping.norms(tensors)
+    except RuntimeError:
+        grouping = groupings.of(entries, tensors, fresh=True)
+        return grouping, grouping.norms(tensors)
