@@ -14,7 +14,7 @@ bytes. Waiting is right only while nobody writes to the tensor, which is made su
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ NEVER, TRIAL, SAFE = -1, 0, 1
 """Whether the tensors of a site wait: no, not before they have shown that they may, and yes."""
 
 _SMALL = {"cpu": 1 << 14, "cuda": 1 << 20}
-MOST_BYTES = {"cpu": 1 << 20, "cuda": 1 << 23}
-"""So many bytes of tensors wait at most, by the kind of device."""
+MOST_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 21}
+"""So many elements wait at most, by the kind of device."""
 
 
 def can_wait(device: torch.device) -> int:
@@ -37,55 +37,36 @@ def can_wait(device: torch.device) -> int:
     return _SMALL.get(device.type, 0)
 
 
-class Gathered:
-    """Tensors that wait, in the order in which they came."""
+Waiting = tuple["Entry", Tensor, int]
+"""An entry, its tensor, and the tensor's version when it came."""
 
-    __slots__ = ("changed", "entries", "num_bytes", "tensors", "versions")
 
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.tensors: list[Tensor] = []
-        self.versions: list[int] = []
-        self.num_bytes = 0
-        self.changed: list[Entry] = []
-        """The entries whose tensors were written to while they waited; known after `unchanged`."""
-
-    def add(self, entry: Entry, tensor: Tensor, count: int) -> None:
-        """One more tensor, of so many elements."""
-        self.entries.append(entry)
-        self.tensors.append(tensor)
-        self.versions.append(tensor._version)
-        self.num_bytes += 4 * count
-
-    def unchanged(self) -> tuple[list[Entry], list[Tensor]]:
-        """What was not written to since it came."""
-        if [tensor._version for tensor in self.tensors] == self.versions:
-            return self.entries, self.tensors
-        both = zip(self.entries, self.tensors, self.versions, strict=True)
-        self.changed = [entry for entry, tensor, version in both if tensor._version != version]
-        both = zip(self.entries, self.tensors, self.versions, strict=True)
-        kept = [(entry, tensor) for entry, tensor, version in both if tensor._version == version]
-        return [entry for entry, _ in kept], [tensor for _, tensor in kept]
-
-    def drop(self, entries: set[Entry]) -> None:
-        """Forget the tensors of some entries."""
-        kept = [n for n, entry in enumerate(self.entries) if entry not in entries]
-        self.entries = [self.entries[n] for n in kept]
-        self.tensors = [self.tensors[n] for n in kept]
-        self.versions = [self.versions[n] for n in kept]
+def apart(waiting: Sequence[Waiting]) -> tuple[list[Entry], list[Tensor], list[Entry]]:
+    """The entries and tensors that nobody has written to since they came, and the entries of the others."""
+    if all([tensor._version == version for _, tensor, version in waiting]):
+        return [entry for entry, _, _ in waiting], [tensor for _, tensor, _ in waiting], []
+    same = [(entry, tensor) for entry, tensor, version in waiting if tensor._version == version]
+    changed = [entry for entry, tensor, version in waiting if tensor._version != version]
+    return [entry for entry, _ in same], [tensor for _, tensor in same], changed
 
 
 class Grouping:
-    """How the tensors of some entries, always the same ones in the same order, fall into groups of one shape."""
+    """How the tensors of some entries, always the same ones in the same order, are reduced: small ones by shape."""
 
-    __slots__ = ("_slots", "groups", "order", "starts")
+    __slots__ = ("_slots", "groups", "large", "order", "starts")
 
     def __init__(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> None:
+        small = can_wait(tensors[0].device) if not tensors[0].is_cuda else 0
         groups: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        self.large: list[int] = []
+        """What goes to `_foreach_norm`: on a GPU all, where it is a kernel or two; on a CPU it is a call a tensor."""
         for number, tensor in enumerate(tensors):
-            groups.setdefault((tensor.shape, tensor.dtype), []).append(number)
+            if tensor.numel() <= small:
+                groups.setdefault((tensor.shape, tensor.dtype), []).append(number)
+            else:
+                self.large.append(number)
         self.groups = list(groups.values())
-        self.order = [number for group in self.groups for number in group]
+        self.order = [number for group in self.groups for number in group] + self.large
         self.starts = [entries[number].start for number in self.order]
         self._slots: Tensor | None = None
 
@@ -101,24 +82,23 @@ class Grouping:
         """One value a tensor, as the results are ordered."""
         return [values[number] for number in self.order]
 
-    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
+    def norms(self, tensors: Sequence[Any]) -> Tensor:
         """[n] float32, group by group.
 
         Raises:
-            RuntimeError: the shapes in a group are no longer one.
+            RuntimeError, TypeError: the shapes in a group are no longer one, or a tensor is None, sparse or elsewhere.
         """
-        if tensors[0].is_cuda:
-            norms = torch._foreach_norm([tensors[number] for number in self.order], 2, dtype=torch.float32)
-            return torch.stack(norms)
-        results = []
-        for group in self.groups:
-            stacked = torch.stack([tensors[number] for number in group]).flatten(1 if tensors[group[0]].dim() else 0)
-            results.append(_norms(stacked if stacked.dim() > 1 else stacked[:, None]))
+        results = [_norms_of_one_shape([tensors[number] for number in group]) for group in self.groups]
+        if self.large:
+            norms = torch._foreach_norm([tensors[number] for number in self.large], 2, dtype=torch.float32)
+            results.append(torch.stack(norms))
         return torch.cat(results) if len(results) > 1 else results[0]
 
 
-def _norms(rows: Tensor) -> Tensor:
-    """[n] float32, of [n, elements]."""
+def _norms_of_one_shape(tensors: list[Tensor]) -> Tensor:
+    """[n] float32."""
+    stacked = torch.stack(tensors)
+    rows = stacked.reshape(len(tensors), -1)
     if rows.dtype is torch.float64:
         return torch.linalg.vector_norm(rows, dim=1).float()
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)

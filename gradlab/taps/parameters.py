@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.errors import GradlabWarning
+from gradlab.taps.gather import Grouping
 from gradlab.taps.plan import Plan
 from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
@@ -96,30 +97,28 @@ class _Quantity:
             entry.is_norm and p.dtype in NORM_IN_ONE and p.device == found[0][1].device and n > 0
             for (entry, p), n in zip(found, self._numel, strict=True)
         )
-        narrow = any(p.dtype != torch.float32 for p in self.parameters)
-        self._dtype = torch.float32 if narrow else None
+        self._grouping = Grouping(self.entries, self.parameters) if found and self._is_plain else None
 
-    def write(self, row: Row, tensors: list[Tensor | None]) -> None:
+    def write(self, row: Row, tensors: list[Any]) -> None:
         """Reduce one tensor a parameter into their slots: norms of dense tensors all at once, the rest one by one."""
         if self.entries and not self._write_norms_at_once(row, tensors):
             self._write_one_by_one(row, tensors)
 
     def _write_norms_at_once(self, row: Row, tensors: list[Any]) -> bool:
         """The usual case, where every parameter has a dense gradient and norms are all that is wanted."""
-        if not self._is_plain:
+        if self._grouping is None:
             return False
         try:
-            norms = torch._foreach_norm(tensors, 2, dtype=self._dtype)
+            norms = self._grouping.norms(tensors)
         except (TypeError, RuntimeError):
             return False  # a gradient is missing or sparse
         row.grow()
-        first = self.entries[0].start
-        torch.stack(norms, out=row.slots(first, first + len(norms)))
+        row.put(self._grouping, norms)
         index = self.entries[0].index
-        row.numel[index : index + len(norms)] = self._numel
+        row.numel[index : index + len(self._numel)] = self._numel
         return True
 
-    def _write_one_by_one(self, row: Row, tensors: Sequence[Tensor | None]) -> None:
+    def _write_one_by_one(self, row: Row, tensors: list[Any]) -> None:
         batch: list[tuple[Entry, Tensor]] = []
         for entry, tensor in zip(self.entries, tensors, strict=True):
             if tensor is None or tensor.is_meta:
@@ -127,7 +126,7 @@ class _Quantity:
             if entry.is_norm and tensor.dtype in NORM_IN_ONE and tensor.layout is torch.strided and tensor.numel():
                 batch.append((entry, tensor))
             else:
-                row.write(entry, tensor)
+                row.write_now(entry, tensor)
         if batch:
             _write_norms(row, batch)
 

@@ -54,20 +54,19 @@ class GradHook:
 
     __slots__ = ("entry", "number", "of_pass", "recorder")
 
-    def __init__(self, recorder: Recorder, entry: Entry | None, of_pass: Pass) -> None:
+    def __init__(self, recorder: Recorder, entry: Entry | None, of_pass: Pass, tensor: Tensor | None = None) -> None:
+        """Wait for the gradient of a tensor, as it is now: before any in-place op that follows."""
         self.recorder = recorder
         self.entry = entry
         self.of_pass = of_pass
         self.number = 0
-
-    def put_on(self, tensor: Tensor) -> None:
-        """Wait for the gradient of this tensor, as it is now: before any in-place op that follows."""
-        node = tensor.grad_fn
-        if node is None:
-            tensor.register_hook(self.leaf)
-        else:
-            self.number = tensor.output_nr
-            node.register_prehook(self)
+        if tensor is not None:
+            node = tensor.grad_fn
+            if node is None:
+                tensor.register_hook(self.leaf)
+            else:
+                self.number = tensor.output_nr
+                node.register_prehook(self)
 
     def leaf(self, gradient: Tensor) -> None:
         """The gradient of a leaf has come."""
@@ -75,9 +74,9 @@ class GradHook:
 
     def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
         try:
-            task, of_pass, entry = _task_id(), self.of_pass, self.entry
-            if of_pass.task != task:
-                self.recorder.enter_task(task, of_pass)
+            of_pass, entry = self.of_pass, self.entry
+            if of_pass.task != _task_id():
+                self.recorder.enter_task(_task_id(), of_pass)
             gradient = gradients[self.number]
             if entry is not None and gradient is not None:
                 of_pass.task_row.write(entry, gradient)
@@ -134,8 +133,8 @@ class SegmentHook(GradHook):
 
     __slots__ = ("base", "call", "segment")
 
-    def __init__(self, recorder: Recorder, segment: Segment, base: str, call: int) -> None:
-        super().__init__(recorder, None, segment.of_pass)
+    def __init__(self, recorder: Recorder, segment: Segment, base: str, call: int, tensor: Tensor) -> None:
+        super().__init__(recorder, None, segment.of_pass, tensor)
         self.segment, self.base, self.call = segment, base, call
 
     def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
@@ -167,7 +166,9 @@ class Recorder:
         self.kept: dict[str, Tensor] = {}
         self.keeps_are_old = True
         self._segments: list[Segment] = []
-        self._left: list[int | None] = []
+        self._sample = parameters[:: max(1, len(parameters) // 16)]
+        self._left: list[tuple[nn.Parameter, int]] = []
+        """The versions of some gradients when the last backward of the step had ended."""
         self._row: Row | None = None
         self._sentinels: list[RemovableHandle] = []
         self._shown_by_output = False
@@ -213,21 +214,25 @@ class Recorder:
 
     def record(self, target: Target, tensor: Tensor, into: Pass) -> None:
         """A watched tensor comes by in the forward: reduce its value now, its gradient when it comes."""
-        if tensor.dtype not in NORM_IN_ONE and not (tensor.is_floating_point() or tensor.is_complex()):
-            if self._is_by_the_way(target.site):
-                return
-            raise TypeError(f"its tensor is {tensor.dtype}; only floating-point tensors have norms and gradients")
+        if target.keep or tensor.dtype not in NORM_IN_ONE:
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                if self._is_by_the_way(target.site):
+                    return
+                raise TypeError(f"its tensor is {tensor.dtype}; only floating-point tensors have norms and gradients")
+            if target.keep:
+                self._keep(target.site, tensor)
         if target.value is not None:
             into.row.write(target.value, tensor)
         if tensor.requires_grad:
-            GradHook(self, target.grad, into).put_on(tensor)
-            if target.keep and tensor.grad_fn is not None:
-                tensor.retain_grad()
+            GradHook(self, target.grad, into, tensor)
         if target.grad is not None and not torch.is_grad_enabled():
             hooked = tensor.requires_grad
             into.unhooked.setdefault(without_call_number(target.site), []).append(None if hooked else target)
-        if target.keep:
-            self.kept[target.site] = tensor
+
+    def _keep(self, site: str, tensor: Tensor) -> None:
+        if tensor.requires_grad and tensor.grad_fn is not None:
+            tensor.retain_grad()
+        self.kept[site] = tensor
 
     def _is_by_the_way(self, site: str) -> bool:
         """Whether integers came along: tokens among inputs, the indices of a sort, not chosen by their own name."""
@@ -243,7 +248,7 @@ class Recorder:
         if segment.reentrant and segment.of_pass.unhooked.get(base):
             calls = segment.calls.setdefault(base, [])
             if tensor.requires_grad:
-                SegmentHook(self, segment, base, len(calls)).put_on(tensor)
+                SegmentHook(self, segment, base, len(calls), tensor)
             calls.append(torch.is_grad_enabled())
 
     def segment(self) -> Segment:
@@ -276,7 +281,7 @@ class Recorder:
     def watch_output(self, output: Tensor, of_pass: Pass) -> None:
         """Mark a tensor whose gradient shows that a backward reached this pass."""
         if output.requires_grad:
-            GradHook(self, None, of_pass).put_on(output)
+            GradHook(self, None, of_pass, output)
             self._shown_by_output = True
 
     def watch_parameters(self) -> None:
@@ -318,10 +323,10 @@ class Recorder:
         return self.plan.rows.take(self.device)
 
     def _open(self, task: int) -> None:
-        versions = self._versions()
-        if not self.open_tasks and self._were_thrown_away(versions):
+        grads = list(map(_grad_of, self.parameters))
+        if not self.open_tasks and self._were_thrown_away(grads):
             self._abandon_committed()
-        self.open_tasks[task] = versions
+        self.open_tasks[task] = [None if grad is None else grad._version for grad in grads]
         # Queued twice over, so that it runs after the callbacks with which DDP and FSDP finish their reductions.
         queue = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
         queue(lambda: queue(lambda: self._close(task)))
@@ -338,7 +343,7 @@ class Recorder:
                 self._discard(task)
                 return
             self.committed.add(task)
-            self._left = self._versions()
+            self._left = [(p, p.grad._version) for p in self._sample if p.grad is not None]
             self.current = None
             if self._shown_by_output:
                 self.ignore_parameters()
@@ -346,19 +351,18 @@ class Recorder:
         except Exception as error:
             self.failed("", error)
 
-    def _were_thrown_away(self, versions: list[int | None]) -> bool:
+    def _were_thrown_away(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether the gradients of the backwards before are gone: set to None, or all written to in place since then.
 
-        The latter is what `zero_grad(set_to_none=False)` does. A parameter that noticed the backward has its gradient
-        already.
+        The latter is what `zero_grad(set_to_none=False)` does, as far as some of them tell. A parameter that noticed
+        the backward has its gradient already.
         """
+        if not self.committed:
+            return False
         noticed = bool(self._sentinels)
-        there = sum(version is not None for version in versions)
-        left = [old for old, new in zip(self._left, versions, strict=False) if old is not None and old == new]
-        return there <= noticed or (bool(self._left) and not left and there > noticed)
-
-    def _versions(self) -> list[int | None]:
-        return [None if grad is None else grad._version for grad in map(_grad_of, self.parameters)]
+        there = sum(grad is not None for grad in grads)
+        same = any(p.grad is not None and p.grad._version == version for p, version in self._left)
+        return there <= noticed or (bool(self._left) and not same and there > noticed)
 
     def _has_changed_since(self, before: list[int | None]) -> bool:
         """Whether the gradient of any parameter has changed; the first one tells, nearly always."""

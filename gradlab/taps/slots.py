@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from gradlab.stats import PARTS, WIDTHS, Part, dense_values
-from gradlab.taps.gather import MOST_BYTES, NEVER, SAFE, TRIAL, Gathered, Groupings, can_wait, norms_of
+from gradlab.taps.gather import (
+    MOST_ELEMENTS,
+    NEVER,
+    SAFE,
+    TRIAL,
+    Grouping,
+    Groupings,
+    Waiting,
+    apart,
+    can_wait,
+    norms_of,
+)
 
 _vector_norm = torch.linalg.vector_norm
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -68,7 +79,7 @@ class Layout:
 class Row:
     """One row of slots on the device, and how many elements each entry was computed from (0: nothing was written)."""
 
-    __slots__ = ("chunks", "device", "groupings", "layout", "numel", "small", "trials", "views", "waiting")
+    __slots__ = ("chunks", "device", "groupings", "layout", "numel", "room", "small", "trials", "views", "waiting")
 
     def __init__(self, layout: Layout, device: torch.device, groupings: Groupings | None = None) -> None:
         self.layout = layout
@@ -78,7 +89,10 @@ class Row:
         self.chunks: list[Tensor] = []
         self.views: list[Tensor] = []
         self.numel: list[int] = []
-        self.waiting = Gathered()
+        self.waiting: list[Waiting] = []
+        """Small tensors that are to be reduced together."""
+        self.room = MOST_ELEMENTS.get(device.type, 0)
+        """How many more elements may wait."""
         self.trials: list[tuple[list[Entry], Tensor]] = []
         """Norms of tensors that did wait, to be compared with those that were taken at once."""
         self.grow()
@@ -101,38 +115,38 @@ class Row:
 
     def write(self, entry: Entry, tensor: Tensor) -> None:
         """Reduce a tensor into its slots, on the device, without a host read; a small one with others, at `flush`."""
-        if entry.index >= len(self.numel):
-            self.grow()
-        if entry.waits >= TRIAL:
+        if entry.waits != NEVER:
             count = tensor.numel()
-            if 0 < count <= self.small:
-                if self._wait(entry, tensor, count):
+            if count <= self.small and entry.index < len(self.numel):
+                if entry.waits == SAFE:
+                    self.waiting.append((entry, tensor, tensor._version))
+                    self.numel[entry.index] = count
+                    self.room -= count
+                    if self.room < 0:
+                        self.flush()
                     return
+                self._try_to_wait(entry, tensor, count)
         self.write_now(entry, tensor)
 
-    def _wait(self, entry: Entry, tensor: Tensor, count: int) -> bool:
-        """Put a small tensor with those that wait; whether nothing else is to be done."""
-        if entry.waits == TRIAL and not _may_wait(tensor):
+    def _try_to_wait(self, entry: Entry, tensor: Tensor, count: int) -> None:
+        if not _may_wait(tensor):
             entry.waits = NEVER
-            return False
-        self.waiting.add(entry, tensor, count)
-        self.numel[entry.index] = count
-        if self.waiting.num_bytes > MOST_BYTES[self.device.type]:
-            self.flush()
-        return entry.waits == SAFE
+        elif count > 0:
+            self.waiting.append((entry, tensor, tensor._version))
+            self.room -= count
 
     def flush(self) -> None:
         """Reduce all that waits: a call a shape, and one write of all the results."""
-        waiting = self.waiting
-        if not waiting.entries:
+        if not self.waiting:
             return
-        self.waiting = Gathered()
-        entries, tensors = waiting.unchanged()
-        for entry in waiting.changed:
-            self._give_up(entry)
-        if not entries:
-            return
+        waiting, self.waiting = self.waiting, []
+        self.room = MOST_ELEMENTS.get(self.device.type, 0)
         with torch.no_grad(), torch._C.DisableTorchFunction():
+            entries, tensors, changed = apart(waiting)
+            for entry in changed:
+                self._give_up(entry)
+            if not entries:
+                return
             try:
                 self._reduce_together(entries, tensors)
             except (RuntimeError, TypeError):
@@ -146,18 +160,21 @@ class Row:
 
     def _reduce_together(self, entries: list[Entry], tensors: list[Tensor]) -> None:
         grouping, norms = norms_of(entries, tensors, self.groupings)
-        on_trial = [entry.waits != SAFE for entry in entries]
-        if any(on_trial):
-            self.trials.append((grouping.ordered(entries), norms))
-            if all(on_trial):
-                return
-            safe = [n for n, trial in enumerate(grouping.ordered(on_trial)) if not trial]
-            for number in safe:
-                self.views[grouping.ordered(entries)[number].start].copy_(norms[number])
-        elif len(self.chunks) == 1:
+        ordered = grouping.ordered(entries)
+        if any([entry.waits != SAFE for entry in entries]):
+            self.trials.append((ordered, norms))
+            for number, entry in enumerate(ordered):
+                if entry.waits == SAFE:
+                    self.views[entry.start].copy_(norms[number])
+        else:
+            self.put(grouping, norms)
+
+    def put(self, grouping: Grouping, norms: Tensor) -> None:
+        """Write results, in the order of their grouping, into their slots."""
+        if len(self.chunks) == 1:
             self.chunks[0].index_copy_(0, grouping.slots(self.device), norms)
         else:
-            torch._foreach_copy_([self.views[entry.start] for entry in grouping.ordered(entries)], list(norms.unbind()))
+            torch._foreach_copy_([self.views[start] for start in grouping.starts], list(norms.unbind()))
 
     def _reduce_apart(self, entries: list[Entry], tensors: list[Tensor]) -> None:
         """For tensors that turn out to be of several kinds or devices."""
@@ -172,6 +189,8 @@ class Row:
 
     def write_now(self, entry: Entry, tensor: Tensor) -> None:
         """Reduce a tensor into its slots at once."""
+        if entry.index >= len(self.numel):
+            self.grow()
         try:
             self._reduce(entry, tensor)
         except RuntimeError:
@@ -204,15 +223,20 @@ class Row:
     def forget(self) -> None:
         """All entries count as not written."""
         self.numel = [0] * len(self.layout.entries)
-        self.waiting = Gathered()
+        self.drop_waiting()
         self.trials = []
+
+    def drop_waiting(self) -> None:
+        """Let go of the tensors that wait."""
+        self.waiting = []
+        self.room = MOST_ELEMENTS.get(self.device.type, 0)
 
     def forget_entries(self, entries: set[Entry]) -> None:
         """Some entries count as not written."""
         for entry in entries:
             if entry.index < len(self.numel):
                 self.numel[entry.index] = 0
-        self.waiting.drop(entries)
+        self.waiting = [one for one in self.waiting if one[0] not in entries]
 
 
 def _may_wait(tensor: Tensor) -> bool:
@@ -241,7 +265,7 @@ class Rows:
     def give_back(self, rows: Sequence[Row]) -> None:
         """Rows whose copy is under way may be written again: the stream keeps the order."""
         for row in rows:
-            row.waiting = Gathered()
+            row.drop_waiting()
         self.free.extend(rows[: max(0, 64 - len(self.free))])
 
 
