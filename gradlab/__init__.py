@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradlab.monitor import Monitor as Monitor
     from gradlab.monitor import watch as watch
     from gradlab.profiling.schedule import Profile as Profile
+    from gradlab.profiling.schedule import Trigger as Trigger
     from gradlab.profiling.window import profile as profile
     from gradlab.taps.rule import Tap as Tap
     from gradlab.taps.visit import tap as tap
@@ -33,6 +34,7 @@ _HOME = {
     "Monitor": "gradlab.monitor",
     "Profile": "gradlab.profiling.schedule",
     "Tap": "gradlab.taps.rule",
+    "Trigger": "gradlab.profiling.schedule",
     "jacobian": "gradlab.jacobians.compute",
     "profile": "gradlab.profiling.window",
     "tap": "gradlab.taps.visit",

@@ -10,7 +10,8 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -25,7 +26,9 @@ from gradlab.diagnose import Diagnosis
 from gradlab.errors import GradlabWarning, TapError, did_you_mean
 from gradlab.frame import Finding, Frame, JacobianBlock, Series
 from gradlab.jacobians.spec import JacobianSlice
-from gradlab.profiling.schedule import Profile
+from gradlab.profiling.performance import Performance
+from gradlab.profiling.phases import Phase
+from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.taps import visit
 from gradlab.taps.compiled import why_unseen
@@ -72,7 +75,9 @@ class Monitor:
         taps: what to watch; the gradient norm of every parameter where left out.
         jacobians: Jacobian slices to log, replayed on the first samples that the model sees (or on `probe`).
         probe: the probe batch for Jacobian slices, [samples, ...].
-        profile: windows of torch.profiler, written below `logdir`.
+        profile: windows of torch.profiler, written below `logdir`; left out, there are only those asked for by
+            `gradlab profile`.
+        performance: log where the time of steps goes (`perf/*`); left out, where there is a sink.
         scaler: the GradScaler in use; found by itself where its `step` is what calls the optimizer.
         sinks: where results go.
         logdir: a folder for a TensorBoard event file, added to the sinks.
@@ -93,6 +98,7 @@ class Monitor:
         jacobians: Sequence[JacobianSlice] = (),
         probe: Tensor | None = None,
         profile: Profile | None = None,
+        performance: bool | None = None,
         scaler: Any = None,
         sinks: Sequence[Sink] = (),
         logdir: str | Path | None = None,
@@ -108,6 +114,8 @@ class Monitor:
         """The number of the optimizer step under way, counted from 0."""
         self.findings: list[Finding] = []
         """All findings so far, oldest first."""
+        self.on_finding: Callable[[Finding], None] | None = None
+        """Called with each new finding."""
         self._inner = unwrapped(model)
         self._parameters = parameter_names(model)
         self._check(optimizer)
@@ -130,7 +138,10 @@ class Monitor:
         self._jacobians = list(jacobians)
         self._probe = probe
         self._probers: dict[int, JacobianProbe] = {}
-        self._profiler = _profiler(profile, logdir, model, strict)
+        self._profiler = _profiler(profile, logdir, self)
+        if self._profiler is not None:
+            self.on_finding = self._profiler.found
+        self._performance = self._always_on() if performance or (performance is None and self._sinks) else None
         self._attach()
 
     def _check(self, optimizer: Optimizer | Sequence[Optimizer] | None) -> None:
@@ -168,6 +179,8 @@ class Monitor:
             self._handles.append(self.model.register_forward_pre_hook(self._take_probe))
         visit.listeners.append(self)
         self._recorder.watch_parameters()
+        if self._performance is not None:
+            self._performance.attach()
         if self._profiler is not None:
             self._profiler.begin(self.step)
         self._arm()
@@ -179,6 +192,8 @@ class Monitor:
         del _watched[self._inner]
         self._detach()
         self._deliver(wait=True)
+        if self._performance is not None:
+            self._performance.close()
         if self._profiler is not None:
             self._profiler.close()
         for sink in list(self._sinks):
@@ -198,7 +213,9 @@ class Monitor:
     def __enter__(self) -> Monitor:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, torch.OutOfMemoryError) and self._profiler is not None:
+            self.report(self._profiler.out_of_memory(error).finding)
         self.close()
 
     # What people ask for.
@@ -325,6 +342,9 @@ class Monitor:
         closure = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
         if closure is None:
             self._before_update(optimizer)
+        if self._performance is not None:
+            self._performance.optimizer_begins()
+        if closure is None:
             return None
 
         def then_look(*a: Any, **k: Any) -> Any:
@@ -367,6 +387,8 @@ class Monitor:
         return None
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._performance is not None:
+            self._performance.optimizer_ended()
         if self._armed is not None:
             try:
                 self._armed.parameters.after_update(self._recorder.step_row())
@@ -388,8 +410,11 @@ class Monitor:
             self._arm()
         self._deliver(wait=False)
         self._measure_jacobians(ended)
+        if self._performance is not None:
+            self._performance.step_ended(ended)
         if self._profiler is not None:
-            self._profiler.step(ended)
+            waited = self._performance.data_seconds if self._performance is not None else None
+            self._profiler.step(ended, data_seconds=waited)
 
     def _send_frame(self) -> None:
         if self._armed is not None:
@@ -418,8 +443,23 @@ class Monitor:
     def report(self, finding: Finding, wall_time: float | None = None) -> None:
         """Add a finding and hand it to the sinks."""
         self.findings.append(finding)
+        if self.on_finding is not None:
+            self.on_finding(finding)
         for sink in list(self._sinks):
             self._guarded(sink, sink.finding, finding, time.time() if wall_time is None else wall_time)
+
+    def log(self, values: Mapping[str, float], step: int, wall_time: float) -> None:
+        """Hand named numbers to the sinks."""
+        for sink in list(self._sinks):
+            self._guarded(sink, sink.scalars, values, step, wall_time)
+
+    def phase(self, name: Phase) -> AbstractContextManager[None]:
+        """Count what runs in a `with` block as a phase of the step: `with monitor.phase("data"): batch = read()`."""
+        return self._performance.phase(name) if self._performance is not None else nullcontext()
+
+    def _always_on(self) -> Performance:
+        pause = self._profiler.pause if self._profiler is not None else None
+        return Performance(self.model, self.log, on_evaluation=pause, strict=self.strict)
 
     def _guarded(self, sink: Sink, action: Callable[..., None], *args: Any) -> None:
         """Call a sink; one that raises is dropped with one warning."""
@@ -539,14 +579,24 @@ def _tensorboard(logdir: Path) -> Sink:
     return TensorBoardSink(EventWriter(logdir))
 
 
-def _profiler(profile: Profile | None, logdir: str | Path | None, model: nn.Module, strict: bool) -> Any:
-    if profile is None:
-        return None
+def _profiler(profile: Profile | None, logdir: str | Path | None, monitor: Monitor) -> Any:
     if logdir is None:
-        raise TapError("profile= needs logdir=, the folder for its trace files.")
-    from gradlab.profiling.window import Profiler
+        if profile is not None:
+            raise TapError("profile= needs logdir=, the folder for its trace files.")
+        return None
+    from gradlab.profiling.window import Profiler, ranks
 
-    return Profiler(profile, Path(logdir) / "profile", model, strict=strict)
+    rank, world_size = ranks()
+    return Profiler(
+        profile or ON_DEMAND,
+        Path(logdir) / "profile",
+        monitor.model,
+        optimizers=lambda: monitor._optimizers,
+        on_window=monitor.report,
+        rank=rank,
+        world_size=world_size,
+        strict=monitor.strict,
+    )
 
 
 def _warn(message: str) -> None:

@@ -158,7 +158,18 @@ LoggedSlice = Annotated[
     JacobianSlice,
     fields(of=NotEmpty(), wrt=NotEmpty(), rows=Entries(), cols=Entries(), every=Range(1), samples=Range(1)),
 ]
-Windows = Annotated[Profile, fields(wait=Range(0), warmup=Range(0), active=Range(1), repeat=Range(1))]
+Windows = Annotated[
+    Profile,
+    fields(
+        wait=Range(0),
+        warmup=Range(0),
+        active=Range(1),
+        repeat=Range(0),
+        every=Range(1),
+        max_windows=Range(1),
+        max_megabytes=Range(1),
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

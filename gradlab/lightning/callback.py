@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from gradlab.frame import Finding
 from gradlab.jacobians.spec import JacobianSlice
+from gradlab.lightning.phases import PhaseActions
 from gradlab.monitor import Monitor
-from gradlab.profiling.schedule import Profile
+from gradlab.profiling.oom import OutOfMemory, explain
+from gradlab.profiling.performance import Performance
+from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.profiling.window import Profiler
 from gradlab.sinks import Sink
 from gradlab.taps.rule import Tap
@@ -27,7 +31,8 @@ class GradlabCallback(pl.Callback):
     Args:
         taps: what to watch; the module's own `taps()` where it has them, else the gradient norm of every parameter.
         jacobians: Jacobian slices, replayed on the first samples of the first training batch.
-        profile: windows of torch.profiler, below `profile_dir`.
+        profile: windows of torch.profiler, below `profile_dir`; where left out, those that `gradlab profile` asks for.
+        performance: log where the time of steps goes (`perf/*`); where left out, if there is a sink.
         sinks: where results go; the caller closes them.
         strict: raise where a tap or a sink fails, instead of one warning.
         profile_dir: folder for the profile windows; the trainer's `default_root_dir` where left out.
@@ -39,6 +44,7 @@ class GradlabCallback(pl.Callback):
         taps: Sequence[Tap] | None = None,
         jacobians: Sequence[JacobianSlice] = (),
         profile: Profile | None = None,
+        performance: bool | None = None,
         sinks: Sequence[Sink] = (),
         strict: bool = False,
         profile_dir: str | Path | None = None,
@@ -46,12 +52,19 @@ class GradlabCallback(pl.Callback):
         self.taps = taps
         self.jacobians = tuple(jacobians)
         self.profile = profile
+        self.performance = bool(sinks) if performance is None else performance
         self.sinks = tuple(sinks)
         self.strict = strict
         self.profile_dir = profile_dir
         self.monitor: Monitor | None = None
         """The monitor of the fit under way, or of the last one."""
         self.profiler: Profiler | None = None
+        """The windows of that fit."""
+        self.out_of_memory: OutOfMemory | None = None
+        """What was in memory when the fit ran out of it."""
+        self._performance: Performance | None = None
+        self._actions: PhaseActions | None = None
+        self._last_step = 0
 
     @property
     def findings(self) -> list[Finding]:
@@ -68,14 +81,29 @@ class GradlabCallback(pl.Callback):
             jacobians=self.jacobians,
             scaler=scaler,
             sinks=self.sinks,
+            performance=False,  # Lightning says itself when a phase begins
             strict=self.strict,
             first_step=trainer.global_step,
             closes_sinks=False,
         )
-        if self.profile is not None:
-            folder = Path(self.profile_dir or trainer.default_root_dir) / "profile"
-            self.profiler = Profiler(self.profile, folder, pl_module, rank=trainer.global_rank, strict=self.strict)
-            self.profiler.begin(trainer.global_step)
+        self.profiler = Profiler(
+            self.profile or ON_DEMAND,
+            self._folder(trainer),
+            pl_module,
+            optimizers=lambda: trainer.optimizers,
+            on_window=self.monitor.report,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            strict=self.strict,
+        )
+        self.monitor.on_finding = self.profiler.found
+        if self.performance:
+            self._performance = Performance(pl_module, self.monitor.log, strict=self.strict)
+            self._actions = PhaseActions(self._performance.clock, trainer)
+            self._actions.attach()
+            self._performance.begin()
+        self._last_step = trainer.global_step
+        self.profiler.begin(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -84,6 +112,8 @@ class GradlabCallback(pl.Callback):
         if self.profiler is not None:
             self.profiler.begin()
             self.profiler.data_ready()
+        if self._performance is not None:
+            self._performance.batch(batch)
         if self.jacobians and self.monitor is not None and not self.monitor.has_probe:
             probe = _probe_input(pl_module, batch)
             if probe is not None:
@@ -92,14 +122,19 @@ class GradlabCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A whole batch has passed: the unit of a profile."""
+        """A whole batch has passed: the unit of a profile. The scalars go by optimizer steps."""
         if self.profiler is not None:
             self.profiler.step()
+        if self._performance is not None and trainer.global_step != self._last_step:
+            self._last_step = trainer.global_step
+            self._performance.step_ended(trainer.global_step - 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """No profile window is open in validation."""
+        """No profile window is open in validation, and its time is no step's."""
         if self.profiler is not None:
             self.profiler.pause()
+        if self._performance is not None:
+            self._performance.interrupt()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Training goes on; the wait for its next batch belongs to its next step."""
@@ -112,13 +147,29 @@ class GradlabCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Let go of the module, and hand out what was logged up to the exception."""
-        self._close()
+        if isinstance(exception, torch.OutOfMemoryError):
+            self._explain(exception, trainer, pl_module)
+        self._close(failed=True)
 
-    def _close(self) -> None:
+    def _explain(self, error: torch.OutOfMemoryError, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        folder, step = self._folder(trainer), trainer.global_step
+        found = explain(error, module, tuple(trainer.optimizers), folder=folder, step=step)
+        self.out_of_memory = found
+        if self.monitor is not None:
+            self.monitor.report(found.finding)
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return Path(self.profile_dir or trainer.default_root_dir) / "profile"
+
+    def _close(self, *, failed: bool = False) -> None:
+        if self._actions is not None:
+            self._actions.detach()
+        if self._performance is not None:
+            self._performance.close()
+        if self.profiler is not None:
+            self.profiler.close(failed=failed)
         if self.monitor is not None:
             self.monitor.close()
-        if self.profiler is not None:
-            self.profiler.close()
 
 
 def _declared_taps(module: pl.LightningModule) -> Sequence[Tap] | None:

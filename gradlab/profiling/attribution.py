@@ -8,79 +8,22 @@ unattributed time are exactly the whole.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
+from gradlab.profiling.account import PHASES, Attribution, Call, Owner, Phase
+from gradlab.profiling.idle import Span, gaps
+from gradlab.profiling.kernels import is_collective
 from gradlab.profiling.kineto import MEMORY, Event
 from gradlab.profiling.marks import DATA, STEP, STEP_BODY, Module
-
-Phase = Literal["data", "forward", "backward", "optimizer", "other"]
-PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer", "other")
 
 _BACKWARD = "autograd::engine::evaluate_function: "
 _ACCUMULATE = _BACKWARD + "torch::autograd::AccumulateGrad"
 _LOADER = "enumerate(DataLoader)#"
 _OPTIMIZER = ("Optimizer.step#", "Optimizer.zero_grad#")
-_COLLECTIVE = ("c10d::", "record_param_comms", "nccl:", "gloo:")
+_ON_THE_WIRE = ("nccl:", "gloo:", "mpi:", "ucc:")
+_COLLECTIVE = ("c10d::", "record_param_comms", *_ON_THE_WIRE)
 _SHORT = 5_000  # nanoseconds
-_DRIVER = ("cuda", "cuLaunch", "cuMem", "hip")
-
-
-class Owner(NamedTuple):
-    """Who has a piece of time: a phase, and the marks of the modules it is inside of, outermost first."""
-
-    phase: Phase
-    path: tuple[str, ...] = ()
-
-
-@dataclass(kw_only=True)
-class Operator:
-    """What one kind of operator took, nanoseconds over all recorded steps."""
-
-    calls: int = 0
-    short_calls: int = 0
-    """Those of less than 5 microseconds of its own: there, calling costs more than computing."""
-    host_self: int = 0
-    """Time in it and in no operator inside it."""
-    device: int = 0
-    """Time of the kernels that it launched itself."""
-
-
-class Call(NamedTuple):
-    """One forward of one module: when, and the mark of which."""
-
-    mark: str
-    start: int
-    end: int
-
-
-@dataclass(kw_only=True)
-class Attribution:
-    """The time of the recorded steps, in nanoseconds, split three ways."""
-
-    steps: dict[int, dict[Phase, int]] = field(default_factory=dict)
-    """For each step its phases, which add up to its duration."""
-    host: dict[Owner, int] = field(default_factory=lambda: defaultdict(int))
-    """The host's time by owner; adds up to the duration of all steps."""
-    device: dict[Owner, int] = field(default_factory=lambda: defaultdict(int))
-    """The time of kernels, copies and fills by the owner of the operator that launched them."""
-    operators: dict[str, Operator] = field(default_factory=lambda: defaultdict(Operator))
-    calls: list[Call] = field(default_factory=list)
-    """Every forward of every module inside the steps, in order of time."""
-    span: tuple[int, int] = (0, 0)
-    """From the beginning of the first step to the end of the last."""
-    device_busy: int = 0
-    """How much of `span` at least one kernel, copy or fill was running."""
-    outside_operators: int = 0
-    """Host time in no operator and not waiting for data: Python, the autograd engine, other waits."""
-
-    @property
-    def overhead(self) -> int:
-        """Host time that computes nothing: outside operators, and in those kinds whose typical call is short."""
-        short = sum(kind.host_self for kind in self.operators.values() if 2 * kind.short_calls > kind.calls)
-        return self.outside_operators + short
+_DRIVER = ("cuda", "cuLaunch", "cuMem", "cuStream", "cuEvent", "hip")
 
 
 def attribute(events: Iterable[Event], steps: Iterable[int], modules: Mapping[str, Module]) -> Attribution:
@@ -92,30 +35,50 @@ def attribute(events: Iterable[Event], steps: Iterable[int], modules: Mapping[st
         modules: the module behind each range's name.
     Cost: about 3 microseconds an event.
     """
-    host, on_device = [], []
+    host, on_device, driver = [], [], []
     for event in events:
         if event.name == MEMORY:
             continue
         if event.on_device:
             on_device.append(event)
-        elif not event.launched_by and not event.name.startswith(_DRIVER):
+        elif event.launched_by or event.name.startswith(_DRIVER):
+            driver.append(event)
+        else:
             host.append(event)
     sweep = _Sweep(steps, modules, knows_loader=any(_is_loader(event.name) for event in host))
     sweep.run(host, keep_launchers=bool(on_device))
     result = sweep.result
-    for event in on_device:
-        _credit_device(result, event, sweep.launchers.get(event.launched_by))
-    result.device_busy = _covered(on_device, *result.span)
+    collectives = [event for event in host if event.name.startswith(_ON_THE_WIRE)]
+    collectives += [event for event in on_device if is_collective(event.name)]
+    result.collectives = _covered(collectives, *result.span)
+    if on_device:
+        _read_device(result, on_device, driver, sweep)
     return result
 
 
+def _read_device(result: Attribution, on_device: list[Event], driver: list[Event], sweep: _Sweep) -> None:
+    for event in on_device:
+        _credit_device(result, event, sweep.launchers.get(event.launched_by))
+    result.device_busy = _covered(on_device, *result.span)
+    for gap in gaps(on_device, driver, sweep.data_spans, result.span):
+        launcher = sweep.launchers.get(gap.kernel.launched_by) if gap.kernel is not None else None
+        path = launcher[0].path if launcher is not None else ()
+        result.gaps.append((gap, path[-1] if path else None))
+
+
 def _credit_device(result: Attribution, event: Event, launcher: tuple[Owner, str] | None) -> None:
+    time = event.end - event.start
     if launcher is not None:
         owner, name = launcher
-        result.device[owner] += event.end - event.start
-        result.operators[name].device += event.end - event.start
+        result.device[owner] += time
+        result.operators[name].device += time
+        result.kernels[event.name].operators[name] += 1
     elif result.span[0] <= event.start < result.span[1]:
-        result.device[Owner("other")] += event.end - event.start
+        result.device[Owner("other")] += time
+    else:
+        return
+    result.kernels[event.name].calls += 1
+    result.kernels[event.name].time += time
 
 
 def is_operator(name: str) -> bool:
@@ -161,6 +124,7 @@ class _Sweep:
     def __init__(self, steps: Iterable[int], modules: Mapping[str, Module], *, knows_loader: bool) -> None:
         self.result = Attribution()
         self.launchers: dict[int, tuple[Owner, str]] = {}
+        self.data_spans: list[Span] = []
         self._steps = {f"{STEP}{step}": step for step in steps}
         self._modules = modules
         # Where the loader marks its own work, the wait around it holds the rest of the loop too.
@@ -190,10 +154,24 @@ class _Sweep:
             self._open_step(frame, self._steps[event.name])
         if around is not None:
             self._nest(frame, around)
+        if owner.phase != "forward":
+            self._note_span(frame, around.owner.phase if around is not None else None)
         if step is not None and event.name in self._modules and owner.phase == "forward":
             self.result.calls.append(Call(event.name, event.start, frame.end))
         self._stack.append(frame)
         return frame
+
+    def _note_span(self, frame: _Frame, around: Phase | None) -> None:
+        """Keep when the host waited for data, ran a backward node or an optimizer."""
+        phase, span = frame.owner.phase, (frame.event.start, frame.end)
+        if phase == around:
+            return
+        if phase == "data":
+            self.data_spans.append(span)
+        elif phase == "backward":
+            self.result.backward_spans.append(span)
+        elif phase == "optimizer":
+            self.result.optimizer_spans.append(span)
 
     def _nest(self, frame: _Frame, around: _Frame) -> None:
         """Take a child's time from the event around it, and the gap before it where that is somebody else's."""
@@ -237,6 +215,7 @@ class _Sweep:
         first = self.result.span[0] if self.result.steps else frame.event.start
         self.result.span = (first, frame.end)
         self.result.steps[step] = dict.fromkeys(PHASES, 0)
+        self.result.step_spans.append((step, frame.event.start, frame.end))
 
     def _owner(self, event: Event) -> Owner:
         """Whose time an event is, and, for a forward operator, whose the backward node that it makes will be."""

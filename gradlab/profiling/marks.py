@@ -42,7 +42,7 @@ def eager_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     todo = [("", model)]
     while todo:
         name, module = todo.pop()
-        if id(module) in seen or _is_compiled(module):
+        if id(module) in seen or is_compiled(module):
             continue
         seen.add(id(module))
         yield name, module
@@ -50,7 +50,8 @@ def eager_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         todo.extend(reversed(children))
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a Python hook in a module would break a graph or never run."""
     if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
         return True
     return getattr(module, "_compiled_call_impl", None) is not None

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
 
-from gradlab.profiling.attribution import Call
+from gradlab.profiling.account import Call
 from gradlab.profiling.kineto import MEMORY, Event
 
 

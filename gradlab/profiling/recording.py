@@ -5,13 +5,16 @@ Belongs here: every call into torch.profiler. Does not: when to open a window (w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from gradlab.profiling.categories import Standing, standing
+from gradlab.profiling.devices import device_of
 from gradlab.profiling.marks import DATA, STEP, STEP_BODY, Module, ModuleMarks, Range
 from gradlab.profiling.schedule import Profile
 
@@ -28,6 +31,12 @@ class Recorded:
     """The step that was running when the window was closed early, of which only a part was seen."""
     modules: Mapping[str, Module]
     """The module behind each range's name."""
+    before: Standing = field(default_factory=dict)
+    """The memory that stood when recording began."""
+    after: Standing = field(default_factory=dict)
+    """The memory that stood when it ended."""
+    expects_kernels: bool = False
+    """Whether the model is on a device whose kernels torch.profiler can record."""
 
 
 def someone_else_is_profiling() -> bool:
@@ -38,8 +47,17 @@ def someone_else_is_profiling() -> bool:
 class Recording:
     """The life of one window: `warm_up`, `start`, steps, and then `stop` or `discard`."""
 
-    def __init__(self, options: Profile, model: nn.Module | None) -> None:
+    def __init__(
+        self,
+        options: Profile,
+        model: nn.Module | None,
+        optimizers: Callable[[], Iterable[Optimizer]] = tuple,
+    ) -> None:
         self._marks = ModuleMarks(model) if model is not None else None
+        self._model = model
+        self._optimizers = optimizers
+        self._memory = options.memory
+        self._before: Standing = {}
         self._profiler: Any = _profiler(options)
         if model is not None:
             # Makes TensorBoard show the module marks as a tree, with whatever framework they were recorded.
@@ -61,6 +79,7 @@ class Recording:
         """Record from here on."""
         if not self._warm:
             self.warm_up()
+        self._before = self._standing()
         self._profiler.start_trace()
         self.started = True
 
@@ -93,8 +112,15 @@ class Recording:
         finally:
             self.started = False
             self._profiler.stop_trace()
-        results = self._profiler.profiler.kineto_results
-        return Recorded(results=results, steps=tuple(self.steps), unfinished=unfinished, modules=modules)
+        return Recorded(
+            results=self._profiler.profiler.kineto_results,
+            steps=tuple(self.steps),
+            unfinished=unfinished,
+            modules=modules,
+            before=self._before,
+            after=self._standing(),
+            expects_kernels=self._model is not None and device_of(self._model).type == "cuda",
+        )
 
     def discard(self) -> None:
         """Take the marks out, stop, keep nothing. Safe in every state."""
@@ -109,6 +135,9 @@ class Recording:
                 self._profiler.start_trace()
                 self._profiler.stop_trace()
             self._warm = False
+
+    def _standing(self) -> Standing:
+        return standing(self._model, self._optimizers()) if self._memory else {}
 
     def _close_marks(self) -> None:
         try:

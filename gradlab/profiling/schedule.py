@@ -1,13 +1,32 @@
-"""When a profile window is open: the options, and the pure function from step number to phase. Without torch."""
+"""When a profile window is open: the options, and pure functions from step number to what is due. Without torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from gradlab.errors import ProfileError
 
-Phase = Literal["off", "warmup", "active", "last"]
+Phase = Literal["warmup", "active", "last"]
+ReasonKind = Literal["schedule", "slow_step", "data_wait", "finding", "demand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trigger:
+    """What opens a window besides the schedule. The window holds the steps after the one that gave the reason."""
+
+    slow_step: float | None = None
+    """A step that takes so many times the median of the last 50; null or left out: never."""
+    data_wait: float | None = None
+    """Waiting for data takes more than this share of the last 20 steps (0 to 1); null or left out: never."""
+    on_finding: bool = False
+    """A finding above `info`."""
+
+    def __post_init__(self) -> None:
+        if self.slow_step is not None and not self.slow_step > 1:
+            raise ProfileError(f"Trigger: slow_step is a multiple of the median, above 1; got {self.slow_step!r}.")
+        if self.data_wait is not None and not 0 < self.data_wait < 1:
+            raise ProfileError(f"Trigger: data_wait is a share between 0 and 1; got {self.data_wait!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,39 +34,97 @@ class Profile:
     """Profile a few steps: skip `wait`, warm up for `warmup`, record `active`, and do so `repeat` times."""
 
     wait: int = 5
-    """Steps before each window."""
+    """Steps before each window; with `every`, before the first."""
     warmup: int = 2
     """Steps recorded and thrown away, so that the profiler's own start is not measured."""
     active: int = 3
     """Steps recorded in each window."""
-    repeat: int = 1
-    """How many windows."""
+    repeat: int | None = None
+    """How many scheduled windows; left out: one, or with `every` as many as the budget allows. 0: none."""
+    every: int | None = None
+    """A window every so many steps; null or left out: the next one `wait` steps after the last."""
+    trigger: Trigger | None = None
+    """What else opens a window; null or left out: only `gradlab profile RUN`."""
     memory: bool = True
     """Record allocations."""
     shapes: bool = False
     """Record the shapes of operands (costs more)."""
     stack: bool = False
     """Record Python call stacks (costs more)."""
+    raw: bool = False
+    """Keep the trace untouched as well, for Perfetto and HTA."""
+    max_windows: int = 20
+    """The most windows of a run, those asked for by hand not counted."""
+    max_megabytes: int = 2000
+    """No more windows once their files take so much."""
+    max_share: float = 0.05
+    """No window by `every` or `trigger` while profiling has taken more than this share of the run's time."""
 
     def __post_init__(self) -> None:
-        for name, least in (("wait", 0), ("warmup", 0), ("active", 1), ("repeat", 1)):
+        least = {"wait": 0, "warmup": 0, "active": 1, "repeat": 0, "every": 1, "max_windows": 1, "max_megabytes": 1}
+        optional = {field.name for field in fields(self) if field.default is None}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ProfileError(f"Profile: {name} must be at least {least}, got {value!r}.")
+            if value is None and name in optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+                raise ProfileError(f"Profile: {name} must be at least {lowest}, got {value!r}.")
+        if not 0 < self.max_share <= 1:
+            raise ProfileError(f"Profile: max_share is a share above 0 and up to 1, got {self.max_share!r}.")
+        if self.every is not None and self.every < self.warmup + self.active:
+            raise ProfileError(
+                f"Profile: every={self.every} leaves no room for a window of {self.warmup} + {self.active} steps."
+            )
 
-    def phase(self, step: int) -> Phase:
-        """The phase of a step, counted from 0; `last` is the final recorded step of a window."""
-        length = self.wait + self.warmup + self.active
-        if step >= length * self.repeat:
-            return "off"
-        within = step % length
-        if within < self.wait:
-            return "off"
-        if within < self.wait + self.warmup:
+    @property
+    def period(self) -> int:
+        """Steps from the beginning of one scheduled window to that of the next."""
+        return self.every or self.wait + self.warmup + self.active
+
+    @property
+    def num_windows(self) -> float:
+        """How many windows the schedule has; infinity where only the budget ends it."""
+        if self.repeat is None:
+            return float("inf") if self.every else 1
+        return self.repeat
+
+    def starts(self, step: int) -> bool:
+        """Whether a scheduled window begins, with its warm-up, at a step counted from 0."""
+        number, within = divmod(step - self.wait, self.period)
+        return within == 0 and 0 <= number < self.num_windows
+
+    def after_window(self, step: int) -> int:
+        """Where in the schedule training goes on after a window that was cut short at `step`: at the next turn."""
+        return step if self.every else (step // self.period + 1) * self.period
+
+
+ON_DEMAND = Profile(repeat=0)
+"""No window but those asked for while the run goes on."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a window is opened."""
+
+    kind: ReasonKind
+    detail: str = ""
+    """A sentence, or ""."""
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """One window on its way: how many of its steps have been taken."""
+
+    reason: Reason
+    warmup: int
+    active: int
+    taken: int = 0
+    request: str = ""
+    """The id of the request that it answers, or ""."""
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the step under way; `last` is the final recorded one."""
+        if self.taken < self.warmup:
             return "warmup"
-        return "last" if within == length - 1 else "active"
-
-    def next_window(self, step: int) -> int:
-        """The step, counted from 0, with which the next turn of the schedule begins."""
-        length = self.wait + self.warmup + self.active
-        return (step // length + 1) * length
+        return "last" if self.taken == self.warmup + self.active - 1 else "active"

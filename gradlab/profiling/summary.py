@@ -5,46 +5,60 @@ Belongs here: the layout of that file, which the board reads. Does not: how the 
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gradlab.errors import ProfileError
-from gradlab.profiling.attribution import PHASES, Attribution, Owner, Phase, attribute
-from gradlab.profiling.kineto import read_events
+from gradlab.profiling.account import PHASES, Attribution, Owner, Phase
+from gradlab.profiling.attribution import attribute
+from gradlab.profiling.categories import PeakMemory, peak_by_category, read_allocations
+from gradlab.profiling.idle import CAUSES
+from gradlab.profiling.kernels import DENSE_OPERATORS, is_collective, is_copy, is_dense, uses_tensor_cores
+from gradlab.profiling.kineto import MEMORY, read_events
 from gradlab.profiling.marks import Module
 from gradlab.profiling.memory import Memory, memory_by_module
 from gradlab.profiling.recording import Recorded
 from gradlab.profiling.verdict import Shares, judge
 
-SCHEMA = 1
-TOP_OPERATORS = 20
+SCHEMA = 2
+TOP_OPERATORS = TOP_KERNELS = 20
+TOP_GAPS = 10
+
+_NO_KERNELS = (
+    "no kernels were recorded although the model is on a GPU, so device times are missing: CUPTI is absent or may not "
+    "be used (`gradlab doctor`; nvidia.com/ERR_NVGPUCTRPERM)."
+)
 
 
-def summarize(recorded: Recorded, *, rank: int = 0) -> dict[str, Any]:
-    """A window as the plain dictionary that summary.json holds.
+def summarize(recorded: Recorded, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """A window as the plain dictionary that summary.json holds; docs/profile.md describes every key.
 
-    `steps` lists each recorded step with its phases. Everything else is a mean per recorded step, in milliseconds:
-    `mean` the phases, `modules` one row a module in the order of the first forward, `unattributed` what is in no
-    module, `operators` the most expensive kinds. For host and device alike, the modules' `_self_ms` plus
-    `unattributed` add up to the phase. Times of modules without `_self` include the modules inside. The model itself
-    is the module named "". `device` is null where no device was used, memory null where it was not recorded.
-    Cost: about 7 microseconds an event, in the background.
+    Cost: about 10 microseconds an event, in the background.
     """
     events = read_events(recorded.results)
     attribution = attribute(events, recorded.steps, recorded.modules)
     memory = memory_by_module(events, attribution.calls)
-    return describe(attribution, recorded.modules, memory, rank=rank)
+    peak = None
+    if memory or any(event.name == MEMORY for event in events):
+        peak = peak_by_category(read_allocations(recorded.results), recorded.before, recorded.after, attribution)
+    summary = describe(attribution, recorded.modules, memory, peak, rank=rank, world_size=world_size)
+    if recorded.expects_kernels and not attribution.device:
+        summary["notes"].append(_NO_KERNELS)
+    return summary
 
 
 def describe(
-    attribution: Attribution, modules: Mapping[str, Module], memory: Mapping[str, Memory], *, rank: int = 0
+    attribution: Attribution,
+    modules: Mapping[str, Module],
+    memory: Mapping[str, Memory],
+    peak: PeakMemory | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> dict[str, Any]:
     """An attribution as the dictionary of `summarize`."""
     num_steps = len(attribution.steps)
@@ -56,6 +70,8 @@ def describe(
         "schema": SCHEMA,
         "torch": torch.__version__,
         "rank": rank,
+        "world_size": world_size,
+        "reason": {"kind": "schedule", "detail": ""},
         "steps": steps,
         "mean": mean,
         "modules": _module_rows(attribution, modules, memory),
@@ -65,8 +81,13 @@ def describe(
             "device_ms": _ms(sum(time for owner, time in attribution.device.items() if not owner.path), num_steps),
         },
         "operators": _operator_rows(attribution, num_steps),
-        "device": _device(attribution, num_steps),
+        "kernels": _kernel_rows(attribution, num_steps),
+        "device": _device(attribution, modules),
+        "memory": _memory(peak),
+        "collectives_ms": _ms(attribution.collectives, num_steps),
+        "ranks": None,
         "verdict": _verdict(attribution, mean),
+        "notes": [],
     }
 
 
@@ -122,26 +143,105 @@ def _operator_rows(attribution: Attribution, num_steps: int) -> list[dict[str, A
     ]
 
 
-def _device(attribution: Attribution, num_steps: int) -> dict[str, float] | None:
+def _kernel_rows(attribution: Attribution, num_steps: int) -> list[dict[str, Any]]:
+    by_cost = sorted(attribution.kernels.items(), key=lambda item: item[1].time, reverse=True)
+    return [
+        {
+            "name": name,
+            "operator": kernel.operators.most_common(1)[0][0] if kernel.operators else None,
+            "calls": kernel.calls / num_steps,
+            "ms": _ms(kernel.time, num_steps),
+            "tensor_cores": uses_tensor_cores(name),
+        }
+        for name, kernel in by_cost[:TOP_KERNELS]
+    ]
+
+
+def _device(attribution: Attribution, modules: Mapping[str, Module]) -> dict[str, Any] | None:
     if not attribution.device:
         return None
-    start, end = attribution.span
+    num_steps = len(attribution.steps)
+    copies, computing, in_tensor_cores = _kernel_times(attribution)
     return {
-        "busy_share": attribution.device_busy / (end - start),
+        "name": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "busy_share": _busy_share(attribution),
         "ms": _ms(sum(attribution.device.values()), num_steps),
+        "tensor_core_share": in_tensor_cores / computing if computing else 0.0,
+        "copies_ms": _ms(copies, num_steps),
+        "collectives_ms": _ms(attribution.collectives, num_steps),
+        "idle": _idle(attribution, modules),
+    }
+
+
+def _busy_share(attribution: Attribution) -> float:
+    start, end = attribution.span
+    return attribution.device_busy / (end - start)
+
+
+def _kernel_times(attribution: Attribution) -> tuple[int, int, int]:
+    """Nanoseconds of copies and fills, of kernels, and of kernels that use tensor cores."""
+    copies = sum(kernel.time for name, kernel in attribution.kernels.items() if is_copy(name))
+    total = sum(kernel.time for kernel in attribution.kernels.values())
+    in_tensor_cores = sum(kernel.time for name, kernel in attribution.kernels.items() if uses_tensor_cores(name))
+    return copies, total - copies, in_tensor_cores
+
+
+def _idle(attribution: Attribution, modules: Mapping[str, Module]) -> dict[str, Any]:
+    num_steps = len(attribution.steps)
+    by_cause = Counter[str]()
+    for gap, _ in attribution.gaps:
+        by_cause[gap.cause] += gap.end - gap.start
+    longest = sorted(attribution.gaps, key=lambda pair: pair[0].start - pair[0].end)[:TOP_GAPS]
+    rows = [
+        {
+            "ms": _ms(gap.end - gap.start),
+            "cause": gap.cause,
+            "step": next((step for step, _, end in attribution.step_spans if gap.start < end), None),
+            "before": gap.kernel.name if gap.kernel is not None else None,
+            "module": modules[mark].name if mark is not None else None,
+        }
+        for gap, mark in longest
+    ]
+    return {f"{cause}_ms": _ms(by_cause[cause], num_steps) for cause in CAUSES} | {"gaps": rows}
+
+
+def _memory(peak: PeakMemory | None) -> dict[str, Any] | None:
+    if peak is None:
+        return None
+    return {
+        "device": peak.device,
+        "peak_bytes": peak.num_bytes,
+        "peak_step": peak.step,
+        "categories": dict(peak.categories),
     }
 
 
 def _verdict(attribution: Attribution, mean: Mapping[str, float]) -> dict[str, Any]:
-    computing = mean["ms"] - mean["data_ms"]
-    overhead = _ms(attribution.overhead, len(attribution.steps))
-    device = _device(attribution, len(attribution.steps))
+    computing = max(mean["ms"] - mean["data_ms"], 1e-9)
+    on_device = bool(attribution.device)
+    idle = sum(gap.end - gap.start for gap, _ in attribution.gaps)
+    after_sync = sum(gap.end - gap.start for gap, _ in attribution.gaps if gap.cause == "sync")
     shares = Shares(
         data=mean["data_ms"] / mean["ms"],
-        overhead=overhead / computing,
-        device_busy=device["busy_share"] if device else None,
+        overhead=_ms(attribution.overhead, len(attribution.steps)) / computing,
+        device_busy=_busy_share(attribution) if on_device else None,
+        dense=_dense_share(attribution),
+        sync=after_sync / idle if on_device and idle else None,
     )
     return asdict(judge(shares, step_ms=mean["ms"], largest=_largest(attribution))) | {"shares": asdict(shares)}
+
+
+def _dense_share(attribution: Attribution) -> float | None:
+    """Of the computing time, that of operations whose arithmetic outgrows what they read and write."""
+    if attribution.device:
+        times = {name: kernel.time for name, kernel in attribution.kernels.items() if not is_collective(name)}
+        dense = sum(time for name, time in times.items() if is_dense(name))
+    else:
+        long = ((name, kind) for name, kind in attribution.operators.items() if not kind.calls_are_short)
+        times = {name: kind.host_self for name, kind in long}
+        dense = sum(time for name, time in times.items() if DENSE_OPERATORS.match(name))
+    total = sum(times.values())
+    return dense / total if total else None
 
 
 def _largest(attribution: Attribution) -> tuple[str, float]:
@@ -161,11 +261,6 @@ def _part(owner: Owner) -> str:
     return "the optimizer" if owner.phase == "optimizer" else "code outside every module"
 
 
-def write_summary(summary: Mapping[str, Any], window: Path) -> Path:
-    """Write `summary.json` (of other ranks than 0: `summary.rank1.json`) into a window's directory, atomically."""
-    rank = summary["rank"]
-    path = window / ("summary.json" if rank == 0 else f"summary.rank{rank}.json")
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(json.dumps(summary, indent=1) + "\n")
-    os.replace(scratch, path)
-    return path
+def summary_name(rank: int) -> str:
+    """The name of a rank's summary: `summary.json` of rank zero, `summary.rank1.json`."""
+    return "summary.json" if rank == 0 else f"summary.rank{rank}.json"

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import tempfile
-import time
 from pathlib import Path
 
 from gradlab.profiling.marks import STEP
@@ -25,6 +22,7 @@ _OLD_NAME = {
 }
 _CATEGORY = re.compile(rb'"cat":\s*"(fwdbwd|user_annotation|cuda_runtime|cuda_driver)"')
 _EVENTS = b'"traceEvents": ['
+TRACE, RAW = ".pt.trace.json.gz", ".kineto.json.gz"
 
 
 def tensorboard_dialect(raw: bytes, *, unfinished: int | None = None) -> bytes:
@@ -67,28 +65,26 @@ def _keys(document: dict[str, object]) -> bytes:
     ).encode()
 
 
-def write_trace(recorded: Recorded, folder: Path, *, rank: int = 0) -> Path:
-    """Write a window's trace as `<folder>/step_000003/rank0.<ns>.pt.trace.json.gz` and return that directory.
+def save_traces(recorded: Recorded, folder: Path, *, rank: int, stamp: int, keep_raw: bool = False) -> dict[str, Path]:
+    """Save a window's trace, zipped, somewhere in `folder`.
 
-    The directory is new and the file appears in it complete or not at all: TensorBoard reads a directory once, when it
-    first sees a trace there, and never again. Ranks share the directory of a step.
+    Returns:
+        By the name that each file is to have: `rank0.<stamp>.pt.trace.json.gz` in the dialect, and where `keep_raw`
+        asks for it `rank0.kineto.json.gz`, untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
-        raw, packed = Path(scratch, "raw"), Path(scratch, "packed")
-        recorded.results.save(str(raw))
-        dialect = tensorboard_dialect(raw.read_bytes(), unfinished=recorded.unfinished)
-        packed.write_bytes(gzip.compress(dialect, compresslevel=1))  # level 9 is eight times slower, a third smaller
-        window = _fresh(folder, f"step_{recorded.steps[0]:06d}", f"rank{rank}.")
-        os.replace(packed, window / f"rank{rank}.{time.time_ns()}.pt.trace.json.gz")
-    return window
+    raw, packed = folder / "raw", folder / "packed"
+    recorded.results.save(str(raw))
+    document = raw.read_bytes()
+    raw.unlink()
+    dialect = tensorboard_dialect(document, unfinished=recorded.unfinished)
+    packed.write_bytes(_zipped(dialect))
+    files = {f"rank{rank}.{stamp}{TRACE}": packed}
+    if keep_raw:
+        untouched = folder / "untouched"
+        untouched.write_bytes(_zipped(document))
+        files[f"rank{rank}{RAW}"] = untouched
+    return files
 
 
-def _fresh(folder: Path, name: str, worker: str) -> Path:
-    """A directory that holds no trace of this worker yet: `name`, `name_2`, ..."""
-    window, attempt = folder / name, 1
-    while window.is_dir() and any(entry.name.startswith(worker) for entry in window.iterdir()):
-        attempt += 1
-        window = folder / f"{name}_{attempt}"
-    window.mkdir(exist_ok=True)
-    return window
+def _zipped(document: bytes) -> bytes:
+    return gzip.compress(document, compresslevel=1)  # level 9 is eight times slower, a third smaller

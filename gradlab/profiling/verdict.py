@@ -1,16 +1,18 @@
-"""What holds a training step back, in words: its data, its host or its arithmetic; the evidence, and what to try."""
+"""What holds a training step back, in words: the evidence, and what to try."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Bound = Literal["input", "host", "compute"]
+Bound = Literal["input", "host", "memory", "compute", "straggler"]
 
 # The remedies differ from here on; below a fifth of the step, waiting for data is not what to work on first.
 INPUT_SHARE = 0.2
 DEVICE_BUSY_SHARE = 0.8
 HOST_SHARE = 0.5
+DENSE_SHARE = 0.5
+SYNC_SHARE = 0.5
 
 _TRY: dict[Bound, tuple[str, ...]] = {
     "input": (
@@ -23,12 +25,23 @@ _TRY: dict[Bound, tuple[str, ...]] = {
         "torch.compile, which joins many small operators into few",
         "fused or foreach optimizers, and no .item() or print of a tensor inside the step",
     ),
+    "memory": (
+        "torch.compile, which saves passes over memory between pointwise operators",
+        "fused kernels where there are some: scaled_dot_product_attention, fused optimizers, fused losses",
+        "a narrower type (bf16-mixed): half the bytes",
+    ),
     "compute": (
         "lower precision (bf16-mixed) where the hardware has it",
         "a cheaper form of what takes most of the time",
         "torch.compile, which saves passes over memory between pointwise operators",
     ),
+    "straggler": (
+        "look at that rank's own summary: what it does longer than the others",
+        "shards of equal work: the same number and length of samples on each rank",
+        "the machine under it: other processes, a throttled GPU (perf/gpu_clock_mhz), a slower disk",
+    ),
 }
+_NO_SYNC = "no .item(), .cpu(), print of a tensor or data-dependent shape inside the step: log from the step before"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +54,10 @@ class Shares:
     """Of the rest: Python, the autograd engine, and kinds of operators whose typical call is below 5 microseconds."""
     device_busy: float | None
     """Some kernel running; None where no device was used."""
+    dense: float | None = None
+    """Of the computing time: products, convolutions and attention. The rest moves memory. None where not known."""
+    sync: float | None = None
+    """Of the device's idle time: after calls in which the host waited for the device. None without a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +80,42 @@ def judge(shares: Shares, *, step_ms: float, largest: tuple[str, float]) -> Verd
     """
     if shares.data >= INPUT_SHARE:
         wait = f"{shares.data:.0%} of a step ({shares.data * step_ms:.3g} of {step_ms:.3g} ms) waits for the next batch"
-        return _verdict("input", wait)
+        return verdict("input", wait)
     if shares.device_busy is not None:
-        busy = f"the device computes during {shares.device_busy:.0%} of a step"
-        if shares.device_busy < DEVICE_BUSY_SHARE:
-            return _verdict("host", f"{busy} and waits for the host to launch work in the rest")
-        return _verdict("compute", busy + _of(largest))
+        return _on_device(shares, shares.device_busy, largest)
     overhead = (
         f"{shares.overhead:.0%} of the step without its data wait goes to Python, the autograd engine and operators"
     )
     if shares.overhead >= HOST_SHARE:
-        return _verdict("host", f"{overhead} of less than 5 us")
-    return _verdict("compute", f"only {overhead} of less than 5 us; the rest computes" + _of(largest))
+        return verdict("host", f"{overhead} of less than 5 us")
+    if shares.dense is not None and shares.dense < DENSE_SHARE:
+        return verdict("memory", _moves(shares.dense) + _of(largest))
+    return verdict("compute", f"only {overhead} of less than 5 us; the rest computes" + _of(largest))
+
+
+def _on_device(shares: Shares, device_busy: float, largest: tuple[str, float]) -> Verdict:
+    busy = f"the device computes during {device_busy:.0%} of a step"
+    if device_busy < DEVICE_BUSY_SHARE:
+        if shares.sync is not None and shares.sync >= SYNC_SHARE:
+            idle = f"{shares.sync:.0%} of its idle time follows calls in which the host waited for it"
+            return verdict("host", f"{busy}; {idle}", first=_NO_SYNC)
+        return verdict("host", f"{busy} and waits for the host to launch work in the rest")
+    if shares.dense is not None and shares.dense < DENSE_SHARE:
+        return verdict("memory", f"{busy}; {_moves(shares.dense)}" + _of(largest))
+    return verdict("compute", busy + _of(largest))
+
+
+def verdict(bound: Bound, evidence: str, *, first: str | None = None) -> Verdict:
+    """A verdict with its evidence; `first` is tried before what is usual for that bound."""
+    attempts = _TRY[bound] if first is None else (first, *_TRY[bound][:-1])
+    title = "straggling rank" if bound == "straggler" else f"{bound}-bound"
+    return Verdict(bound=bound, sentence=f"{title}: {evidence}.", attempts=attempts)
+
+
+def _moves(dense: float) -> str:
+    return f"{1 - dense:.0%} of the computing time moves memory (pointwise operators, reductions, copies)"
 
 
 def _of(largest: tuple[str, float]) -> str:
     name, share = largest
     return f", {share:.0%} of it in {name}"
-
-
-def _verdict(bound: Bound, evidence: str) -> Verdict:
-    return Verdict(bound=bound, sentence=f"{bound}-bound: {evidence}.", attempts=_TRY[bound])

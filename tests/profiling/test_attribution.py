@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradlab.profiling.attribution import Owner, attribute
+from gradlab.profiling.account import Owner
+from gradlab.profiling.attribution import attribute
 from gradlab.profiling.kineto import read_events
 from gradlab.profiling.marks import Module
 from gradlab.profiling.recording import Recording

@@ -31,7 +31,7 @@ def summary_of(logdir, model, step, *, num_steps=3, **options):
 
 def test_the_summary_is_plain_json_with_a_schema(run, tmp_path):
     summary = summary_of(tmp_path, run.model, run.step)
-    assert summary["schema"] == 1 and summary["torch"] == torch.__version__ and summary["rank"] == 0
+    assert summary["schema"] == 2 and summary["torch"] == torch.__version__ and summary["rank"] == 0
     assert [row["step"] for row in summary["steps"]] == [2, 3, 4]
     assert summary["device"] is None
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary

@@ -7,10 +7,15 @@ from torch_tb_profiler.profiler.data import RunProfileData
 from torch_tb_profiler.profiler.event_parser import ProfileRole
 
 from gradlab.profiling.recording import Recording
-from gradlab.profiling.schedule import Profile
-from gradlab.profiling.trace import tensorboard_dialect, write_trace
+from gradlab.profiling.schedule import Profile, Reason, Turn
+from gradlab.profiling.trace import tensorboard_dialect
+from gradlab.profiling.writing import write_window
 
 OLD = {"fwdbwd": "forward_backward", "user_annotation": "cpu_op", "cuda_runtime": "runtime", "cuda_driver": "runtime"}
+
+
+def write(recorded, folder, **options):
+    return write_window(recorded, folder, Turn(reason=Reason("schedule"), warmup=0, active=1), **options).window
 
 
 def record(run, *, steps=1):
@@ -66,14 +71,14 @@ def test_an_unfinished_step_is_renamed(raw):
 
 
 def test_windows_of_one_step_share_a_directory_between_ranks_and_never_between_windows(tmp_path):
-    names = [write_trace(record(Run()), tmp_path, rank=rank).name for rank in (0, 1, 0, 10, 0)]
+    names = [write(record(Run()), tmp_path, rank=rank).name for rank in (0, 1, 0, 10, 0)]
     assert names == ["step_000000", "step_000000", "step_000000_2", "step_000000", "step_000000_3"]
-    assert len(list((tmp_path / "step_000000").iterdir())) == 3
+    assert len(list((tmp_path / "step_000000").glob("*.gz"))) == 3
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_the_trace_says_what_was_recorded(run, tmp_path):
-    trace = read_trace(write_trace(record(run, steps=2), tmp_path))
+    trace = read_trace(write(record(run, steps=2), tmp_path))
     assert trace["Framework"] == "pytorch-lightning" and trace["profile_memory"] == 1
     names = {event["name"] for event in trace["traceEvents"]}
     assert {"ProfilerStep#0", "ProfilerStep#1", "[pl][module]Linear: 0", "[pl][profile]train_step"} <= names
@@ -117,6 +122,6 @@ def test_saving_fails_without_a_trace_of_it(run, tmp_path):
     recorded = record(run)
     recorded.results.save(str(tmp_path / "already"))
     with pytest.raises(RuntimeError, match="already saved"):
-        write_trace(recorded, tmp_path / "profile")
+        write(recorded, tmp_path / "profile")
     assert list((tmp_path / "profile").iterdir()) == []
     assert not torch.autograd._profiler_enabled()

@@ -4,7 +4,7 @@ from profiling.example import Run, num_hooks, read_summary, read_trace
 from torch import nn
 
 import gradlab
-from gradlab.errors import ProfileError
+from gradlab.errors import GradlabWarning, ProfileError
 from gradlab.profiling import recording, trace, window
 from gradlab.profiling.schedule import Profile
 from gradlab.profiling.window import Profiler
@@ -69,7 +69,10 @@ def test_a_window_longer_than_the_run_keeps_the_whole_steps_it_has(run, tmp_path
 def test_a_run_that_ends_before_a_recorded_step_leaves_nothing(run, tmp_path, num_steps):
     profiler = Profiler(Profile(wait=1, warmup=1, active=2), tmp_path, run.model, strict=True)
     run.train(profiler, num_steps)
-    profiler.close()
+    steps = "1 step" if num_steps == 1 else f"{num_steps} steps"
+    sentence = f"no profile was recorded: training ended after {steps}, and the first window begins after 2 "
+    with pytest.warns(GradlabWarning, match=sentence):
+        profiler.close()
     assert profiler.windows == [] and list(tmp_path.iterdir()) == []
     assert num_hooks(run.model) == 0 and not recording.someone_else_is_profiling()
 
@@ -222,5 +225,6 @@ def test_outside_windows_a_step_costs_only_the_schedule(run, tmp_path, monkeypat
     monkeypatch.setattr(window, "Recording", None)  # would fail if it were touched
     profiler = Profiler(Profile(wait=100), tmp_path, run.model, strict=True)
     run.train(profiler, 20)
-    profiler.close()
+    with pytest.warns(GradlabWarning, match="no profile was recorded"):
+        profiler.close()
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,148 @@
+"""How many floating point operations a step takes: counted once, on a copy of the modules that holds no numbers.
+
+`FlopCounterMode` on the real tensors misses CPU flash attention and would disturb the step; on the meta device every
+shape is there, nothing is computed, and forward and backward together take some milliseconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from gradlab.profiling.devices import device_of
+from gradlab.profiling.marks import is_compiled
+from gradlab.profiling.peaks import precision_of
+from gradlab.taps.quiet import muted, muting
+from gradlab.taps.sites import unwrapped
+
+
+@dataclass(frozen=True)
+class Call:
+    """One outermost call of a module: with what, as tensors without numbers."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    with_grad: bool
+    precision: torch.dtype | str
+    """In which its matrices are multiplied."""
+
+
+class CallRecorder:
+    """Notes the outermost calls of a model, or of its direct parts where the model itself is not called.
+
+    A LightningModule's `training_step` calls what it likes. Attached for one step; leaves no hook behind.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        root = unwrapped(model)
+        modules = [root, *(part for child in root.children() for part in _callable_parts(child))]
+        self.calls: list[Call] = []
+        self._dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
+        self._device = device_of(root)
+        self._depth = 0
+        self._handles: list[Any] = []
+        for module in modules:
+            if not is_compiled(module):
+                self._handles.append(module.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._end, always_call=True))
+
+    def close(self) -> None:
+        """Take the hooks out."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or muted():
+            return
+        if self._depth == 0:
+            with torch.no_grad():
+                inputs, named = tree_map(_without_numbers, args), tree_map(_without_numbers, kwargs)
+            precision = precision_of(self._dtype, self._device)
+            self.calls.append(Call(module, inputs, named, torch.is_grad_enabled(), precision))
+        self._depth += 1
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and not muted():
+            self._depth = max(0, self._depth - 1)
+
+
+def _callable_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, or what is in it where it is a mere container without a forward."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        for child in module.children():
+            yield from _callable_parts(child)
+    else:
+        yield module
+
+
+def _without_numbers(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return torch.empty_like(value, dtype=dtype, device="meta").requires_grad_(value.requires_grad)
+
+
+def count_flops(calls: list[Call]) -> int:
+    """The operations of these calls, forward and backward, multiplications and additions counted apart.
+
+    Recomputation under checkpointing counts. Everything is counted in float32, which changes no number of operations.
+    Neither the modules nor any random state is touched. Raises whatever a forward raises that needs the values of
+    tensors, or makes tensors on a device of its own.
+    """
+    copies: dict[int, nn.Module] = {}
+    with ExitStack() as stack:
+        stack.enter_context(muting())
+        stack.enter_context(_random_state_kept())
+        for device_type in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device_type, dtype=torch.bfloat16, enabled=False))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        for call in calls:
+            if id(call.module) not in copies:
+                copies[id(call.module)] = _copy_without_numbers(call.module)
+            _run(copies[id(call.module)], call)
+    return int(counter.get_total_flops())
+
+
+def _run(module: nn.Module, call: Call) -> None:
+    with torch.set_grad_enabled(call.with_grad):
+        output = module(*call.args, **call.kwargs)
+    ends = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if ends:
+        torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
+
+
+def _copy_without_numbers(module: nn.Module) -> nn.Module:
+    """A deep copy on the meta device, made without copying a single number. The hooks of the original are not in it."""
+    memo: dict[int, Any] = {}
+    loose = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    for tensor in chain(module.parameters(), module.buffers(), loose):
+        empty = _without_numbers(tensor.detach())
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    copied = copy.deepcopy(module, memo)
+    for part in copied.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            getattr(part, name).clear()
+    return copied
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
