@@ -22,14 +22,15 @@ class Limit(Protocol):
 
 @dataclass(frozen=True)
 class Range:
-    """A number from `least` to `most`, both included; NaN is in no range."""
+    """A number from `least` to `most`, both included; NaN is in no range. Null is up to the type, not to limits."""
 
     least: float | None = None
     most: float | None = None
 
     def allows(self, value: Any) -> bool:
-        return value == value and not (
-            (self.least is not None and value < self.least) or (self.most is not None and value > self.most)
+        return value is None or (
+            value == value
+            and not ((self.least is not None and value < self.least) or (self.most is not None and value > self.most))
         )
 
     def phrase(self, kind: str) -> str:

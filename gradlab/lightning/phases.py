@@ -35,13 +35,17 @@ class PhaseActions(Profiler):
         self._users: Any = getattr(trainer, "profiler")  # noqa: B009  # which has no annotation
         self._phases: dict[str, Phase | None] = {}
         self._backward: Callable[..., Any] | None = None
+        self._handles: list[Any] = []
 
     def attach(self) -> None:
         """Take the place of the user's profiler."""
         self._trainer.profiler = self
-        if not self._trainer.lightning_module.automatic_optimization:  # whose backward is no action
+        if not self._trainer.lightning_module.automatic_optimization:  # whose backward and step are no actions
             self._backward = self._trainer.strategy.backward
             self._trainer.strategy.backward = self._timed_backward
+            for optimizer in self._trainer.optimizers:
+                self._handles.append(optimizer.register_step_pre_hook(self._optimizer_begins))
+                self._handles.append(optimizer.register_step_post_hook(self._optimizer_ended))
 
     def detach(self) -> None:
         """Put the user's profiler back. May be called twice."""
@@ -50,6 +54,8 @@ class PhaseActions(Profiler):
         if self._backward is not None:
             del self._trainer.strategy.backward
             self._backward = None
+        while self._handles:
+            self._handles.pop().remove()
 
     def start(self, action_name: str) -> None:
         """An action begins."""
@@ -73,6 +79,12 @@ class PhaseActions(Profiler):
         if action not in self._phases:
             self._phases[action] = _phase_of(action)
         return self._phases[action]
+
+    def _optimizer_begins(self, *_: Any) -> None:
+        self._clock.enter("optimizer")
+
+    def _optimizer_ended(self, *_: Any) -> None:
+        self._clock.leave()
 
     def _timed_backward(self, *args: Any, **kwargs: Any) -> Any:
         assert self._backward is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def count_flops(calls: list[Call]) -> int:
         stack.enter_context(_random_state_kept())
         for device_type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device_type, dtype=torch.bfloat16, enabled=False))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # what the model warns about, it warns about in the step itself
         counter = stack.enter_context(FlopCounterMode(display=False))
         for call in calls:
             if id(call.module) not in copies:
@@ -124,17 +127,37 @@ def _run(module: nn.Module, call: Call) -> None:
 
 
 def _copy_without_numbers(module: nn.Module) -> nn.Module:
-    """A deep copy on the meta device, made without copying a single number. The hooks of the original are not in it."""
-    memo: dict[int, Any] = {}
-    loose = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    """A copy on the meta device, made without copying a single number; without hooks, and without Lightning's trainer.
+
+    Not `deepcopy` of the whole: the attributes of a module may lead anywhere, as to the trainer and its data.
+    """
+    parts = list(module.modules())
+    memo: dict[int, Any] = {id(part): part.__class__.__new__(part.__class__) for part in parts}
+    loose = (value for part in parts for value in vars(part).values() if isinstance(value, Tensor))
     for tensor in chain(module.parameters(), module.buffers(), loose):
         empty = _without_numbers(tensor.detach())
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    copied = copy.deepcopy(module, memo)
-    for part in copied.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            getattr(part, name).clear()
-    return copied
+    for part in parts:
+        for name, value in vars(part).items():
+            copied = _copied(name, value, memo)
+            if copied is not _NOTHING:
+                vars(memo[id(part)])[name] = copied
+    return memo[id(module)]
+
+
+_NOTHING = object()
+
+
+def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    """The copy of an attribute of a module, or `_NOTHING` where there can be none."""
+    if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+        return type(value)()
+    if name == "_trainer":
+        return None
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # a lock, a file, a process group: what a forward needs of it will be missed
+        return value if callable(value) else _NOTHING
 
 
 @contextmanager

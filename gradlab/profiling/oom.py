@@ -130,23 +130,19 @@ def _asked(message: str) -> int | None:
 
 
 def _who(traceback: TracebackType | None, model: nn.Module | None) -> tuple[str | None, str]:
-    """The innermost module whose forward was under way, and in words what was."""
+    """The innermost of what was under way: a module's name where it was its forward, and in words what it was."""
     names = {id(module): name for module, name in module_names(model).items()} if model is not None else {}
-    module: tuple[str, str] | None = None
-    phase = ""
+    found: tuple[str | None, str] = (None, "code outside every module")
     while traceback is not None:
         frame = traceback.tb_frame
         owner = frame.f_locals.get("self")
         if id(owner) in names and _is_forward(frame):
-            module = names[id(owner)], type(owner).__name__
-        phase = _phase(frame, owner) or phase
+            name, kind = names[id(owner)], type(owner).__name__
+            found = name, f"the forward of {name} ({kind})" if name else f"the forward of {kind}"
+        elif phase := _phase(frame, owner):
+            found = None, phase
         traceback = traceback.tb_next
-    if phase:
-        return None, phase
-    if module is not None:
-        name, kind = module
-        return name, f"the forward of {name} ({kind})" if name else f"the forward of {kind}"
-    return None, "code outside every module"
+    return found
 
 
 def _is_forward(frame: FrameType) -> bool:

@@ -177,7 +177,8 @@ Your own class is written as my_module.MyModel.
     "a list where a mapping belongs": (
         GOOD + "profile: [1, 2]\n",
         """\
-experiment.yaml:3:1: profile must be a mapping (wait, warmup, active, repeat, memory, shapes, stack) or null, \
+experiment.yaml:3:1: profile must be a mapping (wait, warmup, active, repeat, every, trigger, memory, shapes, \
+stack, raw, max_windows, max_megabytes, max_share) or null, \
 not a list of 2.
      3 | profile: [1, 2]
        | ^^^^^^^

@@ -1,0 +1,373 @@
+"""The scalars `perf/*` of a plain training loop."""
+
+import copy
+import sys
+import time
+import types
+
+import pytest
+import torch
+from profiling.example import Run, num_hooks
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, dataloader
+
+import gradlab
+from gradlab.errors import GradlabWarning
+from gradlab.profiling import performance
+from gradlab.profiling.devices import Telemetry, read_nvml
+from gradlab.profiling.flops import CallRecorder, count_flops
+from gradlab.profiling.performance import Performance
+from gradlab.sinks import MemorySink
+
+MS = 0.001
+
+
+class Sleeps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        time.sleep(8 * MS)
+        return grad
+
+
+class Slow(nn.Module):
+    """Four milliseconds forward, eight backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 4)
+
+    def forward(self, x):
+        time.sleep(4 * MS)
+        return Sleeps.apply(self.linear(x))
+
+
+class SlowData(Dataset):
+    """Two milliseconds a batch of eight."""
+
+    def __len__(self):
+        return 8 * 16
+
+    def __getitem__(self, index):
+        if index % 8 == 0:
+            time.sleep(2 * MS)
+        return torch.ones(16), index % 4
+
+
+class SlowSGD(torch.optim.SGD):
+    def step(self, closure=None):
+        time.sleep(6 * MS)
+        return super().step(closure)
+
+
+def logged(sink):
+    """All scalars `perf/*` by tag: the value of the last time."""
+    values = {}
+    for _, scalars in sink.logged:
+        values.update({tag.removeprefix("perf/"): value for tag, value in scalars.items() if tag.startswith("perf/")})
+    return values
+
+
+def watched(model, optimizer, **options):
+    sink = MemorySink()
+    return gradlab.watch(model, optimizer, sinks=[sink], strict=True, **options), sink
+
+
+def test_each_phase_of_a_step_is_seen_and_all_add_up():
+    model = Slow()
+    optimizer = SlowSGD(model.parameters(), lr=0.1)
+    monitor, sink = watched(model, optimizer)
+    for x, y in DataLoader(SlowData(), batch_size=8):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        time.sleep(3 * MS)
+        loss.backward()
+        optimizer.step()
+        time.sleep(5 * MS)
+    monitor.close()
+    values = logged(sink)
+    asked_for = {"data": 2, "forward": 4, "loss": 3, "backward": 8, "optimizer": 6, "other": 5}
+    for phase, milliseconds in asked_for.items():
+        assert milliseconds <= values[f"{phase}_ms"] < 2 * milliseconds + 10, (phase, values)
+    assert sum(values[f"{phase}_ms"] for phase in asked_for) == pytest.approx(values["step_ms"], rel=1e-6)
+    assert values["data_share"] == pytest.approx(values["data_ms"] / values["step_ms"])
+    assert values["samples_per_second"] == pytest.approx(8 / (values["step_ms"] * MS), rel=1e-6)
+    assert values["host_memory_bytes"] > 1e7
+    assert not {"h2d_ms", "callbacks_ms", "mfu", "memory_peak_bytes", "gpu_utilization"} & values.keys()
+
+
+def test_a_phase_can_be_marked_by_hand(run):
+    monitor, sink = watched(run.model, run.optimizer)
+    for _ in range(4):
+        with monitor.phase("h2d"):
+            time.sleep(3 * MS)
+        run.step()
+    monitor.close()
+    assert logged(sink)["h2d_ms"] >= 3
+
+
+def test_nothing_is_left_behind_and_training_is_bit_identical():
+    plain, seen = Run(), Run()
+    original = dataloader._BaseDataLoaderIter.__next__
+    monitor, _ = watched(seen.model, seen.optimizer)
+    assert dataloader._BaseDataLoaderIter.__next__ is not original
+    for _ in range(12):
+        plain.step()
+        seen.step()
+    monitor.close()
+    assert plain.losses == seen.losses
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), seen.model.parameters(), strict=True))
+    assert num_hooks(seen.model) == 0
+    assert dataloader._BaseDataLoaderIter.__next__ is original
+
+
+def test_a_loader_replaced_by_somebody_else_meanwhile_stays_theirs(run, monkeypatch):
+    monkeypatch.setattr(dataloader._BaseDataLoaderIter, "__next__", dataloader._BaseDataLoaderIter.__next__)
+    monitor, _ = watched(run.model, run.optimizer)
+    ours = dataloader._BaseDataLoaderIter.__next__
+    theirs = lambda iterator: ours(iterator)  # noqa: E731
+    dataloader._BaseDataLoaderIter.__next__ = theirs
+    monitor.close()
+    assert dataloader._BaseDataLoaderIter.__next__ is theirs
+    assert len(list(DataLoader(torch.ones(4)))) == 4
+
+
+def test_a_step_with_an_evaluation_in_it_is_left_out(run):
+    monitor, sink = watched(run.model, run.optimizer)
+    for number in range(12):
+        run.step()
+        if number % 3 == 2:
+            run.model.eval()
+            with torch.no_grad():
+                run.model(run.x)
+                time.sleep(20 * MS)
+            run.model.train()
+    monitor.close()
+    assert logged(sink)["step_ms"] < 15
+
+
+def test_training_in_evaluation_mode_is_training(run):
+    monitor, sink = watched(run.model.eval(), run.optimizer)
+    for _ in range(5):
+        run.step()
+    monitor.close()
+    assert logged(sink)["forward_ms"] > 0
+
+
+def test_a_failed_backward_does_not_spoil_the_steps_after_it(run):
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("on purpose")
+
+    monitor, sink = watched(run.model, run.optimizer)
+    for number in range(14):
+        if number == 1:
+            with pytest.raises(RuntimeError, match="on purpose"):
+                Fails.apply(run.model[0](run.x)).sum().backward()
+            with pytest.raises(RuntimeError, match="on purpose"):
+                hidden = run.model[0](run.x)
+                F.cross_entropy(run.model(run.x) + Fails.apply(hidden)[:, :4], run.y).backward()
+        run.step()
+        time.sleep(2 * MS)
+    monitor.close()
+    values = logged(sink)
+    assert values["other_ms"] > 2 and values["backward_ms"] < 2
+
+
+def test_tokens_are_counted_where_the_model_takes_them():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(0, 1), nn.Linear(4, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor, sink = watched(model, optimizer)
+    tokens = torch.randint(10, (3, 7))
+    for _ in range(4):
+        for _ in range(2):  # two micro-batches
+            F.cross_entropy(model(tokens), tokens.flatten()).backward()
+        optimizer.step()
+    monitor.close()
+    values = logged(sink)
+    assert values["tokens_per_second"] == pytest.approx(7 * values["samples_per_second"])
+    assert values["samples_per_second"] == pytest.approx(6 / (values["step_ms"] * MS), rel=1e-6)
+
+
+def test_nothing_is_measured_where_nobody_listens(run, monkeypatch):
+    monkeypatch.setattr(Performance, "attach", lambda self: pytest.fail("attached"))
+    monitor = gradlab.watch(run.model, run.optimizer)
+    run.step()
+    monitor.close()
+    with gradlab.watch(run.model, run.optimizer, sinks=[MemorySink()], performance=False):
+        run.step()
+
+
+def test_what_fails_is_switched_off_with_one_warning(run, monkeypatch):
+    def fail(device):
+        raise OSError("no such file")
+
+    sink = MemorySink()
+    monkeypatch.setattr(performance, "memory_scalars", fail)
+    with gradlab.watch(run.model, run.optimizer, sinks=[sink]):
+        with pytest.warns(GradlabWarning, match=r"the perf/\* scalars were switched off: OSError: no such") as caught:
+            for _ in range(25):
+                run.step()
+        assert len(caught) == 1
+    assert len(run.losses) == 25 and num_hooks(run.model) == 0
+
+
+# FLOPs.
+
+
+def flops_of(model, *args, **kwargs):
+    recorder = CallRecorder(model)
+    model(*args, **kwargs)
+    recorder.close()
+    assert num_hooks(model) == 0
+    return count_flops(recorder.calls)
+
+
+def test_flops_of_a_perceptron_are_those_of_its_products():
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    x = torch.randn(32, 64)
+    forward = 2 * 32 * (64 * 128 + 128 * 10)
+    assert flops_of(model, x) == forward + forward + 2 * 32 * 128 * 10  # the input needs no gradient
+    assert flops_of(model, x.requires_grad_()) == 3 * forward
+    model[0].weight.requires_grad_(False)
+    assert flops_of(model, x.detach()) == 3 * forward - 2 * 2 * 32 * 64 * 128
+    with torch.no_grad():
+        assert flops_of(model, x) == forward
+
+
+def test_flops_of_attention_and_convolution_are_counted():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    x = torch.randn(3, 5, 16)
+    linear = 2 * 3 * 5 * (4 * 16 * 16 + 2 * 16 * 32)
+    attention = 2 * 2 * 3 * 5 * 5 * 16
+    assert flops_of(layer, x.requires_grad_()) >= 3 * (linear + attention)
+    convolution = nn.Conv2d(3, 8, 3, padding=1)
+    forward = 2 * 2 * 8 * 6 * 6 * 3 * 9
+    assert flops_of(convolution, torch.randn(2, 3, 6, 6)) == 2 * forward
+
+
+class Random(nn.Module):
+    """Draws numbers, counts its calls and keeps a running mean in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.num_calls = 0
+        self.seen = []
+
+    def forward(self, x):
+        self.num_calls += 1
+        self.seen.append(self.num_calls)
+        return gradlab.tap("named", self.norm(F.dropout(self.linear(x)) + torch.rand(8, device=x.device)))
+
+
+def test_counting_touches_neither_the_model_nor_the_random_numbers():
+    model = Random()
+    monitor, _ = watched(model, None)
+    x = torch.randn(4, 8)
+    recorder = CallRecorder(model)
+    model(x).sum().backward()
+    recorder.close()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    grad = model.linear.weight.grad.clone()
+    assert count_flops(recorder.calls) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(model.linear.weight.grad, grad)
+    assert model.num_calls == 1 and model.seen == [1]
+    monitor.close()
+
+
+def test_flops_are_logged_and_their_absence_explained(run):
+    monitor, sink = watched(run.model, run.optimizer)
+    for _ in range(12):
+        run.step()
+    monitor.close()
+    values = logged(sink)
+    forward = 2 * 8 * (16 * 32 + 32 * 4)
+    assert values["flops_per_step"] == 2 * forward + 2 * 8 * 32 * 4
+    assert values["tflops_per_second"] == pytest.approx(values["flops_per_step"] / values["step_ms"] / 1e9)
+
+    class NeedsValues(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.linear(x) * (2 if x.sum().item() > 0 else 1)
+
+    other = Run(NeedsValues())
+    always_on = Performance(other.model, lambda *_: None, strict=True)
+    always_on.attach()
+    for number in range(4):
+        other.step()
+        always_on.step_ended(number)
+    always_on.close()
+    assert always_on.flops is None and "does not run without values" in always_on.flops_missing
+
+
+# What the driver says.
+
+
+def fake_nvml(**refuses):
+    def refusing(name, value):
+        def answer(*args):
+            if name in refuses:
+                raise RuntimeError(refuses[name])
+            return value
+
+        return answer
+
+    nvml = types.ModuleType("pynvml")
+    nvml.NVML_TEMPERATURE_GPU, nvml.NVML_CLOCK_SM = 0, 1
+    nvml.nvmlInit = refusing("init", None)
+    nvml.nvmlDeviceGetHandleByUUID = refusing("handle", "handle")
+    nvml.nvmlDeviceGetUtilizationRates = refusing("utilization", types.SimpleNamespace(gpu=87))
+    nvml.nvmlDeviceGetMemoryInfo = refusing("memory", types.SimpleNamespace(used=2**30))
+    nvml.nvmlDeviceGetPowerUsage = refusing("power", 412_000)
+    nvml.nvmlDeviceGetTemperature = refusing("temperature", 61)
+    nvml.nvmlDeviceGetClockInfo = refusing("clock", 1980)
+    return nvml
+
+
+def test_nvml_is_read_in_the_units_of_the_tags():
+    assert read_nvml(fake_nvml(), "handle") == {
+        "perf/gpu_utilization": 0.87,
+        "perf/gpu_memory_used_bytes": 2.0**30,
+        "perf/gpu_power_watts": 412.0,
+        "perf/gpu_temperature_celsius": 61.0,
+        "perf/gpu_clock_mhz": 1980.0,
+    }
+    assert "perf/gpu_power_watts" not in read_nvml(fake_nvml(power="not supported"), "handle")
+
+
+def test_telemetry_samples_in_a_thread_and_stops(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="1234"))
+    telemetry = Telemetry(torch.device("cuda:0"), interval_seconds=0.001)
+    thread = telemetry._thread
+    deadline = time.monotonic() + 5
+    while not telemetry.scalars() and time.monotonic() < deadline:
+        time.sleep(MS)
+    assert telemetry.scalars()["perf/gpu_utilization"] == 0.87 and telemetry.missing == ""
+    telemetry.close()
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("nvml", "why"), [(None, "pynvml"), (fake_nvml(init="driver not loaded"), "driver not loaded")]
+)
+def test_without_nvml_there_is_no_telemetry_and_a_reason(nvml, why, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    telemetry = Telemetry(torch.device("cuda:0"))
+    assert telemetry.scalars() == {} and why in telemetry.missing
+    telemetry.close()
