@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.data import dataloader
 
-from gradlab.profiling.marks import inert, is_compiled
+from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.phases import PhaseClock
 from gradlab.taps.quiet import muted
+from gradlab.taps.stand import Hook
 
 _ITERATOR: Any = dataloader._BaseDataLoaderIter
 
@@ -131,8 +132,8 @@ class LoopMarks:
             self._clock.leave()
 
 
-class _Hook:
-    """A hook that a copy of the model has no use for, and that stays out of compiled graphs."""
+class _Hook(Hook):
+    """A hook that stays out of compiled graphs."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
@@ -140,16 +141,6 @@ class _Hook:
     def __call__(self, *arguments: Any) -> None:
         if not torch.compiler.is_compiling():
             self.function(*arguments)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return inert
-
-    def __reduce__(self) -> Any:
-        return _make_inert, ()
-
-
-def _make_inert() -> Any:
-    return inert
 
 
 def _first_differentiable(output: Any) -> Tensor | None:

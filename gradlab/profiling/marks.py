@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from gradlab.taps.stand import PLACE, Hook, beneath
+
 # Three to eight times cheaper than the public record_function, and filed under operators, where TensorBoard looks.
 Range: Any = getattr(torch._C._profiler, "_RecordFunctionFast", torch.autograd.profiler.record_function)
 
@@ -54,7 +56,7 @@ def is_compiled(module: nn.Module) -> bool:
     """Whether a Python hook in a module would break a graph or never run."""
     if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
         return True
-    return getattr(module, "_compiled_call_impl", None) is not None
+    return beneath(getattr(module, PLACE, None)) is not None
 
 
 class ModuleMarks:
@@ -93,29 +95,9 @@ class _OpenRanges(threading.local):
         self.stack: list[Any] = []
 
 
-def inert(*_: object) -> None:
-    """What a mark's hook becomes in a copy of the model that was made or pickled while a window was open."""
-
-
-class _Hook:
-    def __init__(self, ranges: _OpenRanges) -> None:
-        self.ranges = ranges
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return inert
-
-    def __reduce__(self) -> Any:
-        return _make_inert, ()
-
-
-def _make_inert() -> Any:
-    return inert
-
-
-class _Begin(_Hook):
+class _Begin(Hook):
     def __init__(self, mark: str, ranges: _OpenRanges) -> None:
-        super().__init__(ranges)
-        self.mark = mark
+        self.mark, self.ranges = mark, ranges
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():  # called from inside somebody's compiled function: stay out of its graph
@@ -125,7 +107,10 @@ class _Begin(_Hook):
         self.ranges.stack.append(opened)
 
 
-class _End(_Hook):
+class _End(Hook):
+    def __init__(self, ranges: _OpenRanges) -> None:
+        self.ranges = ranges
+
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.ranges.stack and not torch.compiler.is_compiling():
             self.ranges.stack.pop().__exit__(None, None, None)

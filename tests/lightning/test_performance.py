@@ -88,11 +88,16 @@ class Slow(pl.LightningModule):
         return DataLoader(Data(), batch_size=8)
 
 
-class SlowSGD(torch.optim.SGD):
+class SlowSGD(torch.optim.Optimizer):
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
     def step(self, closure=None):
         loss = closure() if closure is not None else None
         time.sleep(6 * MS)
-        super().step()
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.sub_(self.param_groups[0]["lr"] * parameter.grad)
         return loss
 
 
