@@ -45,14 +45,29 @@ class Pass:
         self.unhooked: dict[str, list[Target | None]] = {}
 
 
+class TensorHooks(dict[Any, Any]):
+    """The hooks of one tensor, gradlab's always last: it sees the gradient as those of the user's have left it."""
+
+    __slots__ = ("__weakref__",)
+
+    def __setitem__(self, key: Any, hook: Any) -> None:
+        ours = self.pop(_OURS)
+        super().__setitem__(key, hook)
+        super().__setitem__(_OURS, ours)
+
+
+_OURS = "gradlab"
+
+
 class GradHook:
     """Reduces a gradient into the slots of its pass when it comes. Holds ids and slots, never a tensor.
 
-    It is a pre-hook of the node that made the tensor, which is a third cheaper than a tensor hook and sees the gradient
-    as every tensor hook of the user's has left it; on a leaf it is a tensor hook.
+    It is put into the tensor's dictionary of hooks by hand, which is three times cheaper than `register_hook` (see
+    benchmarks/overhead.py on the dispatch-bound model).
     """
 
-    __slots__ = ("entry", "number", "of_pass", "recorder")
+    __slots__ = ("also", "entry", "number", "of_pass", "recorder")
+    __torch_unserializable__ = True  # torch.save of a tensor needs no warning that this hook is left out
 
     def __init__(self, recorder: Recorder, entry: Entry | None, of_pass: Pass, tensor: Tensor | None = None) -> None:
         """Wait for the gradient of a tensor, as it is now: before any in-place op that follows."""
@@ -60,26 +75,40 @@ class GradHook:
         self.entry = entry
         self.of_pass = of_pass
         self.number = 0
+        self.also: tuple[Entry, ...] = ()
+        """Of further sites whose tensor is the same one."""
         if tensor is not None:
-            node = tensor.grad_fn
-            if node is None:
-                tensor.register_hook(self.leaf)
-            else:
-                self.number = tensor.output_nr
-                node.register_prehook(self)
+            self._put_on(tensor)
 
-    def leaf(self, gradient: Tensor) -> None:
-        """The gradient of a leaf has come."""
-        self((gradient,))
+    def _put_on(self, tensor: Tensor) -> None:
+        node, hooks = tensor.grad_fn, tensor._backward_hooks
+        if node is None:
+            tensor.register_hook(self)
+        elif hooks is None and type(tensor) is Tensor:
+            tensor._backward_hooks = TensorHooks({_OURS: self})
+            node._register_hook_dict(tensor)  # type: ignore[attr-defined]
+        elif type(hooks) is TensorHooks and (first := hooks[_OURS]).of_pass is self.of_pass and type(first) is GradHook:
+            if self.entry is not None:
+                first.also = (*first.also, self.entry)
+        else:
+            self.number = tensor.output_nr
+            node.register_prehook(self.on_node)
 
-    def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
+    def on_node(self, gradients: tuple[Tensor | None, ...]) -> None:
+        """The gradients of all that a node made have come."""
+        self(gradients[self.number])
+
+    def __call__(self, gradient: Tensor | None) -> None:
         try:
             of_pass, entry = self.of_pass, self.entry
             if of_pass.task != _task_id():
                 self.recorder.enter_task(_task_id(), of_pass)
-            gradient = gradients[self.number]
-            if entry is not None and gradient is not None:
+            if gradient is None:  # of several outputs of one node, another was used
+                return
+            if entry is not None:
                 of_pass.task_row.write(entry, gradient)
+            for other in self.also:
+                of_pass.task_row.write(other, gradient)
         except Exception as error:
             self.recorder.failed(self.entry.site if self.entry else "", error)
 
@@ -137,11 +166,11 @@ class SegmentHook(GradHook):
         super().__init__(recorder, None, segment.of_pass, tensor)
         self.segment, self.base, self.call = segment, base, call
 
-    def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
+    def __call__(self, gradient: Tensor | None) -> None:
         target = self.segment.target(self.base, self.call)
         if target is not None:
             self.entry = target.grad
-            super().__call__(gradients)
+            super().__call__(gradient)
 
 
 class Recorder:
