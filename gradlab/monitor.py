@@ -44,6 +44,9 @@ from gradlab.taps.slots import HostCopy
 if TYPE_CHECKING:
     from gradlab.jacobians.probe import JacobianProbe
 
+_BATCH, _LATE_SECONDS = 16, 0.1
+"""So many frames wait at most before they are handed out, and so long."""
+
 _watched: WeakKeyDictionary[nn.Module, Monitor] = WeakKeyDictionary()
 
 
@@ -112,8 +115,7 @@ class Monitor:
         self.strict = strict
         self.step = first_step
         """The number of the optimizer step under way, counted from 0."""
-        self.findings: list[Finding] = []
-        """All findings so far, oldest first."""
+        self._findings: list[Finding] = []
         self.on_finding: Callable[[Finding], None] | None = None
         """Called with each new finding."""
         self._inner = unwrapped(model)
@@ -127,6 +129,8 @@ class Monitor:
         self._diagnosis = Diagnosis()
         self._frames: deque[Frame] = deque(maxlen=history)
         self._pending: deque[_Pending] = deque()
+        self._delivered = time.monotonic()
+        self._first_step = first_step
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
         self._stepped: set[int] = set()
@@ -283,6 +287,12 @@ class Monitor:
         self._disarm()
         self._arm()
 
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far, oldest first."""
+        self._deliver(wait=False, hurry=True)
+        return self._findings
+
     # The edges of a step.
 
     def _arm(self) -> None:
@@ -408,13 +418,17 @@ class Monitor:
         ended, self.step = self.step, self.step + 1
         if self._handles:
             self._arm()
-        self._deliver(wait=False)
+        self._deliver(wait=False, hurry=self._is_young())
         self._measure_jacobians(ended)
         if self._performance is not None:
             self._performance.step_ended(ended)
         if self._profiler is not None:
             waited = self._performance.data_seconds if self._performance is not None else None
             self._profiler.step(ended, data_seconds=waited)
+
+    def _is_young(self) -> bool:
+        """Whether this is one of the first steps, which show how the next ones may be watched."""
+        return self.step - self._first_step <= 8
 
     def _send_frame(self) -> None:
         if self._armed is not None:
@@ -429,7 +443,16 @@ class Monitor:
 
     # Handing out.
 
-    def _deliver(self, *, wait: bool) -> None:
+    def _deliver(self, *, wait: bool, hurry: bool = True) -> None:
+        """Hand out the frames that have arrived.
+
+        Where steps are short, several at once and no more than a tenth of a second late: code that has just run runs
+        two to three times as fast as code that the training step has driven out of the processor's caches.
+        """
+        now = time.monotonic()
+        if not (wait or hurry) and len(self._pending) < _BATCH and now - self._delivered < _LATE_SECONDS:
+            return
+        self._delivered = now
         while self._pending and (wait or self._pending[0].copy.done()):
             pending = self._pending.popleft()
             series = with_derived(pending.plan.series(pending.copy, pending.scaled))
@@ -442,7 +465,7 @@ class Monitor:
 
     def report(self, finding: Finding, wall_time: float | None = None) -> None:
         """Add a finding and hand it to the sinks."""
-        self.findings.append(finding)
+        self._findings.append(finding)
         if self.on_finding is not None:
             self.on_finding(finding)
         for sink in list(self._sinks):

@@ -195,6 +195,7 @@ class Recorder:
         self.kept: dict[str, Tensor] = {}
         self.keeps_are_old = True
         self._segments: list[Segment] = []
+        self._no_gradients: list[int | None] = [None] * len(parameters)
         self._sample = parameters[:: max(1, len(parameters) // 16)]
         self._left: list[tuple[nn.Parameter, int]] = []
         """The versions of some gradients when the last backward of the step had ended."""
@@ -355,7 +356,8 @@ class Recorder:
         grads = list(map(_grad_of, self.parameters))
         if not self.open_tasks and self._were_thrown_away(grads):
             self._abandon_committed()
-        self.open_tasks[task] = [None if grad is None else grad._version for grad in grads]
+        some = any(grad is not None for grad in grads)
+        self.open_tasks[task] = [g if g is None else g._version for g in grads] if some else self._no_gradients
         # Queued twice over, so that it runs after the callbacks with which DDP and FSDP finish their reductions.
         queue = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
         queue(lambda: queue(lambda: self._close(task)))
