@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradlab.profiling.schedule import Trigger as Trigger
     from gradlab.profiling.window import profile as profile
     from gradlab.taps.rule import Tap as Tap
+    from gradlab.taps.tripwire import NonFinite as NonFinite
     from gradlab.taps.visit import tap as tap
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOME = {
     "JacobianBlock": "gradlab.frame",
     "JacobianSlice": "gradlab.jacobians.spec",
     "Monitor": "gradlab.monitor",
+    "NonFinite": "gradlab.taps.tripwire",
     "Profile": "gradlab.profiling.schedule",
     "Tap": "gradlab.taps.rule",
     "Trigger": "gradlab.profiling.schedule",

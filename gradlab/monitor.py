@@ -40,6 +40,7 @@ from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import module_names, parameter_names, reaches, require_match, shortlist, unwrapped
 from gradlab.taps.slots import HostCopy
+from gradlab.taps.tripwire import NonFinite, Tripwire
 
 if TYPE_CHECKING:
     from gradlab.jacobians.probe import JacobianProbe
@@ -81,6 +82,8 @@ class Monitor:
         profile: windows of torch.profiler, written below `logdir`; left out, there are only those asked for by
             `gradlab profile`.
         performance: log where the time of steps goes (`perf/*`); left out, where there is a sink.
+        nonfinite: what to do before an update whose gradients are not finite: name the op, leave out the update, save
+            the batch. Costs one host read a step; left out, frames tell for free which site was first.
         scaler: the GradScaler in use; found by itself where its `step` is what calls the optimizer.
         sinks: where results go.
         logdir: a folder for a TensorBoard event file, added to the sinks.
@@ -102,6 +105,7 @@ class Monitor:
         probe: Tensor | None = None,
         profile: Profile | None = None,
         performance: bool | None = None,
+        nonfinite: NonFinite | None = None,
         scaler: Any = None,
         sinks: Sequence[Sink] = (),
         logdir: str | Path | None = None,
@@ -146,6 +150,7 @@ class Monitor:
         if self._profiler is not None:
             self.on_finding = self._profiler.found
         self._performance = self._always_on() if performance or (performance is None and self._sinks) else None
+        self._tripwire = Tripwire(model, nonfinite, Path(logdir) if logdir else None) if nonfinite else None
         self._attach()
 
     def _check(self, optimizer: Optimizer | Sequence[Optimizer] | None) -> None:
@@ -183,6 +188,8 @@ class Monitor:
             self._handles.append(self.model.register_forward_pre_hook(self._take_probe))
         visit.listeners.append(self)
         self._recorder.watch_parameters()
+        if self._tripwire is not None:
+            self._tripwire.attach()
         if self._performance is not None:
             self._performance.attach()
         if self._profiler is not None:
@@ -208,6 +215,8 @@ class Monitor:
         self._recorder.start(None)
         self._recorder.ignore_parameters()
         self._recorder.kept.clear()
+        if self._tripwire is not None:
+            self._tripwire.close()
         if self in visit.listeners:
             visit.listeners.remove(self)
         for handle in self._handles:
@@ -368,20 +377,29 @@ class Monitor:
     def _before_update(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._stepped:
             self._end_step()
-        if self._armed is None:
+        if self._armed is None and self._tripwire is None:
             return
         try:
+            scale = _loss_scale(self._scaler, optimizer) if self._scaler is not None else self._find_scaler(optimizer)
+            self._note_before_update(optimizer, scale)
+            if self._tripwire is not None and scale is None:  # a GradScaler skips such steps by itself
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                finding = self._tripwire.look(parameters, self.step)
+                if finding is not None:
+                    self.report(finding)
+        except Exception as error:
+            self._tap_failed("", error)
+
+    def _note_before_update(self, optimizer: Optimizer, scale: Tensor | None) -> None:
+        if self._armed is not None:
             plan, row = self._armed.plan, self._recorder.step_row()
             if not self._recorder.committed:
                 self._recorder.watch_parameters()
-            scale = _loss_scale(self._scaler, optimizer) if self._scaler is not None else self._find_scaler(optimizer)
             if scale is not None:
                 row.write(plan.scale, scale)
             if getattr(optimizer, "grad_scale", None) is not None:
                 self._fused.add("weight_grad@clipped")
             self._armed.parameters.before_update(row)
-        except Exception as error:
-            self._tap_failed("", error)
 
     def _find_scaler(self, optimizer: Optimizer) -> Tensor | None:
         """The scale of the GradScaler whose `step` is calling the optimizer, if one is."""
@@ -404,6 +422,8 @@ class Monitor:
                 self._armed.parameters.after_update(self._recorder.step_row())
             except Exception as error:
                 self._tap_failed("", error)
+        if self._tripwire is not None:
+            self._tripwire.updated()
         self._stepped.add(id(optimizer))
         if all(id(one) in self._stepped for one in self._optimizers):
             self._end_step()
@@ -415,6 +435,8 @@ class Monitor:
             self._send_frame()
         except Exception as error:
             self._tap_failed("", error)
+        if self._tripwire is not None:
+            self._tripwire.step_ended()
         ended, self.step = self.step, self.step + 1
         if self._handles:
             self._arm()

@@ -483,4 +483,4 @@ def test_a_non_finite_gradient_is_a_finding_at_the_site_nearest_the_loss() -> No
         optimizer.step()
         found = [f for f in monitor.findings if f.kind == "nonfinite" and "output_grad.norm" in f.evidence]
     assert [f.site for f in found] == ["/mul"]
-    assert "nearest the loss" in found[0].message and found[0].step == 0
+    assert "that of /sqrt, nearer the loss, is finite" in found[0].message and found[0].step == 0

@@ -41,7 +41,7 @@ class StandIn(Hook):
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.below: Callable[..., Any] | None = None
+        self.below: Any = None
         """What was there before: another stand-in, a compiled call, or nothing."""
         self.inner: Callable[..., Any] = module._call_impl
 

@@ -1,0 +1,88 @@
+"""The first non-finite number of a step, from the flags that are free: a norm is finite only if its tensor is.
+
+A step runs its forward in site order, then its backward against it. The site that went non-finite first in that order
+made the number (or what lies between it and the finite site before it did); all the others pass it on. An infinity that
+reached neither the end of the forward nor a gradient, such as the -inf of an attention mask, is no alarm.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradlab.frame import Finding, Frame, Series, is_absent
+
+_VALUES, _GRADIENTS, _WEIGHTS = "output.norm", "output_grad.norm", "weight_grad.norm"
+
+
+def first(frame: Frame) -> Finding | None:
+    """The finding about a frame's first non-finite site, or None where nothing bad came of any."""
+    bad = {metric: _bad_sites(frame.get(metric)) for metric in (_VALUES, _GRADIENTS, _WEIGHTS)}
+    if not _did_harm(frame, bad):
+        return None
+    if len(bad[_VALUES]):
+        return _forward(frame, bad)
+    return _backward(frame, bad)
+
+
+def _bad_sites(series: Series | None) -> np.ndarray:
+    """The places of values that were seen and are not finite."""
+    if series is None or np.isfinite(series.values).all():
+        return np.empty(0, np.int64)
+    bad = np.flatnonzero(~np.isfinite(series.values))
+    return bad[~is_absent(series.values[bad])]
+
+
+def _did_harm(frame: Frame, bad: dict[str, np.ndarray]) -> bool:
+    """Whether it got into the weights' gradients, or, where those are not watched, through to the last sites seen."""
+    if len(bad[_WEIGHTS]):
+        return True
+    if _WEIGHTS not in frame and len(bad[_GRADIENTS]):
+        return True
+    return bool(len(bad[_VALUES])) and bad[_VALUES][-1] == _last_seen(frame[_VALUES])
+
+
+def _last_seen(series: Series) -> int:
+    seen = np.flatnonzero(~is_absent(series.values))
+    return int(seen[-1]) if len(seen) else -1
+
+
+def _forward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
+    series, place = frame[_VALUES], int(bad[_VALUES][0])
+    site = series.schema.sites[place]
+    before = [n for n in range(place) if not is_absent(series.values[n : n + 1])[0]]
+    finite = (
+        f"; {series.schema.sites[before[-1]]} before it is finite" if before else ", the first site that is watched"
+    )
+    message = f"the output of {site} is not finite at step {frame.step}{finite}{_passed_on(bad)}."
+    return _finding(frame, site, message, {_VALUES: series[site]}, bad)
+
+
+def _backward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
+    metric = _GRADIENTS if len(bad[_GRADIENTS]) else _WEIGHTS
+    series, place = frame[metric], int(bad[metric][-1])
+    site = series.schema.sites[place]
+    what = "the gradient" if metric == _GRADIENTS else "the weight gradient"
+    after = [n for n in range(place + 1, len(series)) if not is_absent(series.values[n : n + 1])[0]]
+    where = f"; that of {series.schema.sites[after[0]]}, nearer the loss, is finite" if after else ", nearest the loss"
+    values = " All values of the forward are finite." if _VALUES in frame else ""
+    message = f"{what} of {site} is not finite at step {frame.step}{where}{_passed_on(bad)}.{values}"
+    return _finding(frame, site, message, {metric: series[site]}, bad)
+
+
+def _passed_on(bad: dict[str, np.ndarray]) -> str:
+    names = {_VALUES: "outputs", _GRADIENTS: "gradients", _WEIGHTS: "weight gradients"}
+    counts = [f"{len(sites)} {names[metric]}" for metric, sites in bad.items() if len(sites)]
+    return f" ({', '.join(counts)} are not)" if sum(map(len, bad.values())) > 1 else ""
+
+
+def _finding(frame: Frame, site: str, message: str, evidence: dict[str, float], bad: dict[str, np.ndarray]) -> Finding:
+    return Finding(
+        step=frame.step,
+        kind="nonfinite",
+        site=site,
+        message=message,
+        evidence=evidence | {"sites": float(sum(map(len, bad.values())))},
+        advice="Lower the learning rate, clip gradients, or look for a division or logarithm of zero there; "
+        "watch(..., nonfinite=NonFinite(skip=True)) names the op and the line before the weights are spoilt.",
+        severity="error",
+    )
