@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from gradlab.frame import Frame as Frame
     from gradlab.frame import JacobianBlock as JacobianBlock
     from gradlab.jacobians.compute import jacobian as jacobian
+    from gradlab.jacobians.depth import depth_growth as depth_growth
+    from gradlab.jacobians.sharpness import loss_sharpness as loss_sharpness
+    from gradlab.jacobians.spec import DepthGrowth as DepthGrowth
     from gradlab.jacobians.spec import JacobianSlice as JacobianSlice
+    from gradlab.jacobians.spec import Sharpness as Sharpness
     from gradlab.monitor import Monitor as Monitor
     from gradlab.monitor import watch as watch
     from gradlab.profiling.schedule import Profile as Profile
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "DepthGrowth": "gradlab.jacobians.spec",
     "Finding": "gradlab.frame",
     "Frame": "gradlab.frame",
     "GradlabError": "gradlab.errors",
@@ -35,9 +40,12 @@ _HOME = {
     "Monitor": "gradlab.monitor",
     "NonFinite": "gradlab.taps.tripwire",
     "Profile": "gradlab.profiling.schedule",
+    "Sharpness": "gradlab.jacobians.spec",
     "Tap": "gradlab.taps.rule",
     "Trigger": "gradlab.profiling.schedule",
+    "depth_growth": "gradlab.jacobians.depth",
     "jacobian": "gradlab.jacobians.compute",
+    "loss_sharpness": "gradlab.jacobians.sharpness",
     "profile": "gradlab.profiling.window",
     "tap": "gradlab.taps.visit",
     "watch": "gradlab.monitor",

@@ -121,7 +121,8 @@ class JacobianBlock:
     wrt: str
     """The site that it is differentiated by."""
     values: np.ndarray
-    """[rows, cols] float32 or float64; [samples, rows, cols] where the samples were not reduced."""
+    """[rows, cols] float32 or float64; [samples, rows, cols] where the samples were not reduced; [0, 0] where only the
+    spectrum was asked for."""
     row_names: tuple[str, ...]
     """One name a row: the index into `of`, or a given label."""
     col_names: tuple[str, ...]
@@ -133,7 +134,11 @@ class JacobianBlock:
     summaries: Mapping[str, float] = field(default_factory=dict)
     """Scalars of the block: `fro`, `sigma_1`, ..."""
     singular_values: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """All singular values, largest first, where the block is small enough for them; else empty."""
+    """Singular values, largest first: all of them where the block is small enough, else the leading ones."""
+    complete: bool = True
+    """Whether these are all."""
+    kind: str = "block"
+    """What the rows and columns are: a `block` of a Jacobian, `depth_growth` or `sharpness` (docs/jacobians.md)."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know: engines that were refused and why, samples that are coupled."""
     label: str = ""
@@ -142,4 +147,5 @@ class JacobianBlock:
     @property
     def name(self) -> str:
         """`<of>__wrt__<wrt>`, then `@<label>` where there is one: the middle of the TensorBoard tags."""
-        return f"{self.of}__wrt__{self.wrt}" + (f"@{self.label}" if self.label else "")
+        between = {"depth_growth": "growth", "sharpness": "sharpness"}.get(self.kind, "wrt")
+        return f"{self.of}__{between}__{self.wrt}" + (f"@{self.label}" if self.label else "")

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.diagnose import Diagnosis
 from gradlab.errors import GradlabWarning, TapError, did_you_mean
 from gradlab.frame import Finding, Frame, JacobianBlock, Series
-from gradlab.jacobians.spec import JacobianSlice
+from gradlab.jacobians.spec import Measurement
 from gradlab.profiling.performance import Performance
 from gradlab.profiling.phases import Phase
 from gradlab.profiling.schedule import ON_DEMAND, Profile
@@ -43,7 +43,7 @@ from gradlab.taps.slots import HostCopy
 from gradlab.taps.tripwire import NonFinite, Tripwire
 
 if TYPE_CHECKING:
-    from gradlab.jacobians.probe import JacobianProbe
+    from gradlab.jacobians.schedule import Schedule
 
 _BATCH, _LATE_SECONDS = 16, 0.1
 """So many frames wait at most before they are handed out, and so long."""
@@ -77,8 +77,9 @@ class Monitor:
         optimizer: the optimizer or optimizers whose steps are counted; any that owns the model's parameters where left
             out. With several, a step ends when each has stepped once, or one of them steps again.
         taps: what to watch; the gradient norm of every parameter where left out.
-        jacobians: Jacobian slices to log, replayed on the first samples that the model sees (or on `probe`).
-        probe: the probe batch for Jacobian slices, [samples, ...].
+        jacobians: what to log of Jacobians: `JacobianSlice`, `DepthGrowth`, `Sharpness`. Replays run on the first
+            samples that the model sees (or on `probe`).
+        probe: the probe batch, [samples, ...] or what else the model takes; or several, as a mapping from names.
         profile: windows of torch.profiler, written below `logdir`; left out, there are only those asked for by
             `gradlab profile`.
         performance: log where the time of steps goes (`perf/*`); left out, where there is a sink.
@@ -101,8 +102,8 @@ class Monitor:
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
         taps: Sequence[Tap] | None = None,
-        jacobians: Sequence[JacobianSlice] = (),
-        probe: Tensor | None = None,
+        jacobians: Sequence[Measurement] = (),
+        probe: Any = None,
         profile: Profile | None = None,
         performance: bool | None = None,
         nonfinite: NonFinite | None = None,
@@ -143,9 +144,7 @@ class Monitor:
         self._warned: set[str] = set()
         self._seen_once: set[int] = set()
         self._recorder = Recorder(list(self._parameters.values()), self._backward_ended, self._tap_failed)
-        self._jacobians = list(jacobians)
-        self._probe = probe
-        self._probers: dict[int, JacobianProbe] = {}
+        self._jacobians = self._schedule(jacobians, probe) if jacobians else None
         self._profiler = _profiler(profile, logdir, self)
         if self._profiler is not None:
             self.on_finding = self._profiler.found
@@ -184,8 +183,10 @@ class Monitor:
                 register_optimizer_step_pre_hook(self._before_any_step),
                 register_optimizer_step_post_hook(self._after_any_step),
             ]
-        if self._jacobians and self._probe is None:
-            self._handles.append(self.model.register_forward_pre_hook(self._take_probe))
+        if self._jacobians is not None:
+            self._jacobians.begin(self.step)
+            if self._jacobians.wants():
+                self._handles.append(self.model.register_forward_pre_hook(self._take_probe, with_kwargs=True))
         visit.listeners.append(self)
         self._recorder.watch_parameters()
         if self._tripwire is not None:
@@ -212,6 +213,8 @@ class Monitor:
 
     def _detach(self) -> None:
         self._disarm()
+        if self._jacobians is not None:
+            self._jacobians.close()
         self._recorder.start(None)
         self._recorder.ignore_parameters()
         self._recorder.kept.clear()
@@ -441,7 +444,10 @@ class Monitor:
         if self._handles:
             self._arm()
         self._deliver(wait=False, hurry=self._is_young())
-        self._measure_jacobians(ended)
+        if self._jacobians is not None:
+            self._jacobians.end(ended)
+            if self._handles:
+                self._jacobians.begin(self.step)
         if self._performance is not None:
             self._performance.step_ended(ended)
         if self._profiler is not None:
@@ -559,39 +565,31 @@ class Monitor:
 
     # Jacobians.
 
-    def _take_probe(self, module: nn.Module, args: Any) -> None:
-        if self._probe is None and args and isinstance(args[0], Tensor):
-            self.use_probe(args[0])
+    def _schedule(self, jacobians: Sequence[Measurement], probe: Any) -> Schedule:
+        """What measures Jacobians; imported only where there are any."""
+        from gradlab.jacobians.schedule import Schedule
 
-    @property
-    def has_probe(self) -> bool:
-        """Whether there is a probe batch already."""
-        return self._probe is not None
+        return Schedule(jacobians, self.model, probe, self._hand_out, self._jacobian_failed)
 
-    def use_probe(self, samples: Tensor) -> None:
-        """Take the first samples of a batch, [samples, ...], as the probe batch of all Jacobian slices."""
-        if self._jacobians:
-            self._probe = samples[: max(spec.samples for spec in self._jacobians)].detach().clone()
+    def _take_probe(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._jacobians is not None and self._jacobians.wants():
+            from gradlab.jacobians.schedule import as_probe
 
-    def _measure_jacobians(self, step: int) -> None:
-        if self._probe is None:
-            return
-        for spec in [spec for spec in self._jacobians if step % spec.every == 0]:
-            try:
-                self._hand_out(self._prober(spec).measure(step), step)
-            except Exception as error:
-                if self.strict:
-                    raise
-                self._jacobians.remove(spec)
-                _warn(f"the Jacobian of {spec.of!r} by {spec.wrt!r} was switched off: {error}")
+            self._jacobians.use_probe(as_probe(args, kwargs))
 
-    def _prober(self, spec: JacobianSlice) -> JacobianProbe:
-        """What computes a slice: made when it is first due, kept with the engine that it chose."""
-        from gradlab.jacobians.probe import JacobianProbe
+    def wants_probe(self, name: str = "train") -> bool:
+        """Whether something is to be measured on a probe batch of this name that is not there yet."""
+        return self._jacobians is not None and self._jacobians.wants(name)
 
-        if id(spec) not in self._probers:
-            self._probers[id(spec)] = JacobianProbe(spec, self.model, self._probe)
-        return self._probers[id(spec)]
+    def use_probe(self, samples: Any, name: str = "train") -> None:
+        """Take the first samples of a batch, as the model's forward takes it, as a probe batch."""
+        if self._jacobians is not None:
+            self._jacobians.use_probe(samples, name)
+
+    def _jacobian_failed(self, title: str, error: Exception) -> None:
+        if self.strict:
+            raise error
+        _warn(f"{title} was switched off: {error}")
 
     def _hand_out(self, block: JacobianBlock, step: int) -> None:
         for sink in list(self._sinks):

@@ -48,7 +48,10 @@ def test_the_python_in_the_readme_runs(block: str, tmp_path: Path, monkeypatch: 
     model = Net()
     loader = [(torch.randn(4, 8), torch.randint(0, 10, (4,))) for _ in range(3)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    exec(compile(block, "README.md", "exec"), {"F": F, "model": model, "loader": loader, "optimizer": optimizer})
+    exec(
+        compile(block, "README.md", "exec"),
+        {"F": F, "model": model, "loader": loader, "optimizer": optimizer, "x": torch.randn(4, 8)},
+    )
 
 
 def experiments_table() -> str:

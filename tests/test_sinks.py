@@ -210,6 +210,7 @@ def test_a_block_is_numbers_with_axes_and_a_picture_and_scalars(sink):
         "of": "output",
         "wrt": "input",
         "label": "",
+        "kind": "block",
         "row_names": ["r0", "r1"],
         "col_names": ["c0", "c1"],
         "engine": "vmap",

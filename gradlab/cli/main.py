@@ -19,6 +19,7 @@ _COMMANDS = {
     "new": "gradlab.cli.new",
     "runs": "gradlab.cli.runs",
     "show": "gradlab.cli.show",
+    "jacobian": "gradlab.cli.jacobian",
     "board": "gradlab.cli.board",
     "doctor": "gradlab.cli.doctor",
 }

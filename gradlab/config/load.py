@@ -79,8 +79,7 @@ class Loaded:
         Raises:
             ConfigError: with every pattern that matches nothing and every site that does not exist.
         """
-        taps, jacobians = self.experiment.taps or (), self.experiment.jacobians
-        if found := pattern_problems(taps, jacobians, list(sites), list(parameters), self._setting):
+        if found := pattern_problems(vars(self.experiment), list(sites), list(parameters), self._setting):
             raise refusal(found)
 
     def _setting(self, key_path: str | Sequence[str | int]) -> Setting:
@@ -159,8 +158,7 @@ def _patterns_beside(
         return list(error.problems)
     except Exception:
         return []  # what keeps the model from running on this data is for the run to say, once the file is right
-    rules, jacobians = values.get("taps") or (), values.get("jacobians", ())
-    return pattern_problems(rules, jacobians, list(sites), list(parameters), lambda keys: nearest(root, _texts(keys)))
+    return pattern_problems(values, list(sites), list(parameters), lambda keys: nearest(root, _texts(keys)))
 
 
 def _texts(keys: Sequence[Any]) -> tuple[str, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gradlab.config.nodes import Setting
 from gradlab.config.render import Problem
 from gradlab.errors import did_you_mean
-from gradlab.jacobians.spec import JacobianSlice
+from gradlab.jacobians.spec import DepthGrowth, JacobianSlice
 from gradlab.taps.rule import Tap
 
 _OF_PARAMETERS = ("weight", "weight_grad", "update")
@@ -17,15 +17,23 @@ Find = Callable[[Sequence[Any]], Setting]
 """From a path of keys to the setting there."""
 
 
-def pattern_problems(
-    taps: Sequence[Tap], jacobians: Sequence[JacobianSlice], sites: list[str], parameters: list[str], find: Find
-) -> list[Problem]:
-    """Every pattern that matches nothing, every tap that chooses nothing, every Jacobian site that does not exist."""
+def pattern_problems(settings: Mapping[str, Any], sites: list[str], parameters: list[str], find: Find) -> list[Problem]:
+    """Every pattern that matches nothing, every tap that chooses nothing, every Jacobian site that does not exist.
+
+    Args:
+        settings: those of an experiment, by name; what is left out watches nothing.
+        sites: the names of the model's tensors.
+        parameters: the names of its parameters.
+        find: where a setting stands.
+    """
     problems: list[Problem] = []
-    for index, tap in enumerate(taps):
+    for index, tap in enumerate(settings.get("taps") or ()):
         problems += _tap(tap, index, sites, parameters, find)
-    for index, jacobian in enumerate(jacobians):
-        problems += _jacobian(jacobian, index, sites, [*sites, *parameters], find)
+    for index, jacobian in enumerate(settings.get("jacobians", ())):
+        problems += _ends(jacobian, ("jacobians", index), sites, [*sites, *parameters], find)
+    for index, growth in enumerate(settings.get("depth_growth", ())):
+        problems += _ends(growth, ("depth_growth", index), sites, sites, find)
+        problems += _between(growth, index, sites, find)
     return problems
 
 
@@ -46,7 +54,10 @@ def _tap(tap: Tap, index: int, sites: list[str], parameters: list[str], find: Fi
             yield Problem(find(("taps", index, "at")).position, message)
 
 
-def _jacobian(spec: JacobianSlice, index: int, of: list[str], wrt: list[str], find: Find) -> Iterator[Problem]:
+def _ends(
+    spec: JacobianSlice | DepthGrowth, place: tuple[Any, ...], of: list[str], wrt: list[str], find: Find
+) -> Iterator[Problem]:
+    """The two sites of a Jacobian."""
     from gradlab.taps.sites import is_wild, shortlist
 
     for key, names in (("of", of), ("wrt", wrt)):
@@ -54,7 +65,21 @@ def _jacobian(spec: JacobianSlice, index: int, of: list[str], wrt: list[str], fi
         if site not in names:
             what = "is one site, not a pattern" if is_wild(site) else f"is one site, and the model has no {site!r}"
             near = did_you_mean(site, names, most=1) or f" The model has: {shortlist(names)}."
-            yield Problem(find(("jacobians", index, key)).position, f"jacobians.{index}.{key} {what}.{near}")
+            name = ".".join(map(str, (*place, key)))
+            yield Problem(find((*place, key)).position, f"{name} {what}.{near}")
+
+
+def _between(growth: DepthGrowth, index: int, sites: list[str], find: Find) -> Iterator[Problem]:
+    """The patterns of the sites between which growth is measured."""
+    from gradlab.taps.sites import match
+
+    patterns = (growth.at,) if isinstance(growth.at, str) else tuple(growth.at)
+    for number, pattern in enumerate(patterns):
+        if not any(match(pattern.removeprefix("!"), name) for name in sites):
+            place = (
+                ("depth_growth", index, "at") if isinstance(growth.at, str) else ("depth_growth", index, "at", number)
+            )
+            yield Problem(find(place).position, no_match(pattern, sites, "tensor"))
 
 
 def no_match(pattern: str, names: Sequence[str], kind: str) -> str:

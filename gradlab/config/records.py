@@ -141,7 +141,7 @@ def keys_of(cls: type, limits: tuple[tuple[str, Limit], ...] = ()) -> Map[str, K
     from gradlab.config.annotations import rule_of  # a field may hold another record
 
     hints = get_type_hints(cls, include_extras=True)
-    known = {f.name: Key(rule_of(hints[f.name]), _default(f)) for f in dataclasses.fields(cls) if f.init}
+    known = {f.name: Key(rule_of(hints[f.name]), _default(f)) for f in dataclasses.fields(cls) if _is_setting(f)}
     return known | {name: Key(Limited(known[name].rule, limit), known[name].default) for name, limit in limits}
 
 
@@ -208,6 +208,11 @@ def _sentences(cls: type) -> dict[str, str]:
             if isinstance(text, str):
                 found[line.target.id] = inspect.cleandoc(text)
     return found
+
+
+def _is_setting(f: dataclasses.Field[Any]) -> bool:
+    """Whether a field can be set in a file: not where it takes something that only Python can make."""
+    return f.init and not f.metadata.get("python_only", False)
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:

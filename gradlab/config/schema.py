@@ -1,4 +1,5 @@
-"""The settings of an experiment: every key of experiment.yaml is a field here or in Tap, JacobianSlice or Profile.
+"""The settings of an experiment: every key of experiment.yaml is a field here, in Tap, Profile or
+what `gradlab.jacobians.spec` holds.
 
 Belongs here: names, types, limits, defaults and one sentence each. The JSON Schema, the checks and the documentation
 are made from these. Does not: anything that must be imported to be checked (`classes`, `trainer`).
@@ -12,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from gradlab.config.limits import Entries, NotEmpty, Range, Spelled, fields
 from gradlab.errors import ConfigError, did_you_mean
-from gradlab.jacobians.spec import JacobianSlice
+from gradlab.jacobians.spec import DepthGrowth, JacobianSlice, Sharpness
 from gradlab.profiling.schedule import Profile
 from gradlab.taps.rule import Tap
 
@@ -158,6 +159,11 @@ LoggedSlice = Annotated[
     JacobianSlice,
     fields(of=NotEmpty(), wrt=NotEmpty(), rows=Entries(), cols=Entries(), every=Range(1), samples=Range(1)),
 ]
+LoggedGrowth = Annotated[
+    DepthGrowth,
+    fields(at=NotEmpty(), of=NotEmpty(), wrt=NotEmpty(), directions=Range(1), every=Range(1), samples=Range(1)),
+]
+LoggedSharpness = Annotated[Sharpness, fields(every=Range(1), top=Range(1), samples=Range(1), products=Range(1))]
 Windows = Annotated[
     Profile,
     fields(
@@ -192,6 +198,10 @@ class Experiment:
     """What is watched; null or left out: what the model declares. An empty list watches nothing."""
     jacobians: tuple[LoggedSlice, ...] = ()
     """Jacobian slices to log."""
+    depth_growth: tuple[LoggedGrowth, ...] = ()
+    """Growth of directions from site to site to log."""
+    sharpness: tuple[LoggedSharpness, ...] = ()
+    """Largest eigenvalues of the training loss's Hessian to log."""
     profile: Windows | None = None
     """Steps to profile; null or left out: none."""
     diagnose: Diagnose = Diagnose()

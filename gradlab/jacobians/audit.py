@@ -44,10 +44,12 @@ def prepare(problem: Problem, generator: torch.Generator) -> Audit | None:
     signs = signs.to(of.tensor.device, of.tensor.dtype)
     block = int(torch.randint(0, len(problem.samples), (), generator=generator))
     group = problem.samples if problem.averaged else (problem.samples[block],)
-    vjp = plain_vjp(of.tensor, wrt.tensor, of.spread(problem.vectors.mixed(signs), group)[0])
+    vjp = plain_vjp(of, wrt, of.spread(problem.vectors.mixed(signs[None]), group)[0])
     if vjp is None:
         return None
-    expected = wrt.gather(vjp.detach()[None], group)[0, 0, as_tensor(problem.cols, vjp.device)]
+    expected = wrt.gather(vjp.detach()[None], group)[0, 0]
+    if problem.cols != range(wrt.size):
+        expected = expected[as_tensor(problem.cols, vjp.device)]
     return Audit(signs, expected, None if problem.averaged else block)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.axes import Picks
-from gradlab.jacobians.ladder import Ladder
-from gradlab.jacobians.measure import Question, Reduce, measure
+from gradlab.jacobians.measure import ladder_for, measure
+from gradlab.jacobians.question import Question, Reduce
 from gradlab.jacobians.quiet import Mode
 
 
@@ -26,9 +27,15 @@ def jacobian(
     reduce: Reduce = "mean",
     of_map: Literal["softmax"] | None = None,
     weights: Tensor | None = None,
+    groups: Mapping[str, Sequence[int]] | None = None,
     engine: str = "auto",
     mode: Mode = "eval",
     batched: bool | None = None,
+    chunk: int | None = None,
+    audit: bool = True,
+    spectrum: bool = True,
+    block: bool = True,
+    top: int = 8,
 ) -> JacobianBlock:
     """The slice [rows, cols] of d(of)/d(wrt), exact, without a trace in the model.
 
@@ -50,9 +57,17 @@ def jacobian(
         reduce: `mean` or `rms` over samples, entry by entry, or `none` for [samples, rows, cols].
         of_map: `softmax` over the last axis of `of`.
         weights: [k, entries of one sample], in place of `rows`: the rows are then `weights @ J`.
-        engine: `auto`, or one of `vmap`, `is_grads_batched`, `loop`, `columns`, `columns_math` to insist on it.
+        groups: names and entries of `of`, in place of `rows`: each row is the derivative of the mean of its entries.
+        engine: `auto`, or one to insist on: `vmap`, `is_grads_batched`, `loop` (rows), `columns`, `columns_math`
+            (through the backward), `forward` (mode), `rank` (parameters of linear layers), `differences`.
         mode: `eval` (no dropout, running statistics) or `as_is` (the modes that the modules are in).
         batched: whether axis 0 of `x` counts samples; where left out, it does if `x` has more than one axis.
+        chunk: vectors pulled back at once; from a budget of memory where left out, and halved where memory runs out.
+        audit: whether to compare the block with one plain backward.
+        spectrum: whether to compute norms, ranks and singular values.
+        block: without, only the norm (with an interval) and the `top` leading singular values are estimated, by
+            products with a few vectors: for Jacobians too large to hold. `values` is then empty.
+        top: how many singular values where they are not all computed, beyond a shorter side of 1,024.
     Returns:
         The block, on the host. `audit_error` compares it with one plain backward; `engine` and `notes` say how it was
         made; `summaries` hold norms and ranks of the slice.
@@ -72,5 +87,11 @@ def jacobian(
         weights=weights,
         mode=mode,
         batched=batched,
+        groups=groups,
+        chunk=chunk,
+        audit=audit,
+        spectrum=spectrum,
+        block=block,
+        top=top,
     )
-    return measure(model, x, question, Ladder(engine), torch.Generator().manual_seed(0))
+    return measure(model, x, question, ladder_for(model, x, question, engine), torch.Generator().manual_seed(0))

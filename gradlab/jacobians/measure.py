@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,51 +14,50 @@ from torch import Tensor, nn
 
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.audit import prepare, tolerance
-from gradlab.jacobians.axes import Indices, Picks, chosen, entry_names
-from gradlab.jacobians.ladder import Ladder
-from gradlab.jacobians.problem import End, Problem, Vectors, coupled
-from gradlab.jacobians.quiet import Mode, quiet
+from gradlab.jacobians.audit import Audit, prepare, tolerance
+from gradlab.jacobians.axes import entry_names
+from gradlab.jacobians.differences import by_differences
+from gradlab.jacobians.estimate import estimated
+from gradlab.jacobians.ladder import DIFFERENCES, Ladder, is_out_of_memory
+from gradlab.jacobians.pose import count_samples, pose
+from gradlab.jacobians.problem import Problem
+from gradlab.jacobians.question import Question
+from gradlab.jacobians.quiet import quiet
 from gradlab.jacobians.replay import Region, independent, parameter_named, replay
-from gradlab.jacobians.rows import chunk_rows
-from gradlab.jacobians.spectrum import summarise
-from gradlab.taps.sites import leaves
+from gradlab.jacobians.rows import NoBackwardError, plain_vjp
+from gradlab.jacobians.spectrum import Summary, summarise
+from gradlab.taps.sites import leaves, unwrapped
 
-Reduce = Literal["mean", "rms", "none"]
-"""How the blocks of several samples become one: entrywise mean or root mean square, or not at all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A Jacobian slice to measure. The fields mean what they mean in `gradlab.jacobian`."""
-
-    of: str = "output"
-    wrt: str = "input"
-    rows: Picks = None
-    cols: Picks = None
-    samples: Picks = None
-    reduce: Reduce = "mean"
-    of_map: Literal["softmax"] | None = None
-    weights: Tensor | None = None
-    mode: Mode = "eval"
-    batched: bool | None = None
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        for name, known in _WORDS.items():
-            if getattr(self, name) not in known:
-                words = ", ".join(map(repr, known))
-                raise JacobianError(f"{name}={getattr(self, name)!r} means nothing here; give one of {words}.")
-        if self.weights is not None and self.rows is not None:
-            raise JacobianError("rows and weights both say what the rows are; give one of them.")
+_ladders: WeakKeyDictionary[nn.Module, dict[Hashable, Ladder]] = WeakKeyDictionary()
+_MOST_LADDERS = 64
 
 
-_WORDS: dict[str, tuple[Any, ...]] = {
-    "reduce": ("mean", "rms", "none"),
-    "of_map": ("softmax", None),
-    "mode": ("eval", "as_is"),
-    "batched": (True, False, None),
-}
+@dataclass(frozen=True)
+class Solved:
+    """The blocks of a problem, on the device, before anything is read from them."""
+
+    problem: Problem
+    blocks: Tensor
+    """[blocks, rows, cols]."""
+    audit: Audit | None
+    known_error: float = float("nan")
+    """The audit error where it is known without an audit."""
+
+    def audit_error(self) -> float:
+        """By the audit; NaN without one. Waits for the device."""
+        return self.known_error if self.audit is None else self.audit.error(self.blocks)
+
+
+def ladder_for(model: nn.Module, inputs: Any, question: Question, engine: str) -> Ladder:
+    """What was learned the last time that this was asked of this model with inputs of these shapes, or a new ladder."""
+    key = question.key()
+    if key is None:
+        return Ladder(engine)
+    shapes = tuple((suffix, t.shape, t.dtype, t.device) for suffix, t in leaves(inputs))
+    known = _ladders.setdefault(unwrapped(model), {})
+    if len(known) >= _MOST_LADDERS:
+        known.clear()
+    return known.setdefault((key, engine, shapes), Ladder(engine))
 
 
 def measure(
@@ -72,157 +74,188 @@ def measure(
     Raises:
         JacobianError: if a site, an index or a shape is wrong, or no engine can compute it.
     """
+    if not question.block:
+        return _estimate(model, inputs, question, ladder, generator)
     while True:
-        solved = _attempt(model, inputs, question, ladder, generator)
+        try:
+            solved = _attempt(model, inputs, question, ladder, generator)
+        except NoBackwardError as error:
+            if ladder.wanted != "auto" or ladder.engine == DIFFERENCES:
+                raise
+            ladder.fall(str(error))
+            continue
         if solved is not None:
-            return _block(question, ladder, *solved)
+            return block_of(question, ladder, *solved)
 
 
 def _attempt(
     model: nn.Module, inputs: Any, question: Question, ladder: Ladder, generator: torch.Generator
-) -> tuple[Problem, Tensor, float] | None:
-    """The problem, its blocks and their audit error by the engine in use, or None after a step down.
+) -> tuple[Solved, float] | None:
+    """The blocks and their audit error by the engine in use, or None after a step down.
 
     Each attempt replays anew, from the same random state and attributes: a failed engine may have used the graph up.
     """
-    parameter = parameter_named(model, question.wrt)
-    with quiet(model, mode=question.mode, parameter=parameter) as core, ladder.conditions():
-        region = replay(core, inputs, of=question.of, wrt=question.wrt)
-        problem = pose(question, region, count_samples(inputs, question.batched), ladder)
+    with posed(model, inputs, question, ladder) as problem:
+        if ladder.engine == DIFFERENCES:
+            blocks, error = by_differences(problem)
+            return Solved(problem, blocks, None, error), error
         ladder.settle(problem)
-        audit = prepare(problem, generator)
-        if audit is None:
+        audit = prepare(problem, generator) if question.audit else None
+        if question.audit and audit is None:
             raise JacobianError(independent(question.of, question.wrt))
-        try:
-            blocks = ladder.solve(problem)
-        except torch.OutOfMemoryError:
-            raise
-        # Batched backwards run a user's code (custom functions, hooks) on tensors of another kind: anything may come.
-        except Exception as error:
-            ladder.step_down(error)
+        solved = _solve(problem, ladder, audit)
+        if solved is None:
             return None
-        audit_error = audit.error(blocks)
-    if audit_error > tolerance(blocks.dtype) and not ladder.at_bottom:
-        ladder.step_down(f"its audit error is {audit_error:.1e}")
+        if audit is None and _all_zero(solved.blocks) and _is_independent(problem):
+            raise JacobianError(independent(question.of, question.wrt))
+        audit_error = solved.audit_error()
+    if audit_error > tolerance(solved.blocks.dtype):
+        if ladder.coupled is False and len(problem.samples) > 1:
+            ladder.coupled = None  # Samples that were apart may influence one another now.
+        if not ladder.at_bottom:
+            ladder.step_down(f"its audit error is {audit_error:.1e}")
+            return None
+    return solved, audit_error
+
+
+def _solve(problem: Problem, ladder: Ladder, audit: Audit | None) -> Solved | None:
+    try:
+        return Solved(problem, ladder.solve(problem), audit)
+    except (torch.OutOfMemoryError, JacobianError):
+        raise
+    # Batched backwards run a user's code (custom functions, hooks) on tensors of another kind: anything may come.
+    except Exception as error:
+        ladder.step_down(error)
         return None
-    return problem, blocks, audit_error
 
 
-def pose(question: Question, region: Region, batch: int | None, ladder: Ladder) -> Problem:
-    """Turn a question into entries and samples of the two tensors that were found.
+@contextmanager
+def posed(model: nn.Module, inputs: Any, question: Question, ladder: Ladder) -> Iterator[Problem]:
+    """While open, the model is quiet and the problem's graph is there."""
 
-    A sample axis is one of the batch's length at the front of both tensors. Where only one has it (a loss, a pooled
-    output), the tensors are taken whole; a parameter has none, and the samples are those of `of`.
-    """
-    of_tensor = region.of.softmax(-1) if question.of_map == "softmax" else region.of
-    is_parameter = isinstance(region.wrt, nn.Parameter)
-    of_has, wrt_has = _has_axis(of_tensor, batch), not is_parameter and _has_axis(region.wrt, batch)
-    if not is_parameter:
-        of_has = wrt_has = of_has and wrt_has
-    of, wrt = End(of_tensor, of_has), End(region.wrt, wrt_has)
-    samples = _samples(question, of, batch)
-    averaged = is_parameter and question.reduce == "mean" and len(samples) > 1
-    together = averaged or (wrt_has and len(samples) > 1 and not _are_coupled(of, wrt, ladder))
-    return Problem(
-        of=of,
-        wrt=wrt,
-        vectors=_vectors(question, of, 1 / len(samples) if averaged else 1.0),
-        cols=chosen(question.cols, wrt.size, axis="cols", site=question.wrt),
-        samples=samples,
-        groups=(samples,) if together else tuple((sample,) for sample in samples),
-        averaged=averaged,
-        chunk=chunk_rows(of_tensor, region.wrt, region.widest_bytes),
-    )
+    def wanted(core: nn.Module) -> list[nn.Parameter | None]:
+        return [parameter_named(core, question.wrt)]
+
+    with quiet(model, mode=question.mode, requires_grad=wanted) as core, ladder.conditions():
+        region = _replayed(core, inputs, question, ladder)
+        if ladder.widest_bytes is None:
+            ladder.widest_bytes = region.widest_bytes
+        problem = pose(question, region, count_samples(inputs, question.batched), ladder)
+        yield problem
 
 
-def count_samples(inputs: Any, batched: bool | None) -> int | None:
-    """The length of the inputs' sample axis, or None without one: as told, else where there are fewer than 2 axes."""
-    _, first = next(leaves(inputs), ("", None))
-    if first is None or batched is False or first.dim() == 0:
-        return None
-    return len(first) if batched or first.dim() > 1 else None
+def _replayed(core: nn.Module, inputs: Any, question: Question, ladder: Ladder) -> Region:
+    graph = ladder.engine != DIFFERENCES
+    known = ladder.widest_bytes is not None
+    try:
+        region = replay(core, inputs, of=question.of, wrt=question.wrt, known=known, graph=graph)
+    except JacobianError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            count = count_samples(inputs, question.batched)
+            few = f"; give fewer than these {count} samples" if count and count > 1 else ""
+            raise JacobianError(f"one forward of the probe batch does not fit in memory{few}. {error}") from error
+        if not graph or ladder.wanted != "auto":
+            raise
+        line = next(iter(str(error).splitlines()), "")
+        region = replay(core, inputs, of=question.of, wrt=question.wrt, graph=False)
+        ladder.fall(f"the forward fails where a gradient is wanted: {type(error).__name__}: {line[:160]}")
+    return region.with_widest(ladder.widest_bytes) if known else region
 
 
-def _has_axis(tensor: Tensor, batch: int | None) -> bool:
-    return batch is not None and tensor.dim() > 0 and len(tensor) == batch
+def _all_zero(blocks: Tensor) -> bool:
+    return not blocks[0, 0].any() and not blocks.any()  # Most are settled by their first row.
 
 
-def _samples(question: Question, of: End, batch: int | None) -> Indices:
-    if of.batched and batch is not None:
-        return chosen(question.samples, batch, axis="samples", site="input")
-    if question.samples is not None:
-        shape = list(of.tensor.shape)
-        raise JacobianError(
-            f"samples: of={question.of!r} {shape} and wrt={question.wrt!r} do not both begin with a sample axis, "
-            "so samples cannot be told apart; leave samples out."
-        )
-    return (0,)
+def _is_independent(problem: Problem) -> bool:
+    return plain_vjp(problem.of, problem.wrt, torch.ones_like(problem.of.tensor)) is None
 
 
-def _are_coupled(of: End, wrt: End, ladder: Ladder) -> bool:
-    if ladder.coupled is None:
-        ladder.coupled = coupled(of, wrt)
-        if ladder.coupled:
-            ladder.notes.append("samples influence one another here, so each is pulled back on its own")
-    return ladder.coupled
+def _estimate(
+    model: nn.Module, inputs: Any, question: Question, ladder: Ladder, generator: torch.Generator
+) -> JacobianBlock:
+    """Norm and leading singular values of each sample's Jacobian by products with vectors."""
+    while True:
+        with posed(model, inputs, question, ladder) as problem:
+            if not ladder.rungs:
+                ladder.rungs = ["columns", "columns_math"]
+            audit = prepare(problem, generator)
+            if audit is None:
+                raise JacobianError(independent(question.of, question.wrt))
+            try:
+                summaries, error = estimated(problem, question.top, audit, generator)
+                return _described(question, ladder, problem, np.empty((0, 0), np.float32), summaries, error)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                ladder.step_down(error)
 
 
-def _vectors(question: Question, of: End, scale: float) -> Vectors:
-    indices = chosen(question.rows, of.size, axis="rows", site=question.of)
-    if question.weights is None:
-        return Vectors(of, indices, scale=scale)
-    weights = torch.as_tensor(question.weights).to(of.tensor.device, of.tensor.dtype)
-    if weights.dim() == 1:
-        weights = weights[None]
-    if weights.dim() != 2 or weights.shape[1] != of.size:
-        raise JacobianError(
-            f"weights must be [k, {of.size}], one weight for each entry of {question.of!r}; got {list(weights.shape)}."
-        )
-    return Vectors(of, indices, weights, scale)
-
-
-def _block(question: Question, ladder: Ladder, problem: Problem, blocks: Tensor, audit_error: float) -> JacobianBlock:
+def block_of(question: Question, ladder: Ladder, solved: Solved, audit_error: float) -> JacobianBlock:
     """Reduce over samples, sum up, and move to the host."""
-    vectors, wrt = problem.vectors, problem.wrt
-    if vectors.weights is None:
-        row_names = entry_names(problem.of.shape, vectors.indices)
-    else:
-        row_names = tuple(f"w{row}" for row in range(len(vectors)))
+    problem, blocks = solved.problem, solved.blocks
     reduced = _reduced(blocks.detach(), question.reduce)
-    scalars, sigma = _summaries(reduced)
+    of_each = list(reduced) if reduced.dim() == 3 else [reduced]
+    summaries = [summarise(one, question.top) for one in of_each] if question.spectrum else []
+    block = _described(question, ladder, problem, _on_host(reduced), summaries, audit_error)
+    if question.spectrum and len(problem.samples) > 1 and not problem.averaged:
+        each = torch.linalg.vector_norm(blocks.double(), dim=(1, 2))
+        block.summaries["fro_of_samples"] = float(each.mean())  # type: ignore[index]
+    return block
+
+
+def _described(
+    question: Question,
+    ladder: Ladder,
+    problem: Problem,
+    values: np.ndarray,
+    summaries: list[Summary],
+    audit_error: float = float("nan"),
+) -> JacobianBlock:
     many = len(problem.samples)
-    if many > 1 and not problem.averaged:
-        scalars["fro_of_samples"] = float(torch.linalg.vector_norm(blocks.double(), dim=(1, 2)).mean())
     how = {"mean": f"mean over {many} samples", "rms": f"root mean square over {many} samples"}.get(question.reduce)
+    scalars = {
+        name: float(np.mean([one.scalars[name] for one in summaries]))
+        for name in (summaries[0].scalars if summaries else ())
+    }
+    sigma = [one.singular_values.numpy() for one in summaries]
     return JacobianBlock(
         of=question.of if question.of_map is None else f"{question.of_map}({question.of})",
         wrt=question.wrt,
-        values=_on_host(reduced),
-        row_names=row_names,
-        col_names=entry_names(wrt.shape, problem.cols),
+        values=values,
+        row_names=_row_names(question, problem),
+        col_names=entry_names(problem.wrt.shape, problem.cols),
         engine=ladder.engine,
         audit_error=audit_error,
         summaries=scalars,
-        singular_values=sigma,
-        notes=(*([how] if how and many > 1 else ()), *ladder.notes),
+        singular_values=_stacked(sigma, values.ndim == 3 or (not question.block and many > 1)),
+        complete=all(one.complete for one in summaries),
+        notes=(*([how] if how and many > 1 and question.block else ()), *ladder.notes),
         label=question.label,
     )
 
 
-def _reduced(blocks: Tensor, reduce: Reduce) -> Tensor:
+def _row_names(question: Question, problem: Problem) -> tuple[str, ...]:
+    if question.groups is not None:
+        return tuple(map(str, question.groups))
+    if question.weights is not None:
+        return tuple(f"w{row}" for row in range(len(problem.vectors)))
+    return entry_names(problem.of.shape, problem.vectors.indices)
+
+
+def _stacked(sigma: list[np.ndarray], apart: bool) -> np.ndarray:
+    if not sigma:
+        return np.empty(0)
+    return np.stack(sigma) if apart else sigma[0]
+
+
+def _reduced(blocks: Tensor, reduce: str) -> Tensor:
     if reduce == "none":
         return blocks
+    if len(blocks) == 1 and reduce == "mean":
+        return blocks[0]
     return blocks.mean(0) if reduce == "mean" else blocks.square().mean(0).sqrt()
-
-
-def _summaries(values: Tensor) -> tuple[dict[str, float], np.ndarray]:
-    """Of a block, or the means over the blocks of samples."""
-    if values.dim() == 2:
-        summary = summarise(values)
-        return summary.scalars, summary.singular_values.numpy()
-    each = [summarise(block) for block in values]
-    scalars = {name: float(np.mean([one.scalars[name] for one in each])) for name in each[0].scalars}
-    return scalars, np.stack([one.singular_values.numpy() for one in each])
 
 
 def _on_host(values: Tensor) -> np.ndarray:

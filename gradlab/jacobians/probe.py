@@ -11,13 +11,15 @@ from torch import nn
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.ladder import Ladder
-from gradlab.jacobians.measure import Question, count_samples, measure
+from gradlab.jacobians.measure import measure
+from gradlab.jacobians.pose import count_samples
+from gradlab.jacobians.question import Question
 from gradlab.jacobians.spec import JacobianSlice
 from gradlab.taps.sites import leaves, replace_leaves, unwrapped
 
 
 class JacobianProbe:
-    """Measures one slice on a probe batch of its own. The block is the mean over the samples of the probe batch."""
+    """Measures one slice on a probe batch of its own."""
 
     def __init__(self, spec: JacobianSlice, model: nn.Module, x: Any, *, label: str = "") -> None:
         """Keep copies of the first `spec.samples` samples of `x`.
@@ -34,10 +36,8 @@ class JacobianProbe:
         self.model = model
         self.label = label
         self.ladder = Ladder()
-        self.inputs = _first_samples(x, spec)
-        self.question = Question(
-            of=spec.of, wrt=spec.wrt, rows=spec.rows, cols=spec.cols, of_map=spec.of_map, label=label
-        )
+        self.inputs = first_samples(x, spec.samples, who=f"JacobianSlice({spec.of!r}, {spec.wrt!r})")
+        self.question = question_of(spec, label)
 
     def due(self, step: int) -> bool:
         """Whether to measure after this optimizer step, counted from 0."""
@@ -62,17 +62,38 @@ class JacobianProbe:
             self.inputs = replace_leaves(self.inputs, moved)
 
 
-def _first_samples(x: Any, spec: JacobianSlice) -> Any:
+def question_of(spec: JacobianSlice, label: str) -> Question:
+    """What a slice asks for."""
+    return Question(
+        of=spec.of,
+        wrt=spec.wrt,
+        rows=spec.rows,
+        cols=spec.cols,
+        groups=spec.groups,
+        weights=None if spec.weights is None else torch.tensor(spec.weights, dtype=torch.float64),
+        reduce=spec.reduce,
+        of_map=spec.of_map,
+        mode="as_is" if spec.train else "eval",
+        block=spec.block,
+        label=label,
+    )
+
+
+def first_samples(x: Any, samples: int, *, exact: bool = True, who: str = "the probe batch") -> Any:
+    """Copies of the first samples of a batch; all of it where it has no sample axis.
+
+    Raises:
+        JacobianError: if it has fewer and `exact`.
+    """
     have = count_samples(x, None)
     if have is None:
         return replace_leaves(x, {suffix: tensor.detach().clone() for suffix, tensor in leaves(x)})
-    if have < spec.samples:
+    if have < samples and exact:
         raise JacobianError(
-            f"JacobianSlice({spec.of!r}, {spec.wrt!r}): samples={spec.samples}, but the probe batch has {have}; "
-            f"give samples: {have} or a larger batch."
+            f"{who}: samples={samples}, but the probe batch has {have}; give samples: {have} or a larger batch."
         )
     kept = {
-        suffix: (tensor[: spec.samples] if tensor.dim() > 0 and len(tensor) == have else tensor).detach().clone()
+        suffix: (tensor[:samples] if tensor.dim() > 0 and len(tensor) == have else tensor).detach().clone()
         for suffix, tensor in leaves(x)
     }
     return replace_leaves(x, kept)

@@ -6,14 +6,14 @@ finds its own answer at its own place. Where they do (batch norm in training), e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from gradlab.jacobians.axes import Indices
-from gradlab.jacobians.rows import Pull, plain_vjp
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,18 @@ class End:
     """One end of a graph."""
 
     tensor: Tensor
-    """[samples, *entry] where batched, else [*entry]."""
+    """[samples, *entry] where batched, else [*entry]; with an edge, only its shape, dtype and device count."""
     batched: bool
     """Whether axis 0 counts samples."""
+    edge: GradientEdge | None = None
+    """The place in the graph, where the tensor itself may have been changed since."""
+    through: Callable[[Tensor], Tensor] | None = None
+    """[k, *tensor.shape] -> the same: a linear map that cotangents go through, as behind a softmax."""
+
+    @property
+    def node(self) -> Tensor | GradientEdge:
+        """What autograd is given."""
+        return self.tensor if self.edge is None else self.edge
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,19 +44,27 @@ class End:
         """Entries of one sample."""
         return self.tensor.numel() // (len(self.tensor) if self.batched else 1)
 
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one sample, or no sample axis."""
+        return not self.batched or len(self.tensor) == 1
+
     def spread(self, vectors: Tensor, samples: Sequence[int]) -> Tensor:
         """[k, size] -> [k, *tensor.shape]: the vectors at each of these samples, zero at the others."""
-        if not self.batched:
-            return vectors.reshape(len(vectors), *self.tensor.shape)
-        spread = vectors.new_zeros(len(vectors), len(self.tensor), self.size)
-        spread[:, list(samples)] = vectors[:, None]
-        return spread.view(len(vectors), *self.tensor.shape)
+        if self.is_one:
+            spread = vectors.reshape(len(vectors), *self.tensor.shape)
+        else:
+            apart = vectors.new_zeros(len(vectors), len(self.tensor), self.size)
+            apart[:, list(samples)] = vectors[:, None]
+            spread = apart.view(len(vectors), *self.tensor.shape)
+        return spread if self.through is None else self.through(spread)
 
     def gather(self, pulled: Tensor, samples: Sequence[int]) -> Tensor:
         """[k, *tensor.shape] -> [samples, k, size], or [1, k, size] where there is no sample axis."""
-        if not self.batched:
+        if self.is_one:
             return pulled.reshape(1, len(pulled), self.size)
-        return pulled.reshape(len(pulled), len(self.tensor), self.size)[:, list(samples)].transpose(0, 1)
+        each = pulled.reshape(len(pulled), len(self.tensor), self.size).transpose(0, 1)
+        return each if samples == range(len(each)) else each[list(samples)]
 
 
 @dataclass(frozen=True)
@@ -74,12 +91,24 @@ class Vectors:
         unit = torch.zeros(len(picked), self.end.size, dtype=self.end.tensor.dtype, device=picked.device)
         return unit.scatter_(1, picked[:, None], self.scale)
 
-    def mixed(self, signs: Tensor) -> Tensor:
-        """[1, size]: the sum of all vectors, each times its sign."""
+    def mixed(self, amounts: Tensor) -> Tensor:
+        """[r, k] -> [r, size]: sums of the vectors, each vector times its amount."""
         if self.weights is not None:
-            return (signs @ self.weights)[None] * self.scale
-        mixed = torch.zeros(self.end.size, dtype=signs.dtype, device=signs.device)
-        return mixed.index_add_(0, as_tensor(self.indices, signs.device), signs * self.scale)[None]
+            return (amounts @ self.weights) * self.scale
+        mixed = torch.zeros(len(amounts), self.end.size, dtype=amounts.dtype, device=amounts.device)
+        return mixed.index_add_(1, as_tensor(self.indices, amounts.device), amounts * self.scale)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer whose weight or bias is differentiated by: its input and the place of its output."""
+
+    input: Tensor
+    """[*batch, in], as the layer saw it."""
+    output: End
+    """[*batch, out]."""
+    is_bias: bool
+    """Whether the parameter is the bias."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +131,20 @@ class Problem:
     """Whether the blocks of all samples are wanted as their mean only, which costs one backward a row."""
     chunk: int
     """Vectors pulled back at once."""
+    run: Callable[[Tensor], Tensor] | None = None
+    """The tensor at `of` for another tensor at `wrt`, by another forward; None of a parameter."""
+    layer: Layer | None = None
+    """Where `wrt` is a parameter of a linear layer that was called once."""
 
     @property
     def is_tall(self) -> bool:
         """Whether columns are so few that they are cheaper: making the transposed graph costs about two more."""
         return self.vectors.weights is None and 2 * len(self.cols) < len(self.vectors)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are."""
+        return sum(map(len, self.groups)) if self.wrt.batched else len(self.groups)
 
 
 def as_tensor(indices: Indices, device: torch.device) -> Tensor:
@@ -114,57 +152,3 @@ def as_tensor(indices: Indices, device: torch.device) -> Tensor:
     if isinstance(indices, range):
         return torch.arange(indices.start, indices.stop, indices.step, device=device)
     return torch.tensor(indices, device=device)
-
-
-def rows(problem: Problem, pull: Pull) -> Tensor:
-    """[blocks, rows, cols] by pulling the vectors back, a chunk at a time into one tensor.
-
-    Cost: `groups * rows` backward passes' arithmetic; memory of one chunk besides the result.
-    """
-    of, wrt, vectors, cols = problem.of, problem.wrt, problem.vectors, problem.cols
-    blocks = sum(len(group) for group in problem.groups) if wrt.batched else len(problem.groups)
-    result = torch.empty(blocks, len(vectors), len(cols), dtype=wrt.tensor.dtype, device=wrt.tensor.device)
-    kept = slice(None) if cols == range(wrt.size) else as_tensor(cols, wrt.tensor.device)
-    first = 0
-    for group in problem.groups:
-        last = first + (len(group) if wrt.batched else 1)
-        for start in range(0, len(vectors), problem.chunk):
-            part = vectors.part(start, start + problem.chunk)
-            pulled = pull(of.tensor, wrt.tensor, of.spread(part, group))
-            result[first:last, start : start + len(part)] = wrt.gather(pulled.detach(), group)[..., kept]
-        first = last
-    return result
-
-
-def columns(problem: Problem, pull: Pull) -> Tensor:
-    """[samples, rows, cols] by columns: they are the rows of the transpose.
-
-    g(v) = vᵀJ is linear in v, and its Jacobian is Jᵀ: a graph of g, made once, is pulled back from the columns.
-    Needs operations whose backward can be differentiated; no forward-mode rules, and no second forward.
-
-    Cost: about two backward passes for the graph, then one for each column.
-    """
-    v = torch.zeros_like(problem.of.tensor, requires_grad=True)
-    g = torch.autograd.grad(problem.of.tensor, problem.wrt.tensor, v, create_graph=True)[0]
-    if not g.requires_grad:
-        raise RuntimeError("the backward of this graph is not differentiable")
-    end = End(g, problem.wrt.batched)
-    turned = Problem(
-        of=end,
-        wrt=End(v, problem.of.batched),
-        vectors=Vectors(end, problem.cols),
-        cols=problem.vectors.indices,
-        samples=problem.samples,
-        groups=problem.groups,
-        averaged=False,
-        chunk=problem.chunk,
-    )
-    return rows(turned, pull).transpose(1, 2)
-
-
-def coupled(of: End, wrt: End) -> bool:
-    """Whether samples influence one another: a cotangent on half of them reaches the other half. One backward."""
-    half = torch.zeros_like(of.tensor)
-    half[::2].normal_()
-    grad = plain_vjp(of.tensor, wrt.tensor, half)
-    return grad is not None and bool((grad[1::2] != 0).any())

@@ -1,4 +1,4 @@
-"""Pulling cotangents back: v ↦ vᵀJ for many v at once, by several engines, on an ordinary autograd graph.
+"""Rows of a Jacobian: pulling cotangents back, v ↦ vᵀJ, for many v at once, on an ordinary autograd graph.
 
 `torch.vmap` over `autograd.grad` has batching rules for what models are made of; `is_grads_batched` is the older vmap,
 with fewer rules but fewer objections; the loop works wherever a plain backward does. `torch.func.jacrev` is not used:
@@ -13,25 +13,52 @@ import torch
 from torch import Tensor, nn
 
 from gradlab.errors import JacobianError
+from gradlab.jacobians.problem import End, Problem, as_tensor
 
-Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
+Pull = Callable[[End, End, Tensor], Tensor]
 """(of [*out], wrt [*in], cotangents [k, *out]) -> [k, *in]; the graph is kept."""
 
 
-def plain_vjp(of: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor | None:
+class NoBackwardError(JacobianError):
+    """Not even a plain backward works here."""
+
+
+def rows(problem: Problem, pull: Pull) -> Tensor:
+    """[blocks, rows, cols] by pulling the vectors back, a chunk at a time into one tensor.
+
+    Cost: `groups * rows` backward passes' arithmetic; memory of one chunk besides the result.
+    """
+    of, wrt, vectors, cols = problem.of, problem.wrt, problem.vectors, problem.cols
+    kept = slice(None) if cols == range(wrt.size) else as_tensor(cols, wrt.tensor.device)
+    if len(problem.groups) == 1 and len(vectors) <= problem.chunk:
+        pulled = pull(of, wrt, of.spread(vectors.part(0, len(vectors)), problem.groups[0]))
+        return wrt.gather(pulled.detach(), problem.groups[0])[..., kept]
+    result = torch.empty(problem.num_blocks, len(vectors), len(cols), dtype=wrt.tensor.dtype, device=wrt.tensor.device)
+    first = 0
+    for group in problem.groups:
+        last = first + (len(group) if wrt.batched else 1)
+        for start in range(0, len(vectors), problem.chunk):
+            part = vectors.part(start, start + problem.chunk)
+            pulled = pull(of, wrt, of.spread(part, group))
+            result[first:last, start : start + len(part)] = wrt.gather(pulled.detach(), group)[..., kept]
+        first = last
+    return result
+
+
+def plain_vjp(of: End, wrt: End, cotangent: Tensor) -> Tensor | None:
     """vᵀJ [*in] by one plain backward of `cotangent` [*out], or None where `of` does not depend on `wrt`.
 
     Raises:
-        JacobianError: if that fails, and with it all hope of another engine.
+        NoBackwardError: if that fails, and with it all hope of another engine on this graph.
     """
     try:
-        return torch.autograd.grad(of, wrt, cotangent, retain_graph=True, allow_unused=True)[0]
+        return torch.autograd.grad(of.node, wrt.node, cotangent, retain_graph=True, allow_unused=True)[0]
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if "use_reentrant=True" in str(error) and not isinstance(wrt, nn.Parameter):
-            return _accumulated(of, wrt, cotangent)
-        raise JacobianError(f"a plain backward fails here, so there is no Jacobian to measure: {error}") from error
+        if "use_reentrant=True" in str(error) and wrt.edge is None and not isinstance(wrt.tensor, nn.Parameter):
+            return _accumulated(of.tensor, wrt.tensor, cotangent)
+        raise NoBackwardError(f"a plain backward fails here, so there is no Jacobian to measure: {error}") from error
 
 
 def _accumulated(of: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor | None:
@@ -42,11 +69,14 @@ def _accumulated(of: Tensor, wrt: Tensor, cotangent: Tensor) -> Tensor | None:
     return grad
 
 
-def by_vmap(of: Tensor, wrt: Tensor, cotangents: Tensor) -> Tensor:
+def by_vmap(of: End, wrt: End, cotangents: Tensor) -> Tensor:
     """All rows in one batched backward."""
+    outputs, inputs = of.node, wrt.node
 
     def pull(cotangent: Tensor) -> Tensor:
-        return torch.autograd.grad(of, wrt, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+        return torch.autograd.grad(
+            outputs, inputs, cotangent, retain_graph=True, allow_unused=True, materialize_grads=wrt.edge is None
+        )[0]
 
     # An op without a batching rule runs row by row, which is slower and no less right: not worth a warning to the user.
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
@@ -57,21 +87,37 @@ def by_vmap(of: Tensor, wrt: Tensor, cotangents: Tensor) -> Tensor:
     return pulled
 
 
-def by_batched_grad(of: Tensor, wrt: Tensor, cotangents: Tensor) -> Tensor:
+def by_batched_grad(of: End, wrt: End, cotangents: Tensor) -> Tensor:
     """The same by the older vmap, which batches fewer operations and accepts more graphs."""
     return torch.autograd.grad(
-        of, wrt, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True, is_grads_batched=True
+        of.node,
+        wrt.node,
+        cotangents,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=wrt.edge is None,
+        is_grads_batched=True,
     )[0]
 
 
-def by_loop(of: Tensor, wrt: Tensor, cotangents: Tensor) -> Tensor:
+def by_loop(of: End, wrt: End, cotangents: Tensor) -> Tensor:
     """One plain backward a row."""
-    pulled = torch.zeros((len(cotangents), *wrt.shape), dtype=wrt.dtype, device=wrt.device)
+    like = wrt.tensor
+    pulled = torch.zeros((len(cotangents), *like.shape), dtype=like.dtype, device=like.device)
     for row, cotangent in zip(pulled, cotangents, strict=True):
         grad = plain_vjp(of, wrt, cotangent)
         if grad is not None:
             row.copy_(grad.detach())
     return pulled
+
+
+def coupled(of: End, wrt: End) -> bool:
+    """Whether samples influence one another: a cotangent on half of them reaches the other half. One backward."""
+    half = torch.zeros_like(of.tensor)
+    some = torch.randn(half[::2].shape, generator=torch.Generator().manual_seed(0))  # not from training's generator
+    half[::2] = some.to(half)
+    grad = plain_vjp(of, wrt, half)
+    return grad is not None and bool((grad[1::2] != 0).any())
 
 
 def chunk_rows(of: Tensor, wrt: Tensor, widest_bytes: int) -> int:

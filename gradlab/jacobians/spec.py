@@ -1,10 +1,10 @@
-"""The options of a logged Jacobian slice, without torch."""
+"""The options of what is measured again and again while a model trains, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from gradlab.errors import JacobianError
 
@@ -21,21 +21,114 @@ class JacobianSlice:
     """Which entries of `of`: the first so many, or a list of flat indices; all where left out."""
     cols: int | Sequence[int] | None = None
     """Which entries of `wrt` are kept: the first so many, or a list of flat indices; all where left out."""
+    groups: Mapping[str, Sequence[int]] | None = None
+    """In place of `rows`, named groups of entries of `of`, as of classes; a row is the derivative of a group's mean."""
+    weights: Sequence[Sequence[float]] | None = None
+    """In place of `rows`, vectors with a weight for each entry of `of`; the rows are `weights @ J`."""
     every: int = 100
     """Compute on every so many optimizer steps, the first one included."""
     samples: int = 1
-    """How many samples of the probe batch; the logged block is their mean."""
+    """How many samples of the probe batch."""
+    reduce: Literal["mean", "rms", "none"] = "mean"
+    """How the blocks of several samples become one: by `mean`, root mean square (`rms`), or not at all (`none`)."""
     of_map: Literal["softmax"] | None = None
     """A function put on `of` first: `softmax` over its last axis turns logits into probabilities."""
+    mode: Literal["replay", "live"] = "replay"
+    """On a forward of its own over fixed samples (`replay`), or on the training step's graph and batch (`live`)."""
+    train: bool = False
+    """Whether a replay runs modules in the modes that they are in, with dropout; without, in eval mode."""
+    probe: str = "train"
+    """Which probe batch: `train`, `validation` (where there is one), or a name given to `watch(probe={...})`."""
+    block: bool = True
+    """Whether the block is computed and stored; without, only its norm and leading singular values are estimated."""
+    label: str = ""
+    """Put behind the name, to tell apart slices of the same sites."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "samples"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise JacobianError(
-                    f"JacobianSlice({self.of!r}, {self.wrt!r}): {name} must be at least 1, got {value!r}."
-                )
-        if self.of_map not in (None, "softmax"):
-            raise JacobianError(
-                f"JacobianSlice({self.of!r}, {self.wrt!r}): of_map must be 'softmax' or left out, got {self.of_map!r}."
-            )
+        who = f"JacobianSlice({self.of!r}, {self.wrt!r})"
+        _check_counts(who, every=self.every, samples=self.samples)
+        _check_words(who, of_map=(self.of_map, (None, "softmax")), mode=(self.mode, ("replay", "live")))
+        _check_words(who, reduce=(self.reduce, ("mean", "rms", "none")))
+        given = [name for name in ("rows", "groups", "weights") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise JacobianError(f"{who}: {' and '.join(given)} both say what the rows are; give one of them.")
+        if self.mode == "live" and not self.block:
+            raise JacobianError(f"{who}: block=False needs mode='replay'; a live graph is read in rows.")
+
+    @property
+    def full_label(self) -> str:
+        """The label, with the probe batch where that is not the training one."""
+        return "-".join(part for part in (self.label, "" if self.probe == "train" else self.probe) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthGrowth:
+    """Log how directions grow from site to site on the way back: `DepthGrowth(at="layers.*", every=50)`."""
+
+    at: str | Sequence[str]
+    """Patterns of the sites between which growth is measured; every path must lead through each of them."""
+    of: str = "output"
+    """Where the way back begins."""
+    wrt: str = "input"
+    """Where it ends."""
+    directions: int = 8
+    """How many random orthonormal directions."""
+    every: int = 100
+    """Compute on every so many optimizer steps, the first one included."""
+    samples: int = 1
+    """How many samples of the probe batch; the growth is their mean."""
+    probe: str = "train"
+    """Which probe batch: `train`, `validation` (where there is one), or a name given to `watch(probe={...})`."""
+    label: str = ""
+    """Put behind the name, to tell apart several of the same sites."""
+
+    def __post_init__(self) -> None:
+        _check_counts(f"DepthGrowth({self.at!r})", every=self.every, samples=self.samples, directions=self.directions)
+
+    @property
+    def full_label(self) -> str:
+        """The label, with the probe batch where that is not the training one."""
+        return "-".join(part for part in (self.label, "" if self.probe == "train" else self.probe) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharpness:
+    """Log the largest eigenvalues of the loss Hessian: `Sharpness(every=100, loss=lambda model: ...)`."""
+
+    every: int = 100
+    """Compute on every so many optimizer steps, the first one included."""
+    top: int = 1
+    """How many eigenvalues."""
+    samples: int = 64
+    """How many samples of the first training batch the loss is taken on, where `loss` is left out (Lightning)."""
+    products: int = 30
+    """Hessian-vector products at most."""
+    label: str = ""
+    """Put behind the name, to tell apart several losses."""
+    loss: Callable[[Any], Any] | None = field(default=None, metadata={"python_only": True})
+    """From the model to a scalar loss on a fixed batch; under Lightning, the training step's where left out."""
+
+    def __post_init__(self) -> None:
+        _check_counts("Sharpness", every=self.every, top=self.top, samples=self.samples, products=self.products)
+
+    @property
+    def full_label(self) -> str:
+        """The label."""
+        return self.label
+
+
+Measurement = JacobianSlice | DepthGrowth | Sharpness
+
+
+def _check_counts(who: str, **counts: object) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise JacobianError(f"{who}: {name} must be at least 1, got {value!r}.")
+
+
+def _check_words(who: str, **words: tuple[object, tuple[object, ...]]) -> None:
+    for name, (value, known) in words.items():
+        if value not in known:
+            allowed = [repr(word) for word in known if word is not None]
+            left_out = " or left out" if None in known else ""
+            raise JacobianError(f"{who}: {name} must be {' or '.join(allowed)}{left_out}, got {value!r}.")

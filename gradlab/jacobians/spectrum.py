@@ -1,8 +1,9 @@
-"""Numbers that sum up a Jacobian: its Frobenius norm and, where it is small enough, what its singular values say."""
+"""Numbers that sum up a Jacobian: its Frobenius norm and what its singular values say."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor
 EXACT_UP_TO = 1024
 """The shorter side up to which all singular values are computed (a quarter of a second on one core at the most)."""
 
-_OF_SPECTRUM = ("sigma_1", "sigma_min", "cond", "effective_rank", "stable_rank")
+_OF_ALL = ("sigma_1", "sigma_min", "cond", "effective_rank", "participation_rank", "stable_rank")
+_OF_SOME = ("sigma_1", "stable_rank")
+
+Product = Callable[[Tensor], Tensor]
+"""[k, n] -> [k, m]: k vectors through a matrix, a row each."""
 
 
 @dataclass(frozen=True)
@@ -20,24 +25,34 @@ class Summary:
 
     scalars: dict[str, float]
     """`nonfinite` (count), `fro`, and of the singular values σ: `sigma_1`, `sigma_min`, `cond` = σ₁/σ_min,
-    `effective_rank` = exp(entropy of σ/Σσ) (Roy and Vetterli 2007), `stable_rank` = ‖J‖_F²/σ₁²."""
+    `effective_rank` = exp(entropy of σ/Σσ) (Roy and Vetterli 2007), `participation_rank` = (Σσ²)²/Σσ⁴,
+    `stable_rank` = ‖J‖_F²/σ₁². Of leading singular values only `sigma_1` and `stable_rank`."""
     singular_values: Tensor
-    """[k] float64 on the host, largest first; empty where there are too many."""
+    """[k] float64 on the host, largest first."""
+    complete: bool = True
+    """Whether these are all singular values."""
 
 
-def summarise(matrix: Tensor) -> Summary:
+def summarise(matrix: Tensor, top: int = 8) -> Summary:
     """Sum up [rows, cols]. A matrix that is not finite has NaN for all but `nonfinite`.
 
-    Cost: a Gram matrix of the shorter side in float64 and its eigenvalues, up to a side of `EXACT_UP_TO`.
+    Cost: a Gram matrix of the shorter side in float64 and its eigenvalues, up to a side of `EXACT_UP_TO`; beyond, about
+    twelve products with `top + 8` vectors for the `top` leading singular values.
     """
-    with_spectrum = min(matrix.shape) <= EXACT_UP_TO
-    nonfinite = int((~torch.isfinite(matrix)).sum())
-    if nonfinite:
-        names = ("fro", *(_OF_SPECTRUM if with_spectrum else ()))
-        return Summary({"nonfinite": float(nonfinite)} | dict.fromkeys(names, math.nan), torch.empty(0))
-    fro = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-    sigma = singular_values(matrix) if with_spectrum else torch.empty(0)
-    return Summary({"nonfinite": 0.0, "fro": fro} | (_of_spectrum(sigma, fro) if with_spectrum else {}), sigma)
+    complete = min(matrix.shape) <= EXACT_UP_TO
+    norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)
+    fro = float(norm)
+    if not math.isfinite(fro):
+        nonfinite = float((~torch.isfinite(matrix)).sum())
+        names = ("fro", *(_OF_ALL if complete else _OF_SOME))
+        return Summary({"nonfinite": nonfinite} | dict.fromkeys(names, math.nan), torch.empty(0))
+    if complete:
+        sigma = singular_values(matrix)
+        return Summary({"nonfinite": 0.0, "fro": fro} | of_all(sigma, fro), sigma)
+    start = torch.randn(top + 8, matrix.shape[1], generator=torch.Generator().manual_seed(0))
+    values = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
+    sigma = leading(lambda u: u @ values.T, lambda v: v @ values, start.to(values), top)
+    return Summary({"nonfinite": 0.0, "fro": fro} | of_leading(sigma, fro), sigma, complete=False)
 
 
 def singular_values(matrix: Tensor) -> Tensor:
@@ -56,15 +71,54 @@ def singular_values(matrix: Tensor) -> Tensor:
     return torch.where(sigma > floor, sigma, 0.0)
 
 
-def _of_spectrum(sigma: Tensor, fro: float) -> dict[str, float]:
+def leading(mv: Product, rmv: Product, start: Tensor, top: int, passes: int = 5) -> Tensor:
+    """The `top` largest singular values by block Krylov (Musco and Musco 2015), [top] float64 on the host.
+
+    Right to about a percent on flat spectra, where sketches without passes are ten percent off, and far better on
+    decaying ones.
+
+    Args:
+        mv: u ↦ Ju for [k, cols].
+        rmv: v ↦ Jᵀv for [k, rows].
+        start: [k, cols] random, k above `top`.
+        top: how many are wanted.
+        passes: how often both products are applied.
+    Cost: `2 * passes + 1` products with k vectors, and `passes` orthogonalisations.
+    """
+    basis = torch.linalg.qr(start.T).Q.T
+    images = newest = mv(basis)
+    for _ in range(passes):
+        pulled = fresh = rmv(newest)
+        for _ in range(2):  # Once more, since the first subtraction leaves its own rounding behind.
+            fresh = fresh - (fresh @ basis.T) @ basis
+        q, r = torch.linalg.qr(fresh.T)
+        # What lies in the basis already comes back as rounding: it is no new direction.
+        is_new = r.diagonal().abs() > 1e3 * torch.finfo(r.dtype).eps * torch.linalg.vector_norm(pulled)
+        if not is_new.any():
+            break
+        fresh = q.T[is_new]
+        newest = mv(fresh)
+        basis, images = torch.cat([basis, fresh]), torch.cat([images, newest])
+    return torch.linalg.svdvals(images.double().cpu())[:top]
+
+
+def of_all(sigma: Tensor, fro: float) -> dict[str, float]:
+    """The scalars of all singular values, [k] largest first."""
     first, last = float(sigma[0]), float(sigma[-1])
     if first == 0:
-        return {"sigma_1": 0.0, "sigma_min": 0.0, "cond": math.nan, "effective_rank": 0.0, "stable_rank": 0.0}
-    share = sigma / sigma.sum()
+        return dict.fromkeys(_OF_ALL, 0.0) | {"cond": math.nan}
+    share, squares = sigma / sigma.sum(), (sigma / first) ** 2
     return {
         "sigma_1": first,
         "sigma_min": last,
         "cond": first / last if last > 0 else math.inf,
         "effective_rank": float(torch.special.entr(share).sum().exp()),
+        "participation_rank": float(squares.sum() ** 2 / (squares**2).sum()),
         "stable_rank": (fro / first) ** 2,
     }
+
+
+def of_leading(sigma: Tensor, fro: float) -> dict[str, float]:
+    """The scalars of the leading singular values and the norm. No condition number: that takes the smallest one too."""
+    first = float(sigma[0])
+    return {"sigma_1": first, "stable_rank": (fro / first) ** 2 if first > 0 else 0.0}

@@ -102,7 +102,7 @@ def open_session(
     experiment = prepared.loaded.experiment
     gradlab = GradlabCallback(
         taps=prepared.taps,
-        jacobians=experiment.jacobians,
+        jacobians=(*experiment.jacobians, *experiment.depth_growth, *experiment.sharpness),
         profile=experiment.profile,
         sinks=results.sinks,
         profile_dir=folder.events,

@@ -77,7 +77,7 @@ def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
         UsageError: where it has finished, or its checkpoint cannot be read; the folder is left as it was.
         RunError: where another process runs it.
     """
-    _find_modules_of(folder)
+    find_modules_of(folder)
     if own_rank():
         return _follow(prepare(folder.resolved))
     step = _step_to_resume(folder)
@@ -190,7 +190,7 @@ def _write_exit(outcome: Outcome, request: StopRequest) -> None:
         outcome.folder.write_exit(code=outcome.code, reason=outcome.reason, **facts)
 
 
-def _find_modules_of(folder: RunFolder) -> None:
+def find_modules_of(folder: RunFolder) -> None:
     """Let a module that lay beside the experiment file be imported, although the run's copy of it lies elsewhere."""
     experiment = (read_json(folder.record) or {}).get("experiment")
     if experiment is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from gradlab.frame import Finding
-from gradlab.jacobians.spec import JacobianSlice
+from gradlab.jacobians.spec import Measurement, Sharpness
+from gradlab.lightning.loss import TrainingLoss
 from gradlab.lightning.phases import PhaseActions
 from gradlab.monitor import Monitor
 from gradlab.profiling.oom import OutOfMemory, explain
@@ -30,7 +31,8 @@ class GradlabCallback(pl.Callback):
 
     Args:
         taps: what to watch; the module's own `taps()` where it has them, else the gradient norm of every parameter.
-        jacobians: Jacobian slices, replayed on the first samples of the first training batch.
+        jacobians: slices, depth growths and sharpnesses, on the first samples of the first training batch (a slice with
+            `probe="validation"` on those of the first validation batch).
         profile: windows of torch.profiler, below `profile_dir`; where left out, those that `gradlab profile` asks for.
         performance: log where the time of steps goes (`perf/*`); where left out, if there is a sink.
         sinks: where results go; the caller closes them.
@@ -42,7 +44,7 @@ class GradlabCallback(pl.Callback):
         self,
         *,
         taps: Sequence[Tap] | None = None,
-        jacobians: Sequence[JacobianSlice] = (),
+        jacobians: Sequence[Measurement] = (),
         profile: Profile | None = None,
         performance: bool | None = None,
         sinks: Sequence[Sink] = (),
@@ -51,6 +53,8 @@ class GradlabCallback(pl.Callback):
     ) -> None:
         self.taps = taps
         self.jacobians = tuple(jacobians)
+        self._loss: TrainingLoss | None = None
+        self._validation_probe: Any = None
         self.profile = profile
         self.performance = bool(sinks) if performance is None else performance
         self.sinks = tuple(sinks)
@@ -78,7 +82,7 @@ class GradlabCallback(pl.Callback):
             pl_module,
             trainer.optimizers,
             taps=self.taps if self.taps is not None else _declared_taps(pl_module),
-            jacobians=self.jacobians,
+            jacobians=self._measurements(pl_module),
             scaler=scaler,
             sinks=self.sinks,
             performance=False,  # Lightning says itself when a phase begins
@@ -86,6 +90,8 @@ class GradlabCallback(pl.Callback):
             first_step=trainer.global_step,
             closes_sinks=False,
         )
+        if self._validation_probe is not None:
+            self.monitor.use_probe(self._validation_probe, "validation")
         self.profiler = Profiler(
             self.profile or ON_DEMAND,
             self._folder(trainer),
@@ -114,10 +120,10 @@ class GradlabCallback(pl.Callback):
             self.profiler.data_ready()
         if self._performance is not None:
             self._performance.batch(batch)
-        if self.jacobians and self.monitor is not None and not self.monitor.has_probe:
-            probe = _probe_input(pl_module, batch)
-            if probe is not None:
-                self.monitor.use_probe(probe)
+        if self.monitor is not None and self.monitor.wants_probe():
+            self.monitor.use_probe(_probe_input(pl_module, batch))
+        if self._loss is not None:
+            self._loss.use_batch(batch)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,6 +134,17 @@ class GradlabCallback(pl.Callback):
         if self._performance is not None and trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
             self._performance.step_ended(trainer.global_step - 1)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The first validation batch, be it of the sanity check, is a probe batch where one is wanted."""
+        if not any(getattr(spec, "probe", "") == "validation" for spec in self.jacobians):
+            return
+        if self.monitor is not None and self.monitor.wants_probe("validation"):
+            self.monitor.use_probe(_probe_input(pl_module, batch), "validation")
+        elif self._validation_probe is None:
+            self._validation_probe = _probe_input(pl_module, batch)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """No profile window is open in validation, and its time is no step's."""
@@ -150,6 +167,14 @@ class GradlabCallback(pl.Callback):
         if isinstance(exception, torch.OutOfMemoryError):
             self._explain(exception, trainer, pl_module)
         self._close(failed=True)
+
+    def _measurements(self, pl_module: pl.LightningModule) -> list[Measurement]:
+        """What to measure, with the training step's loss where a sharpness brings none."""
+        without = [spec for spec in self.jacobians if isinstance(spec, Sharpness) and spec.loss is None]
+        if not without:
+            return list(self.jacobians)
+        self._loss = TrainingLoss(pl_module, max(spec.samples for spec in without))
+        return [replace(spec, loss=self._loss) if spec in without else spec for spec in self.jacobians]
 
     def _explain(self, error: torch.OutOfMemoryError, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         folder, step = self._folder(trainer), trainer.global_step
@@ -177,8 +202,7 @@ def _declared_taps(module: pl.LightningModule) -> Sequence[Tap] | None:
     return declared() if callable(declared) else None
 
 
-def _probe_input(module: pl.LightningModule, batch: Any) -> Tensor | None:
-    """The tensor that the module's forward takes, out of a batch."""
+def _probe_input(module: pl.LightningModule, batch: Any) -> Any:
+    """What the module's forward takes, out of a batch."""
     chooser = getattr(module, "probe_input", None)
-    value = chooser(batch) if callable(chooser) else batch[0] if isinstance(batch, tuple | list) else batch
-    return value if isinstance(value, Tensor) else None
+    return chooser(batch) if callable(chooser) else batch[0] if isinstance(batch, tuple | list) else batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from gradlab.models.classifier import Classifier
 from gradlab.taps.rule import Tap
 
 Activation = Literal["relu", "tanh", "gelu"]
+Init = Literal["default", "orthogonal", "gaussian"]
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
 _MODULES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
@@ -35,6 +36,8 @@ class MLP(Classifier):
         activation: Activation = "relu",
         functional: bool = True,
         dropout: float = 0.0,
+        init: Init = "default",
+        gain: float = 1.0,
         lr: float = 1e-3,
     ) -> None:
         """Build it.
@@ -46,6 +49,9 @@ class MLP(Classifier):
             activation: after each hidden linear.
             functional: whether activation and dropout are functions (torch.nn.functional) or modules (torch.nn).
             dropout: fraction of each hidden layer's outputs that is dropped while training.
+            init: weights of the hidden layers: torch's `default`, `orthogonal`, or `gaussian` with variance
+                gain² / fan-in. The last two begin with biases of zero.
+            gain: a factor on orthogonal or gaussian weights.
             lr: learning rate of the default optimizer.
         Raises:
             UsageError: an argument that cannot be.
@@ -55,13 +61,18 @@ class MLP(Classifier):
         check_count("MLP", "in_features", in_features)
         check_count("MLP", "num_classes", num_classes)
         check_choice("MLP", "activation", activation, _FUNCTIONS)
+        check_choice("MLP", "init", init, get_args(Init))
         check_dropout("MLP", dropout)
         self.save_hyperparameters(logger=False)
         self.lr = lr
         block = FunctionalLayer if functional else ModuleLayer
         sizes = [in_features, *widths]
-        self.layers = nn.ModuleList(block(*pair, activation, dropout) for pair in pairwise(sizes))
+        layers = [block(*pair, activation, dropout) for pair in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(sizes[-1], num_classes)
+        if init != "default":
+            for layer in layers:
+                _initialise(layer.linear, init, gain)
 
     def taps(self) -> Sequence[Tap]:
         """Every weight's gradient, and every tenth step the hidden layers: how large, and how many dead."""
@@ -74,6 +85,14 @@ class MLP(Classifier):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+def _initialise(linear: nn.Linear, init: Init, gain: float) -> None:
+    nn.init.zeros_(linear.bias)
+    if init == "orthogonal":
+        nn.init.orthogonal_(linear.weight, gain)
+    else:
+        nn.init.normal_(linear.weight, std=gain / linear.in_features**0.5)
 
 
 class FunctionalLayer(nn.Module):

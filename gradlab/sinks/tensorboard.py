@@ -68,23 +68,29 @@ class TensorBoardSink:
     def jacobian(self, block: JacobianBlock, step: int, wall_time: float) -> None:
         """Write a block: its numbers with the names of its axes, its picture (of its samples' mean), its summaries."""
         tag = self._jacobian_tag(block)
-        described = {
-            "version": 1,
-            "of": block.of,
-            "wrt": block.wrt,
-            "label": block.label,
-            "row_names": block.row_names,
-            "col_names": block.col_names,
-            "engine": block.engine,
-            "notes": block.notes,
-        }
-        self.writer.tensor(tag, block.values, step, wall_time, plugin_name=JACOBIAN_PLUGIN, metadata=described)
-        if len(block.singular_values):
-            spectrum_tag = f"{tag}/singular_values"
-            self.writer.tensor(spectrum_tag, block.singular_values, step, wall_time, plugin_name=JACOBIAN_PLUGIN)
-        matrix = block.values.mean(0, np.float64) if block.values.ndim == 3 else block.values
         native_tag = tag.removeprefix("gradlab/")
-        self.writer.image(native_tag, diverging(matrix), step, wall_time)
+        whose = {"version": 1, "of": block.of, "wrt": block.wrt, "label": block.label}
+        if block.values.size:
+            described = whose | {
+                "kind": block.kind,
+                "row_names": block.row_names,
+                "col_names": block.col_names,
+                "engine": block.engine,
+                "notes": block.notes,
+            }
+            self.writer.tensor(tag, block.values, step, wall_time, plugin_name=JACOBIAN_PLUGIN, metadata=described)
+            matrix = block.values.mean(0, np.float64) if block.values.ndim == 3 else block.values
+            self.writer.image(native_tag, diverging(matrix), step, wall_time)
+        if len(block.singular_values):
+            described = whose | {"kind": "singular_values", "complete": block.complete}
+            self.writer.tensor(
+                f"{tag}/singular_values",
+                block.singular_values,
+                step,
+                wall_time,
+                plugin_name=JACOBIAN_PLUGIN,
+                metadata=described,
+            )
         self.writer.scalars(block_scalars(block, native_tag), step, wall_time)
 
     def text(self, tag: str, markdown: str, step: int, wall_time: float) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import gradlab
 from gradlab.jacobians import ladder
 from gradlab.jacobians.probe import JacobianProbe
-from gradlab.jacobians.problem import Problem, rows
-from gradlab.jacobians.rows import by_vmap
+from gradlab.jacobians.problem import Problem
+from gradlab.jacobians.rows import by_vmap, rows
 from gradlab.jacobians.spec import JacobianSlice
 
 MODEL = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).double()
@@ -85,7 +85,11 @@ def test_a_backward_that_cannot_be_differentiated_gives_no_zero_columns() -> Non
     model = Model()
     block = gradlab.jacobian(model, torch.randn(1, 2))
     assert block.engine == "vmap"
-    assert [note.split(":")[0] for note in block.notes] == ["columns refused", "columns_math refused"]
+    assert [note.split(":")[0] for note in block.notes] == [
+        "columns refused",
+        "columns_math refused",
+        "forward refused",
+    ]
     np.testing.assert_allclose(block.values, 4 * model.wide.weight.detach().numpy(), rtol=1e-6)
 
 

@@ -97,8 +97,8 @@ TEXTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "engine": (
         {"wrt": "embed", "engine": "vmapp"},
-        "engine='vmapp' is no engine. Did you mean 'vmap'? There are: auto, columns, columns_math, vmap, "
-        "is_grads_batched, loop.",
+        "engine='vmapp' is no engine. Did you mean 'vmap'? There are: auto, rank, columns, "
+        "columns_math, forward, vmap, is_grads_batched, loop, differences.",
     ),
     "reduce": (
         {"wrt": "embed", "reduce": "sum"},
@@ -157,7 +157,7 @@ def test_an_engine_that_was_insisted_on_fails_with_its_own_words() -> None:
         gradlab.jacobian(Model(), torch.randn(2, 3), engine="vmap")
 
 
-def test_a_backward_that_always_fails_is_reported_once_and_plainly() -> None:
+def test_a_backward_that_always_fails_is_reported_plainly_and_replaced_by_differences() -> None:
     class Broken(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -172,10 +172,14 @@ def test_a_backward_that_always_fails_is_reported_once_and_plainly() -> None:
             return Broken.apply(x)
 
     with pytest.raises(JacobianError) as caught:
-        gradlab.jacobian(Model(), torch.randn(2, 3))
+        gradlab.jacobian(Model(), torch.randn(2, 3), engine="loop")
     assert str(caught.value) == (
         "a plain backward fails here, so there is no Jacobian to measure: no backward on this device"
     )
+    block = gradlab.jacobian(Model(), torch.randn(2, 3))
+    assert block.engine == "differences"
+    assert block.notes[-1].startswith("central differences, right to about three digits, since a plain backward fails")
+    torch.testing.assert_close(torch.tensor(block.values), 2 * torch.eye(3), rtol=1e-3, atol=1e-3)
 
 
 def test_lazy_parameters_want_a_forward_first() -> None:

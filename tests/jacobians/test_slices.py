@@ -15,7 +15,8 @@ import gradlab
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians import problem as problem_module
 from gradlab.jacobians.ladder import Ladder
-from gradlab.jacobians.measure import Question, measure
+from gradlab.jacobians.measure import measure
+from gradlab.jacobians.question import Question
 
 
 class Quadratic(nn.Module):
@@ -154,7 +155,7 @@ MLP = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 5)).double()
 BATCH = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("engine", ["vmap", "is_grads_batched", "loop", "columns", "columns_math"])
+@pytest.mark.parametrize("engine", ["vmap", "is_grads_batched", "loop", "columns", "columns_math", "forward"])
 @pytest.mark.parametrize("of_map", [None, "softmax"])
 def test_rows_and_columns_and_all_engines_agree(engine: str, of_map: Any) -> None:
     options = {"reduce": "none", "of_map": of_map}
@@ -200,7 +201,7 @@ def test_names_are_indices_without_the_sample_axis() -> None:
 @pytest.mark.parametrize("engine", ["vmap", "columns"])
 def test_the_chunk_does_not_matter(chunk: int, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = values(MLP, BATCH, reduce="none", engine="loop")
-    monkeypatch.setattr("gradlab.jacobians.measure.chunk_rows", lambda *sizes: chunk)
+    monkeypatch.setattr("gradlab.jacobians.pose.chunk_rows", lambda *sizes: chunk)
     equal(values(MLP, BATCH, reduce="none", engine=engine), expected, 1e-13)
 
 
@@ -249,7 +250,7 @@ def test_memory_beyond_the_result_is_one_chunk(monkeypatch: pytest.MonkeyPatch) 
         return spread(self, vectors, samples)
 
     monkeypatch.setattr(problem_module.End, "spread", counting)
-    monkeypatch.setattr("gradlab.jacobians.measure.chunk_rows", lambda *sizes: 32)
+    monkeypatch.setattr("gradlab.jacobians.pose.chunk_rows", lambda *sizes: 32)
     wide = nn.Linear(3, 100)
     block: JacobianBlock = measure(wide, torch.randn(1, 3), Question(), Ladder("vmap"), torch.Generator())
     assert seen == [1, 32, 32, 32, 4]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradlab.jacobians import spectrum
-from gradlab.jacobians.spectrum import singular_values, summarise
+from gradlab.jacobians.spectrum import leading, singular_values, summarise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -36,6 +36,7 @@ def test_the_summary_follows_from_the_singular_values() -> None:
             "sigma_min": 1,
             "cond": 4,
             "effective_rank": math.exp(-(share * np.log(share)).sum()),
+            "participation_rank": 22**2 / (256 + 16 + 1 + 1),
             "stable_rank": 22 / 16,
         }
     )
@@ -71,8 +72,33 @@ def test_a_matrix_that_is_not_finite_is_counted_and_nothing_else(bad: float) -> 
     assert summary.singular_values.numel() == 0
 
 
-def test_a_large_matrix_has_its_norm_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectrum, "EXACT_UP_TO", 3)
-    matrix: Tensor = torch.randn(4, 4)
-    assert summarise(matrix).scalars == pytest.approx({"nonfinite": 0.0, "fro": float(matrix.norm())})
-    assert len(summarise(matrix[:3]).singular_values) == 3
+def test_a_large_matrix_has_its_norm_and_its_leading_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectrum, "EXACT_UP_TO", 30)
+    matrix: Tensor = torch.randn(100, 80)
+    expected = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
+    summary = summarise(matrix, top=4)
+    assert not summary.complete
+    np.testing.assert_allclose(summary.singular_values.numpy(), expected[:4], rtol=0.01)
+    assert summary.scalars == pytest.approx(
+        {
+            "nonfinite": 0.0,
+            "fro": float(matrix.norm()),
+            "sigma_1": float(summary.singular_values[0]),
+            "stable_rank": float(matrix.norm() / summary.singular_values[0]) ** 2,
+        }
+    )
+    assert summarise(matrix[:30]).complete
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("shape", [(200, 90), (60, 300)])
+def test_block_krylov_finds_the_leading_singular_values(decay: float, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    k = min(shape)
+    u, _ = torch.linalg.qr(torch.randn(shape[0], k, generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(shape[1], k, generator=generator, dtype=torch.float64))
+    sigma = torch.arange(1, k + 1, dtype=torch.float64) ** -decay
+    matrix = u * sigma @ v.T
+    start = torch.randn(16, shape[1], generator=generator, dtype=torch.float64)
+    found = leading(lambda rows: rows @ matrix.T, lambda rows: rows @ matrix, start, 8)
+    torch.testing.assert_close(found, sigma[:8], rtol=0.02, atol=0)

@@ -1,0 +1,151 @@
+"""Norm and leading singular values of a Jacobian that is never made, from products with a few vectors.
+
+For Jacobians too large to hold, or to be worth holding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradlab.jacobians.audit import Audit
+from gradlab.jacobians.columns import transposed
+from gradlab.jacobians.problem import End, Problem, as_tensor
+from gradlab.jacobians.rows import Pull, by_vmap
+from gradlab.jacobians.spectrum import Summary, leading, of_leading, summarise
+
+EXACT_UP_TO = 64
+"""The shorter side up to which the whole strip costs no more than an estimate."""
+_PROBES = 8
+_T_95 = (
+    math.nan,
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.16,
+    2.145,
+    2.131,
+)
+"""The 97.5 % points of Student's distribution, by degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One sample's slice J[rows, cols] as two products, each with many vectors at once."""
+
+    problem: Problem
+    sample: int
+    turned: tuple[End, End]
+    """The graph whose Jacobian is the transpose."""
+    pull: Pull = by_vmap
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[rows, cols]."""
+        return len(self.problem.vectors), len(self.problem.cols)
+
+    def rmv(self, vectors: Tensor) -> Tensor:
+        """[k, rows] -> [k, cols]: Jᵀv."""
+        of, wrt = self.problem.of, self.problem.wrt
+        return self._through(of, wrt, self.problem.vectors.mixed(vectors), self._cols())
+
+    def mv(self, vectors: Tensor) -> Tensor:
+        """[k, cols] -> [k, rows]: Ju."""
+        start, end = self.turned
+        spread = torch.zeros(len(vectors), end.size, dtype=vectors.dtype, device=vectors.device)
+        spread[:, self._cols()] = vectors
+        pushed = self._through(end, start, spread, slice(None))
+        of = self.problem.vectors
+        if of.weights is not None:
+            return pushed @ of.weights.T
+        return pushed[:, as_tensor(of.indices, pushed.device)]
+
+    def _through(self, of: End, wrt: End, flat: Tensor, kept: slice | Tensor) -> Tensor:
+        chunk = self.problem.chunk
+        group = (self.sample,)
+        parts = [
+            wrt.gather(self.pull(of, wrt, of.spread(flat[first : first + chunk], group)).detach(), group)[0][:, kept]
+            for first in range(0, len(flat), chunk)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _cols(self) -> slice | Tensor:
+        cols = self.problem.cols
+        return slice(None) if cols == range(self.problem.wrt.size) else as_tensor(cols, self.problem.wrt.tensor.device)
+
+
+def estimated(problem: Problem, top: int, audit: Audit, generator: torch.Generator) -> tuple[list[Summary], float]:
+    """A summary for each sample's slice: `fro` with `fro_lo` and `fro_hi` (95 %), leading singular values; audit error.
+
+    Raises:
+        RuntimeError: if the backward of this graph cannot be differentiated.
+    Cost: 8 + about 6 (top + 8) products with Jᵀ and as many with J, a sample.
+    """
+    turned = transposed(problem)
+    operators = [Operator(problem, sample, turned) for sample in problem.samples]
+    error = _audited(operators[audit.block or 0], audit, generator)
+    return [_summary(operator, top, generator) for operator in operators], error
+
+
+def _audited(operator: Operator, audit: Audit, generator: torch.Generator) -> float:
+    """The larger error of vᵀJ by the batched product against a plain backward, and of v·Ju against it."""
+    pulled = operator.rmv(audit.signs[None])[0].double()
+    expected = audit.expected.double()
+    direction = torch.randn(len(expected), generator=generator).to(expected)
+    pushed = operator.mv(direction[None].to(audit.signs.dtype))[0].double()
+    scale = torch.linalg.vector_norm(expected)
+    off = torch.maximum(
+        torch.linalg.vector_norm(pulled - expected),
+        (audit.signs.double() @ pushed - expected @ direction).abs() / torch.linalg.vector_norm(direction),
+    )
+    return 0.0 if scale == 0 else float(off / scale)
+
+
+def _summary(operator: Operator, top: int, generator: torch.Generator) -> Summary:
+    like = operator.problem.of.tensor
+    rows, cols = operator.shape
+    if min(rows, cols) <= EXACT_UP_TO:
+        return _exact(operator)
+    fro, low, high = frobenius(operator, generator)
+    width = min(top + 8, rows, cols)
+    start = torch.randn(width, cols, generator=generator).to(like.device, like.dtype)
+    sigma = leading(operator.mv, operator.rmv, start, top)
+    finite = bool(torch.isfinite(sigma).all()) and math.isfinite(fro)
+    scalars = {"nonfinite": float(not finite), "fro": fro, "fro_lo": low, "fro_hi": high}
+    return Summary(scalars | of_leading(sigma, fro), sigma, complete=False)
+
+
+def _exact(operator: Operator) -> Summary:
+    """All of it, where the short side is so short that estimates would cost more: no matrix but that strip is made."""
+    like = operator.problem.of.tensor
+    rows, cols = operator.shape
+    through = operator.rmv if rows <= cols else operator.mv
+    strip = through(torch.eye(min(rows, cols), dtype=like.dtype, device=like.device))
+    summary = summarise(strip)
+    fro = summary.scalars["fro"]
+    return replace(summary, scalars=summary.scalars | {"fro_lo": fro, "fro_hi": fro})
+
+
+def frobenius(operator: Operator, generator: torch.Generator, probes: int = _PROBES) -> tuple[float, float, float]:
+    """‖J‖_F and its 95 % interval, from ‖Jᵀv‖² for random signs v (Hutchinson 1990).
+
+    Signs have the smallest variance of all independent entries: what is left is off the diagonal of JJᵀ.
+    """
+    like = operator.problem.of.tensor
+    rows = operator.shape[0]
+    signs = (torch.randint(0, 2, (probes, rows), generator=generator) * 2 - 1).to(like.device, like.dtype)
+    squares = operator.rmv(signs).double().square().sum(1)
+    mean, half = float(squares.mean()), _T_95[probes - 1] * float(squares.std()) / math.sqrt(probes)
+    return math.sqrt(mean), math.sqrt(max(0.0, mean - half)), math.sqrt(mean + half)
