@@ -90,6 +90,9 @@ class Diagnose:
 
     on_finding: Literal["log", "checkpoint", "profile", "stop"] = "log"
     """At a finding: only `log` it, save a `checkpoint`, open a `profile` window, or `stop` the run."""
+    nonfinite: Literal["report", "explain", "skip"] = "report"
+    """At a gradient that is NaN or infinite: `report` the first site, `explain` by naming the op (a host read a step),
+    or explain and `skip` the update, with the batch saved in the run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

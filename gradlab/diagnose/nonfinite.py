@@ -3,9 +3,13 @@
 A step runs its forward in site order, then its backward against it. The site that went non-finite first in that order
 made the number (or what lies between it and the finite site before it did); all the others pass it on. An infinity that
 reached neither the end of the forward nor a gradient, such as the -inf of an attention mask, is no alarm.
+
+A NaN norm is a NaN in the tensor. An infinite norm is an infinity, or numbers whose squares overflow float32.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -65,8 +69,12 @@ def _backward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
     after = [n for n in range(place + 1, len(series)) if not is_absent(series.values[n : n + 1])[0]]
     where = f"; that of {series.schema.sites[after[0]]}, nearer the loss, is finite" if after else ", nearest the loss"
     values = " All values of the forward are finite." if _VALUES in frame else ""
-    message = f"{what} of {site} is not finite at step {frame.step}{where}{_passed_on(bad)}.{values}"
+    message = f"{what} of {site} {_is(series[site])} at step {frame.step}{where}{_passed_on(bad)}.{values}"
     return _finding(frame, site, message, {metric: series[site]}, bad)
+
+
+def _is(norm: float) -> str:
+    return "holds NaN" if math.isnan(norm) else "is infinite, or beyond 1.8e19,"
 
 
 def _passed_on(bad: dict[str, np.ndarray]) -> str:

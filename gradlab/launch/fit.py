@@ -23,6 +23,7 @@ from gradlab.lightning.callback import GradlabCallback
 from gradlab.lightning.module import GradlabModule
 from gradlab.runs.folder import RunFolder
 from gradlab.sinks import Sink
+from gradlab.taps.tripwire import NonFinite
 
 _DEFAULTS = {"enable_model_summary": False, "log_every_n_steps": 10}
 """Where gradlab's defaults differ from Lightning's: its table of layers comes at the end, and small data are logged."""
@@ -104,6 +105,7 @@ def open_session(
         taps=prepared.taps,
         jacobians=(*experiment.jacobians, *experiment.depth_growth, *experiment.sharpness),
         profile=experiment.profile,
+        nonfinite=_guard(experiment.diagnose.nonfinite, folder),
         sinks=results.sinks,
         profile_dir=folder.events,
     )
@@ -119,6 +121,13 @@ def open_session(
         sinks=results.sinks,
         started=time.monotonic(),
     )
+
+
+def _guard(action: str, folder: RunFolder) -> NonFinite | None:
+    """What `diagnose.nonfinite` asks for."""
+    if action == "report":
+        return None
+    return NonFinite(skip=True, save=folder.path) if action == "skip" else NonFinite()
 
 
 def _trainer_options(prepared: Prepared, folder: RunFolder, *, bar: bool) -> dict[str, Any]:

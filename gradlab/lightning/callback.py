@@ -21,6 +21,7 @@ from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.profiling.window import Profiler
 from gradlab.sinks import Sink
 from gradlab.taps.rule import Tap
+from gradlab.taps.tripwire import NonFinite
 
 
 class GradlabCallback(pl.Callback):
@@ -35,6 +36,7 @@ class GradlabCallback(pl.Callback):
             `probe="validation"` on those of the first validation batch).
         profile: windows of torch.profiler, below `profile_dir`; where left out, those that `gradlab profile` asks for.
         performance: log where the time of steps goes (`perf/*`); where left out, if there is a sink.
+        nonfinite: what to do before an update whose gradients are not finite.
         sinks: where results go; the caller closes them.
         strict: raise where a tap or a sink fails, instead of one warning.
         profile_dir: folder for the profile windows; the trainer's `default_root_dir` where left out.
@@ -47,6 +49,7 @@ class GradlabCallback(pl.Callback):
         jacobians: Sequence[Measurement] = (),
         profile: Profile | None = None,
         performance: bool | None = None,
+        nonfinite: NonFinite | None = None,
         sinks: Sequence[Sink] = (),
         strict: bool = False,
         profile_dir: str | Path | None = None,
@@ -58,6 +61,7 @@ class GradlabCallback(pl.Callback):
         self.profile = profile
         self.performance = bool(sinks) if performance is None else performance
         self.sinks = tuple(sinks)
+        self.nonfinite = nonfinite
         self.strict = strict
         self.profile_dir = profile_dir
         self.monitor: Monitor | None = None
@@ -83,6 +87,7 @@ class GradlabCallback(pl.Callback):
             trainer.optimizers,
             taps=self.taps if self.taps is not None else _declared_taps(pl_module),
             jacobians=self._measurements(pl_module),
+            nonfinite=self.nonfinite,
             scaler=scaler,
             sinks=self.sinks,
             performance=False,  # Lightning says itself when a phase begins

@@ -38,8 +38,8 @@ class NonFinite:
     """Leave out the update: the optimizer finds no gradients and changes neither weights nor its state."""
     explain: bool = True
     """Run the step again on the side, once for each run of bad steps, and name the op, the line and its inputs."""
-    save: bool = False
-    """Save the batch, the random state and what was found to `nonfinite-step<n>.pt` in the log folder."""
+    save: bool | str | Path = False
+    """Save the batch, the random state and the origin to `nonfinite-step<n>.pt`, in this folder or the log folder."""
 
 
 class _Batch:
@@ -89,7 +89,7 @@ class Tripwire:
     def __init__(self, model: nn.Module, options: NonFinite, folder: Path | None) -> None:
         self.model = model
         self.options = options
-        self.folder = folder
+        self.folder = folder if options.save is True else Path(options.save) if options.save else None
         self._batches: list[_Batch] = []
         self._held_back: list[tuple[nn.Parameter, Tensor]] = []
         self._was_bad = False
@@ -140,8 +140,16 @@ class Tripwire:
             return None
         self._was_bad = True
         origin = self._explain() if self.options.explain else None
-        saved = self._save(step, origin) if self.options.save and self.folder is not None else None
-        return _finding(step, origin, self.options, saved)
+        saved = self._save(step, origin) if self.folder is not None else None
+        return _finding(step, origin, self._why_not(), self.options.skip, saved)
+
+    def _why_not(self) -> str:
+        """What to say where there is no origin."""
+        if not self.options.explain:
+            return ""
+        if not any(batch.gradients for batch in self._batches):
+            return "; the model was not called as a whole in that step, so that it cannot be run again"
+        return "; run again on the side, the step gave no op that made it so"
 
     def updated(self) -> None:
         """The optimizer has been called: gradients that were held back are there again."""
@@ -213,21 +221,17 @@ def _are_finite(group: list[Tensor], is_sharded: bool) -> bool:
     return not is_sharded and all(bool(tensor.isfinite().all()) for tensor in group)
 
 
-def _finding(step: int, origin: Origin | None, options: NonFinite, saved: Path | None) -> Finding:
+def _finding(step: int, origin: Origin | None, why_not: str, skipped: bool, saved: Path | None) -> Finding:
     if origin is None:
-        message = (
-            f"a gradient is not finite at step {step}; run again on the side, the step gave no op that made it so."
-        )
-        if not options.explain:
-            message = f"a gradient is not finite at step {step}."
+        message = f"a gradient is not finite at step {step}{why_not}."
     elif origin.source == "a tensor from outside the step":
         message = (
-            f"at step {step} the gradient that the loss gives to the model's output holds {origin.kind}, while all "
-            f"that the model computed is finite: look into the loss."
+            f"the gradient that the loss gives to the model's output holds {origin.kind} at step {step}, while all that the "
+            f"model computed is finite: look into the loss."
         )
     else:
-        message = f"at step {step} {origin.sentence()}"
-    if options.skip:
+        message = origin.sentence()
+    if skipped:
         message += " The update was left out."
     if saved is not None:
         message += f" The batch is in {saved.name}."

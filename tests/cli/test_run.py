@@ -217,6 +217,13 @@ def test_a_finding_can_open_a_profile_window(gradlab, experiment, the_run):
     assert len(list((the_run().events / "profile").glob("*/*.pt.trace.json.gz"))) == 1
 
 
+def test_a_non_finite_update_is_left_out_and_its_batch_kept(gradlab, experiment, the_run):
+    result = gradlab("run", experiment, "model.init_args.nan_at=6", "diagnose.nonfinite=skip")
+    assert result.exit_code == 0, result.stderr
+    assert "look into the loss" in result.stdout and "The update was left out." in result.stdout
+    assert (the_run().path / "nonfinite-step6.pt").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "code", "message"),
     [

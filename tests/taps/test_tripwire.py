@@ -232,3 +232,21 @@ def test_the_free_flags_tell_the_producer_from_the_propagators(taps: list[Tap], 
         step(model, optimizer, batch(), lambda out: out.square().mean())
         (found,) = [finding for finding in monitor.findings if finding.kind == "nonfinite"]
     assert found.site == site and words in found.message
+
+
+class Parts(nn.Module):
+    """A model that nobody calls as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+
+def test_a_model_that_is_never_called_as_a_whole_says_so() -> None:
+    model = Parts()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradlab.watch(model, optimizer, nonfinite=NonFinite(skip=True), strict=True) as monitor:
+        model.a(batch() / 0).sum().backward()
+        optimizer.step()
+        (found,) = origin_findings(monitor)
+    assert "not called as a whole" in found.message
