@@ -84,6 +84,8 @@ class Attribution:
     """How much of `span` at least one kernel, copy or fill was running."""
     gaps: list[tuple[Gap, str | None]] = field(default_factory=list)
     """When the device stood still, and the mark of the module that ended it; they and `device_busy` are `span`."""
+    exposed_collectives: int = 0
+    """How much of `span` the device ran collectives and nothing else."""
     collectives: int = 0
     """How much of `span` at least one collective was under way, on the device or in a thread of the host."""
     outside_operators: int = 0

@@ -60,6 +60,8 @@ def _read_device(result: Attribution, on_device: list[Event], driver: list[Event
     for event in on_device:
         _credit_device(result, event, sweep.launchers.get(event.launched_by))
     result.device_busy = _covered(on_device, *result.span)
+    others = [event for event in on_device if not is_collective(event.name)]
+    result.exposed_collectives = result.device_busy - _covered(others, *result.span)
     for gap in gaps(on_device, driver, sweep.data_spans, result.span):
         launcher = sweep.launchers.get(gap.kernel.launched_by) if gap.kernel is not None else None
         path = launcher[0].path if launcher is not None else ()

@@ -117,18 +117,35 @@ def peak_by_category(
         if where == device:
             live[address] = category, num_bytes
             levels[category] += num_bytes
+    unseen = _freed_unseen(here, before, after, device)
     peak: PeakMemory | None = None
     for change, category in zip(here, _categories(here, after, account), strict=True):
+        gone = [change.address]
+        if change.num_bytes > 0 and category == "gradients":
+            gone += unseen
+            unseen = []
+        for address in gone:
+            if address in live:
+                old, num_bytes = live.pop(address)
+                levels[old] -= num_bytes
         if change.num_bytes > 0:
             live[change.address] = category, change.num_bytes
             levels[category] += change.num_bytes
-        elif change.address in live:
-            category, num_bytes = live.pop(change.address)
-            levels[category] -= num_bytes
         total, step = sum(levels.values()), _step_at(account, change.time)
         if step is not None and (peak is None or total > peak.num_bytes):
             peak = PeakMemory(device=device, step=step, num_bytes=total, categories=dict(levels))
     return peak
+
+
+def _freed_unseen(changes: Sequence[Allocation], before: Standing, after: Standing, device: str) -> list[int]:
+    """Gradients from before the window that went without a word: the CPU's allocator does not tell of such blocks.
+
+    They make room for new ones, so they are taken to be gone when the first new gradient comes.
+    """
+    told = {change.address for change in changes if change.num_bytes < 0}
+    kept = {address for address, (_, _, category) in after.items() if category == "gradients"}
+    gone = (address for address, (where, _, category) in before.items() if where == device and category == "gradients")
+    return [address for address in gone if address not in told | kept]
 
 
 def _chosen(devices: Sequence[str]) -> str:
@@ -159,13 +176,21 @@ def _by_life(born: int, freed: int | None, backward_starts: Sequence[int], accou
     """The category of memory that came at `born` and went at `freed`, None where it stayed."""
     last_backward = _last_backward(born, account)
     if _inside(born, account.backward_spans):
-        return "gradients" if freed is None or freed > last_backward else "temporaries"
+        return "gradients" if freed is None or freed > _following(last_backward, account) else "temporaries"
     # Before the last backward an optimizer's step may hold a closure with the whole forward in it.
     if born >= last_backward and _inside(born, account.optimizer_spans):
         return "temporaries"
     following = bisect_left(backward_starts, born)
     reaches_backward = following < len(backward_starts) and (freed is None or freed >= backward_starts[following])
     return "activations" if reaches_backward else "temporaries"
+
+
+def _following(last_backward: int, account: Attribution) -> int:
+    """When what the backward has left is used: the beginning of the next optimizer's step, or the end of this step."""
+    index = bisect_left(account.optimizer_spans, last_backward, key=lambda span: span[0])
+    if index < len(account.optimizer_spans):
+        return account.optimizer_spans[index][0]
+    return next((end for _, _, end in account.step_spans if end >= last_backward), last_backward)
 
 
 def _inside(time: int, spans: Sequence[Span]) -> bool:

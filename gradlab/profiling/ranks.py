@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from gradlab.profiling.account import PHASES
@@ -25,8 +24,7 @@ def with_ranks(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     mine["ranks"] = [_row(summary) for summary in ordered]
     straggler = _straggler(mine["ranks"])
     if straggler is not None:
-        shares = mine["verdict"]["shares"]
-        mine["verdict"] = asdict(verdict("straggler", straggler)) | {"shares": shares}
+        mine["verdict"] = verdict("straggler", straggler).record(mine["verdict"]["shares"])
     return mine
 
 

@@ -164,7 +164,7 @@ def _device(attribution: Attribution, modules: Mapping[str, Module]) -> dict[str
     copies, computing, in_tensor_cores = _kernel_times(attribution)
     return {
         "name": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "busy_share": _busy_share(attribution),
+        "busy_share": _share_of_span(attribution.device_busy, attribution),
         "ms": _ms(sum(attribution.device.values()), num_steps),
         "tensor_core_share": in_tensor_cores / computing if computing else 0.0,
         "copies_ms": _ms(copies, num_steps),
@@ -173,17 +173,21 @@ def _device(attribution: Attribution, modules: Mapping[str, Module]) -> dict[str
     }
 
 
-def _busy_share(attribution: Attribution) -> float:
+def _share_of_span(nanoseconds: int, attribution: Attribution) -> float:
     start, end = attribution.span
-    return attribution.device_busy / (end - start)
+    return nanoseconds / (end - start)
 
 
 def _kernel_times(attribution: Attribution) -> tuple[int, int, int]:
-    """Nanoseconds of copies and fills, of kernels, and of kernels that use tensor cores."""
-    copies = sum(kernel.time for name, kernel in attribution.kernels.items() if is_copy(name))
-    total = sum(kernel.time for kernel in attribution.kernels.values())
-    in_tensor_cores = sum(kernel.time for name, kernel in attribution.kernels.items() if uses_tensor_cores(name))
-    return copies, total - copies, in_tensor_cores
+    """Nanoseconds of copies and fills, of kernels that compute, and of those of them that use tensor cores."""
+    copies = computing = in_tensor_cores = 0
+    for name, kernel in attribution.kernels.items():
+        if is_copy(name):
+            copies += kernel.time
+        elif not is_collective(name):
+            computing += kernel.time
+            in_tensor_cores += kernel.time if uses_tensor_cores(name) else 0
+    return copies, computing, in_tensor_cores
 
 
 def _idle(attribution: Attribution, modules: Mapping[str, Module]) -> dict[str, Any]:
@@ -224,11 +228,12 @@ def _verdict(attribution: Attribution, mean: Mapping[str, float]) -> dict[str, A
     shares = Shares(
         data=mean["data_ms"] / mean["ms"],
         overhead=_ms(attribution.overhead, len(attribution.steps)) / computing,
-        device_busy=_busy_share(attribution) if on_device else None,
+        device_busy=_share_of_span(attribution.device_busy, attribution) if on_device else None,
         dense=_dense_share(attribution),
         sync=after_sync / idle if on_device and idle else None,
+        communication=_share_of_span(attribution.exposed_collectives, attribution) if on_device else None,
     )
-    return asdict(judge(shares, step_ms=mean["ms"], largest=_largest(attribution))) | {"shares": asdict(shares)}
+    return judge(shares, step_ms=mean["ms"], largest=_largest(attribution)).record(asdict(shares))
 
 
 def _dense_share(attribution: Attribution) -> float | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Bound = Literal["input", "host", "memory", "compute", "straggler"]
+Bound = Literal["input", "host", "memory", "compute", "communication", "straggler"]
 
 # The remedies differ from here on; below a fifth of the step, waiting for data is not what to work on first.
 INPUT_SHARE = 0.2
@@ -13,6 +14,7 @@ DEVICE_BUSY_SHARE = 0.8
 HOST_SHARE = 0.5
 DENSE_SHARE = 0.5
 SYNC_SHARE = 0.5
+COMMUNICATION_SHARE = 0.3
 
 _TRY: dict[Bound, tuple[str, ...]] = {
     "input": (
@@ -34,6 +36,11 @@ _TRY: dict[Bound, tuple[str, ...]] = {
         "lower precision (bf16-mixed) where the hardware has it",
         "a cheaper form of what takes most of the time",
         "torch.compile, which saves passes over memory between pointwise operators",
+    ),
+    "communication": (
+        "fewer exchanges: accumulate gradients under no_sync() (Lightning does so with accumulate_grad_batches)",
+        "fewer bytes: a compressing hook (bf16_compress_hook of DDP), or bf16-true parameters",
+        "more overlap: gradient_as_bucket_view=True and another bucket_cap_mb of DDP, prefetching of FSDP2",
     ),
     "straggler": (
         "look at that rank's own summary: what it does longer than the others",
@@ -58,6 +65,8 @@ class Shares:
     """Of the computing time: products, convolutions and attention. The rest moves memory. None where not known."""
     sync: float | None = None
     """Of the device's idle time: after calls in which the host waited for the device. None without a device."""
+    communication: float | None = None
+    """The device runs collectives and nothing else. None without a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,15 @@ class Verdict:
     sentence: str
     attempts: tuple[str, ...]
     """What to try, the most promising first."""
+
+    def record(self, shares: Mapping[str, float | None]) -> dict[str, Any]:
+        """As summary.json has it, with the shares that it rests on."""
+        return {
+            "bound": self.bound,
+            "sentence": self.sentence,
+            "attempts": list(self.attempts),
+            "shares": dict(shares),
+        }
 
 
 def judge(shares: Shares, *, step_ms: float, largest: tuple[str, float]) -> Verdict:
@@ -94,6 +112,8 @@ def judge(shares: Shares, *, step_ms: float, largest: tuple[str, float]) -> Verd
 
 
 def _on_device(shares: Shares, device_busy: float, largest: tuple[str, float]) -> Verdict:
+    if (shares.communication or 0.0) >= COMMUNICATION_SHARE:
+        return verdict("communication", f"during {shares.communication:.0%} of a step the device only exchanges data")
     busy = f"the device computes during {device_busy:.0%} of a step"
     if device_busy < DEVICE_BUSY_SHARE:
         if shares.sync is not None and shares.sync >= SYNC_SHARE:

@@ -59,21 +59,26 @@ def read_summary(window: Path) -> dict[str, Any]:
     return json.loads((window / "summary.json").read_text())
 
 
+def recorded_steps(window: Path) -> list[int]:
+    return [row["step"] for row in read_summary(window)["steps"]]
+
+
 def events_of(trace: dict[str, Any]) -> list[Event]:
     """The events of a Chrome trace in the form in which a live window reads them from kineto."""
     ranges = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     (main,) = {event["tid"] for event in ranges if event["name"].startswith("ProfilerStep#")}
-    return [_event(event, main) for event in ranges if event["cat"] in _HOST or event["cat"] in _DEVICE]
+    return [_event(event, main) for event in ranges if event["cat"] in (*_HOST, *_DRIVER, *_DEVICE)]
 
 
 _HOST = ("cpu_op", "user_annotation")
+_DRIVER = ("cuda_runtime", "cuda_driver")
 _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 def _event(event: dict[str, Any], main: int) -> Event:
     arguments = event.get("args", {})
     start = round(event["ts"] * 1000)
-    on_device = event["cat"] in _DEVICE
+    operator, on_device = event["cat"] in _HOST, event["cat"] in _DEVICE
     return Event(
         name=event["name"],
         start=start,
@@ -82,6 +87,6 @@ def _event(event: dict[str, Any], main: int) -> Event:
         on_device=on_device,
         sequence=arguments.get("Sequence number", -1),
         forward_thread=main if arguments.get("Fwd thread id") else 0,
-        correlation=0 if on_device else arguments.get("External id", 0),
-        launched_by=arguments.get("External id", 0) if on_device else 0,
+        correlation=arguments.get("External id" if operator else "correlation", 0),
+        launched_by=0 if operator else arguments.get("External id", 0),
     )

@@ -87,7 +87,7 @@ class CheapForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         work = torch.eye(128)
-        for _ in range(40):
+        for _ in range(200):
             work = work @ work
         return grad * work[0, 0]
 
@@ -194,6 +194,30 @@ def test_device_time_of_a_real_cuda_trace_is_credited_to_the_last_nanosecond(cud
     assert in_model + collectives == pytest.approx(by_phase["backward"], rel=0.01)  # but for the loss
     assert sum(operator.device for operator in attribution.operators.values()) == pytest.approx(kernels, rel=0.02)
     assert 0.2 < attribution.device_busy / (attribution.span[1] - attribution.span[0]) < 0.3
+    idle = sum(gap.end - gap.start for gap, _ in attribution.gaps)
+    assert idle + attribution.device_busy == attribution.span[1] - attribution.span[0]
+    assert sum(kernel.time for kernel in attribution.kernels.values()) == kernels
+
+
+def test_a_real_cuda_trace_gives_kernels_idle_causes_and_a_verdict(cuda_trace):
+    events = events_of(json.loads(cuda_trace("nccl_parser_config.json.gz")))
+    model = {"DistributedDataParallel.forward": Module("", "DistributedDataParallel")}
+    summary = describe(attribute(events, [4, 5, 6], model), model, {}, world_size=2)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["kernels"][0]["name"].startswith("ncclKernel_AllReduce")
+    assert summary["kernels"][0]["operator"] == "record_param_comms" and not summary["kernels"][0]["tensor_cores"]
+    assert (
+        summary["collectives_ms"] == pytest.approx(summary["device"]["collectives_ms"])
+        and 15 < summary["collectives_ms"] < 17
+    )
+    device = summary["device"]
+    assert 0.3 < device["tensor_core_share"] < 0.4  # TF32 convolutions
+    idle = device["idle"]
+    causes = sum(idle[f"{cause}_ms"] for cause in ("data", "sync", "host", "queue"))
+    assert causes == pytest.approx((1 - device["busy_share"]) * summary["mean"]["ms"], rel=0.01)
+    assert idle["host_ms"] > 0.9 * causes  # the host launches late: a small batch on an A100
+    assert idle["gaps"][0]["ms"] > 10 and idle["gaps"][0]["module"] == "" and idle["gaps"][0]["step"] in (4, 5, 6)
+    assert summary["verdict"]["bound"] == "host"
 
 
 def test_host_time_of_a_backward_on_its_own_thread_is_on_the_steps_timeline(cuda_trace):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from profiling.example import Run, num_hooks, read_summary, read_trace
+from profiling.example import Run, num_hooks, read_summary, read_trace, recorded_steps
 from torch import nn
 
 import gradlab
@@ -12,10 +12,6 @@ from gradlab.profiling.window import Profiler
 
 def names(profiled):
     return {event["name"] for event in read_trace(profiled)["traceEvents"]}
-
-
-def recorded_steps(profiled):
-    return [row["step"] for row in read_summary(profiled)["steps"]]
 
 
 def test_windows_are_written_where_and_when_the_schedule_says(run, tmp_path):
