@@ -20,6 +20,7 @@ _COMMANDS = {
     "runs": "gradlab.cli.runs",
     "show": "gradlab.cli.show",
     "jacobian": "gradlab.cli.jacobian",
+    "profile": "gradlab.cli.profile",
     "board": "gradlab.cli.board",
     "doctor": "gradlab.cli.doctor",
 }

@@ -111,7 +111,7 @@ def _finish(outcome: Outcome) -> None:
 
 def _say_why(outcome: Outcome) -> None:
     """Why the run did not finish, where to read more, and how it goes on."""
-    reason = outcome.reason if outcome.error is None else "the run failed"
-    _say(f"{reason}; the log is {outcome.folder.log}")
+    reason = outcome.reason if outcome.error is None or outcome.explained else "the run failed"
+    _say(f"{reason.removesuffix('.')}; the log is {outcome.folder.log}")
     if outcome.code in (75, 130):
         _say(f"go on with: {hint('run --resume', outcome.folder.path)}")

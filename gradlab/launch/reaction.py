@@ -9,12 +9,10 @@ import pytorch_lightning as pl
 
 from gradlab.errors import RunError
 from gradlab.lightning.callback import GradlabCallback
-from gradlab.profiling.schedule import Profile
-from gradlab.profiling.window import Profiler
+from gradlab.profiling.schedule import Reason
 from gradlab.runs.folder import RunFolder
 
 _SEVERE = ("warning", "error")
-_WINDOW = Profile(wait=0, warmup=1, active=3)
 
 
 class FindingReaction(pl.Callback):
@@ -29,51 +27,25 @@ class FindingReaction(pl.Callback):
         self.folder = folder
         self._read = 0
         self._acted = False
-        self._profiler: Profiler | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the findings that are new, or go on with the profile."""
-        if self._profiler is not None:
-            self._profiler.step()
+        """Look at the findings that are new."""
         if self._acted:
             return
         new, self._read = self.gradlab.findings[self._read :], len(self.gradlab.findings)
         for finding in new:
             if finding.severity in _SEVERE:
                 self._acted = True
-                self._act(trainer, pl_module, finding.message)
+                self._act(trainer, finding.message)
                 return
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """A step of the profile begins, also after a validation."""
-        if self._profiler is not None:
-            self._profiler.begin()
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """No profile window is open in validation."""
-        if self._profiler is not None:
-            self._profiler.pause()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what was recorded."""
-        if self._profiler is not None:
-            self._profiler.close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write what was recorded."""
-        if self._profiler is not None:
-            self._profiler.close()
-
-    def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, message: str) -> None:
+    def _act(self, trainer: pl.Trainer, message: str) -> None:
         if self.on_finding == "checkpoint":
             trainer.save_checkpoint(self._checkpoint(trainer.global_step))
-        elif self.on_finding == "profile":
-            self._profiler = Profiler(_WINDOW, self.folder.events / "profile", pl_module, rank=trainer.global_rank)
-            self._profiler.begin(trainer.global_step)
+        elif self.on_finding == "profile" and self.gradlab.profiler is not None:
+            self.gradlab.profiler.ask(Reason("finding", message))
         elif self.on_finding == "stop":
             trainer.save_checkpoint(self._checkpoint(trainer.global_step))
             raise RunError(f"stopped after step {trainer.global_step}, as diagnose.on_finding asks: {message}")

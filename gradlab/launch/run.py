@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gradlab.errors import GradlabError, RunError, UsageError
 from gradlab.launch.checkpoints import saved_step
 from gradlab.launch.fit import Session, open_session
@@ -40,6 +42,8 @@ class Outcome:
     """What the run has to say; None where it failed before there was anything."""
     error: BaseException | None = None
     """What the user's code raised."""
+    explained: bool = False
+    """Whether `reason` says more than `error` itself."""
     follows: bool = False
     """Whether this process is a further rank, for which rank zero speaks."""
 
@@ -147,6 +151,9 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
     except (Exception, SystemExit) as error:
         if request.at_once:  # Lightning makes a SystemExit of the second SIGINT
             raise KeyboardInterrupt from error
+        full = opened.gradlab.out_of_memory
+        if full is not None and isinstance(error, torch.OutOfMemoryError):
+            return Outcome(code=FAILED, reason=full.sentence, folder=folder, error=error, explained=True)
         return _failure(error, folder)
     return Outcome(code=DONE, reason="done", folder=folder)
 

@@ -142,7 +142,8 @@ def _freed_unseen(changes: Sequence[Allocation], before: Standing, after: Standi
 
     They make room for new ones, so they are taken to be gone when the first new gradient comes.
     """
-    told = {change.address for change in changes if change.num_bytes < 0}
+    first = {change.address: change for change in reversed(changes)}
+    told = {address for address, change in first.items() if change.num_bytes < 0}
     kept = {address for address, (_, _, category) in after.items() if category == "gradients"}
     gone = (address for address, (where, _, category) in before.items() if where == device and category == "gradients")
     return [address for address in gone if address not in told | kept]

@@ -55,8 +55,9 @@ class OutOfMemory:
         """Who asked for how much, the largest categories, and where to read more."""
         asked = f" for {size_text(self.asked_bytes)}" if self.asked_bytes is not None else ""
         largest = sorted(self.categories.items(), key=lambda item: item[1], reverse=True)[:_LARGEST]
-        held = ", ".join(f"{name} {size_text(size)}" for name, size in largest if size)
-        rest = f" The memory table and snapshot are in {self.folder}." if self.folder else ""
+        held = ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in largest if size)
+        files = "memory table and snapshot are" if self.reserved_unused_bytes is not None else "memory table is"
+        rest = f" The {files} in {self.folder}." if self.folder else ""
         return f"out of memory on {self.device}: {self.where} asked{asked}; held by {held or 'nothing known'}.{rest}"
 
     @property

@@ -48,5 +48,7 @@ def _straggler(rows: Sequence[dict[str, float]]) -> str | None:
     longest = max(excess, key=excess.__getitem__)
     phase = longest.removesuffix("_ms").replace("data", "data wait")
     rank = round(slow["rank"])
-    where = f"; its {phase} takes {excess[longest]:.3g} ms longer" if excess[longest] > 0 else ""
+    # Where the others wait is part of their phases too, so only a phase that explains most of it is named.
+    explains = excess[longest] > waited / 2
+    where = f"; its {phase} takes {excess[longest]:.3g} ms longer" if explains else ""
     return f"the others wait {waited:.3g} ms of each step ({waited / step:.0%}) for rank {rank}{where}"

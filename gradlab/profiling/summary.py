@@ -23,8 +23,8 @@ from gradlab.profiling.marks import Module
 from gradlab.profiling.memory import Memory, memory_by_module
 from gradlab.profiling.recording import Recorded
 from gradlab.profiling.verdict import Shares, judge
+from gradlab.profiling.windows import SCHEMA
 
-SCHEMA = 2
 TOP_OPERATORS = TOP_KERNELS = 20
 TOP_GAPS = 10
 
@@ -264,8 +264,3 @@ def _part(owner: Owner) -> str:
     if owner.path:
         return owner.path[-1].partition(": ")[2]
     return "the optimizer" if owner.phase == "optimizer" else "code outside every module"
-
-
-def summary_name(rank: int) -> str:
-    """The name of a rank's summary: `summary.json` of rank zero, `summary.rank1.json`."""
-    return "summary.json" if rank == 0 else f"summary.rank{rank}.json"

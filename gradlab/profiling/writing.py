@@ -21,8 +21,9 @@ from gradlab.frame import Finding
 from gradlab.profiling.ranks import with_ranks
 from gradlab.profiling.recording import Recorded
 from gradlab.profiling.schedule import Turn
-from gradlab.profiling.summary import summarize, summary_name
+from gradlab.profiling.summary import summarize
 from gradlab.profiling.trace import TRACE, save_traces
+from gradlab.profiling.windows import summary_name
 
 UNTIL_CLOSED = 2**40
 """As many active steps: record until the window is closed."""

@@ -37,12 +37,21 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 class Model(pl.LightningModule):
-    def __init__(self, kill: dict[str, int] | None = None, fail_at: int | None = None, nan_at: int | None = None):
+    def __init__(
+        self,
+        kill: dict[str, int] | None = None,
+        fail_at: int | None = None,
+        nan_at: int | None = None,
+        full_at: int | None = None,
+    ):
         super().__init__()
+        self.full_at = full_at
         self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
         self.kill, self.fail_at, self.nan_at = kill or {}, fail_at, nan_at
 
     def forward(self, x):
+        if self.training and self.full_at is not None and self.global_step == self.full_at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
         return self.net(x)
 
     def training_step(self, batch, batch_idx):
