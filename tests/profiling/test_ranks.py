@@ -62,7 +62,7 @@ def test_the_slow_rank_is_found_and_both_are_in_one_directory(tmp_path, slow):
     assert summary["world_size"] == 2 and [row["rank"] for row in summary["ranks"]] == [0, 1]
     assert summary["ranks"][1 - slow]["collectives_ms"] > 100 > summary["ranks"][slow]["collectives_ms"]
     assert summary["verdict"]["bound"] == "straggler"
-    assert "of each step (9" in summary["verdict"]["sentence"] and f"for rank {slow}" in summary["verdict"]["sentence"]
+    assert f"%) for rank {slow}" in summary["verdict"]["sentence"]
     assert "the profile of steps 3 to 5 is straggling rank: " in outputs[0][0] and outputs[1][0] == ""
     assert not list((tmp_path / "profile").glob(".*"))
 
