@@ -174,7 +174,6 @@ Windows = Annotated[
         warmup=Range(0),
         active=Range(1),
         repeat=Range(0),
-        every=Range(1),
         max_windows=Range(1),
         max_megabytes=Range(1),
     ),

@@ -142,11 +142,11 @@ def _freed_unseen(changes: Sequence[Allocation], before: Standing, after: Standi
 
     They make room for new ones, so they are taken to be gone when the first new gradient comes.
     """
-    first = {change.address: change for change in reversed(changes)}
-    told = {address for address, change in first.items() if change.num_bytes < 0}
+    first = {change.address: change.num_bytes for change in reversed(changes)}
     kept = {address for address, (_, _, category) in after.items() if category == "gradients"}
-    gone = (address for address, (where, _, category) in before.items() if where == device and category == "gradients")
-    return [address for address in gone if address not in told | kept]
+    olds = (address for address, (where, _, category) in before.items() if where == device and category == "gradients")
+    # Whose address is given out again was freed, though its free was not told; whose free was told is no concern here.
+    return [address for address in olds if first.get(address, 0) > 0 or (address not in first and address not in kept)]
 
 
 def _chosen(devices: Sequence[str]) -> str:

@@ -196,8 +196,8 @@ def test_a_failing_mark_switches_off_cleanly(run, tmp_path, monkeypatch):
 def test_strict_raises_what_otherwise_warns(run, tmp_path):
     (tmp_path / "taken").write_text("a file, not a directory")
     profiler = Profiler(Profile(wait=0, warmup=0, active=1), tmp_path / "taken", run.model, strict=True)
-    run.train(profiler, 1)
     with pytest.raises(ProfileError, match="taken failed: FileExistsError"):
+        run.train(profiler, 1)  # where the writing is quick
         profiler.close()
     profiler.close()
 
