@@ -16,12 +16,12 @@ LAYERS = [
     {"monitor"},
     {"lightning", "integrations", "models", "data"},
     {"config", "runs"},
-    {"launch", "doctor"},
+    {"launch", "doctor", "board"},
     {"cli", "__main__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 # `board` runs inside TensorBoard: it may see the event format, and nothing that needs torch.
-BOARD_MAY_SEE = {"board", "events", "errors"}
+BOARD_MAY_SEE = {"board", "events", "errors", "frame"}
 NEVER_SEES_TENSORS = {"diagnose", "sinks", "events", "board", "frame", "errors"}
 
 

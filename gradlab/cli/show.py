@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gradlab.cli.options import runs_option
-from gradlab.errors import RunError
+from gradlab.errors import MachineError, RunError
 from gradlab.runs.find import find_run
 from gradlab.runs.folder import RunFolder
 
@@ -17,8 +17,14 @@ from gradlab.runs.folder import RunFolder
 @click.option("--config", "what", flag_value="resolved", help="The experiment with every value, runnable.")
 @click.option("--record", "what", flag_value="record", help="Command, code, versions, devices, seed.")
 @click.option("--log", "what", flag_value="log", help="Log messages, warnings, the traceback of a failure.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the views of the Gradients tab as one file that opens without a server or a network.",
+)
 @runs_option
-def show_command(run: str, what: str | None, root: Path) -> None:
+def show_command(run: str, what: str | None, html: Path | None, root: Path) -> None:
     """Show one run.
 
     RUN is its id, the beginning or the four letters of it, the name of an experiment (its latest run), a path, or @1
@@ -27,6 +33,9 @@ def show_command(run: str, what: str | None, root: Path) -> None:
     folder = find_run(run, root)
     if what is not None:
         click.echo(_read(folder, getattr(folder, what)), nl=False)
+        return
+    if html is not None:
+        _write_report(folder, html)
         return
     from gradlab.cli.render import print_summary
     from gradlab.launch.summary import load_summary
@@ -37,6 +46,18 @@ def show_command(run: str, what: str | None, root: Path) -> None:
     summary = load_summary(folder)
     if summary is not None:
         print_summary(summary)
+
+
+def _write_report(folder: RunFolder, path: Path) -> None:
+    """Write a run's report and say how large it is."""
+    from gradlab.board.report import report
+
+    text = report(folder.events, f"{folder.name}/{folder.id}")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror}.") from None
+    click.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _read(folder: RunFolder, path: Path) -> str:

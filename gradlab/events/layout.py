@@ -22,6 +22,8 @@ class VectorLayout:
         """Lay out `schemas`, with the metadata field of those tags that have one in `metadata`."""
         self.schemas = tuple(schemas)
         self.tags = tuple(schema.tag for schema in schemas)
+        self.pooled = tuple(schema.tag for schema in schemas if not schema.edges)
+        """The tags that have a pyramid: all but histograms."""
         shapes = [_shape(schema) for schema in schemas]
         self._content_bytes = [4 * math.prod(shape) for shape in shapes]
         heads = [
@@ -32,19 +34,21 @@ class VectorLayout:
         self._pieces[1::2] = heads
         self._pieces[1] = delimiter(5, sum(map(len, heads)) + sum(self._content_bytes)) + heads[0]
 
-    def encode(self, arrays: Sequence[np.ndarray], step: int, wall_time: float) -> bytes:
-        """The Event of one step.
+    def contents(self, arrays: Sequence[np.ndarray]) -> list[bytes]:
+        """What the slots hold on one step.
 
         Args:
             arrays: [sites] float32 each ([sites, bins] of a histogram), in the order of the schemas.
-            step: the step.
-            wall_time: seconds since the epoch.
         Raises:
             EventError: if an array has not one value a site.
         """
         contents = [np.asarray(array, "<f4").tobytes() for array in arrays]
         if [len(content) for content in contents] != self._content_bytes:
             raise self._mismatch(arrays)
+        return contents
+
+    def encode(self, contents: Sequence[bytes], step: int, wall_time: float) -> bytes:
+        """The Event of one step, of what `contents` gave."""
         pieces = self._pieces.copy()
         pieces[0] = event_head(step, wall_time)
         pieces[2::2] = contents

@@ -24,6 +24,7 @@ from gradlab.events.encode import DataClass
 from gradlab.events.file import OutputFile
 from gradlab.events.layout import ScalarLayout, VectorLayout
 from gradlab.events.picture import png
+from gradlab.events.pyramid import ROWS, Block, Pyramid
 from gradlab.events.records import record
 from gradlab.frame import Schema
 
@@ -32,6 +33,7 @@ PLUGIN_NAME = "gradlab"
 VERSION = 1
 """Version of the metadata of vectors."""
 _MOST_LAYOUTS = 64
+_NO_STEP = -(2**63)
 _LayoutKey = tuple[tuple[str, int], ...]
 """Metrics, and the ids of their tuples of site names: hashing 200 names would cost more than writing their values."""
 
@@ -57,6 +59,7 @@ class EventWriter:
         rank: int = 0,
         resumed_step: int | None = None,
         flush_seconds: float = 5.0,
+        pyramid: bool = True,
     ) -> None:
         """Create the file; it never replaces another.
 
@@ -66,13 +69,16 @@ class EventWriter:
                 files in one folder.
             resumed_step: the step at which this run goes on; TensorBoard forgets what earlier files have from there.
             flush_seconds: how long what is written may wait in memory.
+            pyramid: whether vectors are summed up in blocks too (`pyramid`), for views of long runs.
         """
         folder = Path(logdir) / f"rank{rank}" if rank else Path(logdir)
         self._file = _create(folder, flush_seconds)
         self._vector_layouts: dict[_LayoutKey, VectorLayout] = {}
         self._scalar_layouts: dict[tuple[str, ...], ScalarLayout] = {}
+        self._block_heads: dict[str, bytes] = {}
         self._last_steps: dict[str, int] = {}
-        self._newest_step = -(2**63)
+        self._newest_step = _NO_STEP
+        self._pyramid = Pyramid() if pyramid else None
         self._file.write(record(encode.first_event(time.time())))
         if resumed_step is not None:
             # TensorBoard takes the first restart event that it meets in a run for its beginning, so there are two.
@@ -109,7 +115,10 @@ class EventWriter:
         key = tuple([(schema.metric, id(schema.sites)) for schema in schemas])
         layout = self._vector_layouts.get(key) or self._lay_out(key, schemas)
         self._check_order(layout.tags, step)
-        self._write(layout.encode([values for _, values in pairs], step, _or_now(wall_time)), layout.tags, step)
+        contents, wall_time = layout.contents([values for _, values in pairs]), _or_now(wall_time)
+        self._write(layout.encode(contents, step, wall_time), layout.tags, step)
+        if self._pyramid is not None and (due := self._pyramid.add(layout, contents)):
+            self._write_blocks(self._pyramid.full(due), step, wall_time)
 
     def scalars(self, values: Mapping[str, float], step: int, wall_time: float | None = None) -> None:
         """Write native scalars, as float32, for the tabs that TensorBoard itself has."""
@@ -199,6 +208,8 @@ class EventWriter:
 
     def close(self) -> None:
         """Flush and close. May be called twice."""
+        if self._pyramid is not None and not self.closed and self._newest_step > _NO_STEP:
+            self._write_blocks(self._pyramid.rest(), self._newest_step, time.time())
         self._file.close()
 
     def _lay_out(self, key: _LayoutKey, schemas: Sequence[Schema]) -> VectorLayout:
@@ -209,6 +220,26 @@ class EventWriter:
             _make_room(self._vector_layouts)
             self._vector_layouts[key] = layout
         return layout
+
+    def _write_blocks(self, blocks: Iterable[Block], step: int, wall_time: float) -> None:
+        """Write blocks of the pyramid as one record: tensors [4, sites], tags `<tag>/x<steps>`, their last step."""
+        tags, values = [], []
+        for block in blocks:
+            tag = f"{block.tag}/x{block.steps}"
+            tags.append(tag)
+            values += [self._block_head(tag, block), block.values.tobytes()]
+        if tags:
+            self._write(encode.event(step, wall_time, b"".join(values)), tags, step)
+
+    def _block_head(self, tag: str, block: Block) -> bytes:
+        head = self._block_heads.get(tag)
+        if head is None:
+            about = {"version": VERSION, "of": block.tag, "steps": block.steps, "rows": ROWS}
+            described = self._metadata(tag, PLUGIN_NAME, about)
+            head = encode.tensor_value_head(tag, "float32", block.values.shape, described)
+            if not described:
+                self._block_heads[tag] = head
+        return head
 
     def _metadata(
         self,

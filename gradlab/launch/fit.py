@@ -57,7 +57,7 @@ class Session:
         if texts:
             self._show("run/answers", answers_card(texts))
         latest = monitor.latest() if monitor is not None else {}
-        values = {metric: _present(series) for metric, series in latest.items()}
+        values = {metric: _present(series) for metric, series in latest.items() if not series.schema.edges}
         findings = tuple(self.gradlab.findings)
         return Summary(
             name=self.folder.name,

@@ -37,7 +37,7 @@ def link_runs(logdir: Path, runs: Sequence[RunFolder]) -> None:
 
 
 def address(port: int, *, images: Sequence[tuple[str, str]] = ()) -> str:
-    """The address of the Time Series tab with the cards that are worth a look pinned.
+    """The address of the Gradients tab; in the Time Series tab the cards that are worth a look are pinned.
 
     Args:
         port: the server's.
@@ -48,7 +48,7 @@ def address(port: int, *, images: Sequence[tuple[str, str]] = ()) -> str:
         # Without this prefix TensorBoard ignores the card and says nothing.
         cards.append({"plugin": "images", "tag": tag, "runId": f"defaultExperimentId/{run}", "sample": 0})
     pinned = quote(json.dumps(cards, separators=(",", ":")), safe="")
-    return f"http://127.0.0.1:{port}/?pinnedCards={pinned}#timeseries"
+    return f"http://127.0.0.1:{port}/?pinnedCards={pinned}#gradlab"
 
 
 def free_port() -> int:

@@ -66,16 +66,16 @@ def test_random_scalars_are_what_protobuf_reads(seed):
 def test_a_layout_keeps_nothing_of_the_step_before():
     schema = Schema("m", ("a", "b"))
     layout, scalars = VectorLayout([schema], {}), ScalarLayout(["x"])
-    first = layout.encode([np.ones(2, np.float32)], 1, 1.0), scalars.encode([1.0], 1, 1.0)
-    layout.encode([np.zeros(2, np.float32)], 300, 2.0)
+    first = layout.encode(layout.contents([np.ones(2, np.float32)]), 1, 1.0), scalars.encode([1.0], 1, 1.0)
+    layout.encode(layout.contents([np.zeros(2, np.float32)]), 300, 2.0)
     scalars.encode([0.0], 300, 2.0)
-    assert (layout.encode([np.ones(2, np.float32)], 1, 1.0), scalars.encode([1.0], 1, 1.0)) == first
+    assert (layout.encode(layout.contents([np.ones(2, np.float32)]), 1, 1.0), scalars.encode([1.0], 1, 1.0)) == first
 
 
 def test_a_vector_of_the_wrong_length_is_refused_by_name():
     layout = VectorLayout([Schema("weight.norm", ("a",)), Schema("output.norm", ("a", "b"))], {})
     with pytest.raises(EventError, match=r"^output.norm has 2 sites but 3 values were given\.$"):
-        layout.encode([np.ones(1, np.float32), np.ones(3, np.float32)], 0, 0.0)
+        layout.contents([np.ones(1, np.float32), np.ones(3, np.float32)])
 
 
 @pytest.mark.parametrize("dtype", [*encode.DATA_TYPES, ">f4"])

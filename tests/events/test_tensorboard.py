@@ -82,7 +82,7 @@ def test_vectors_arrive_whole_at_every_step(reader):
 
 def test_a_schema_that_changes_becomes_a_series_of_its_own_with_its_own_names(reader):
     listed = reader.list("tensors", "gradlab")["all"]
-    assert set(listed) == {SCHEMA.tag, LATER.tag}
+    assert {tag for tag in listed if "/x" not in tag} == {SCHEMA.tag, LATER.tag}
     for schema in (SCHEMA, LATER):
         assert json.loads(listed[schema.tag].plugin_content) == {
             "version": 1,

@@ -68,7 +68,8 @@ def test_schemas_made_anew_each_step_are_recognised(writer):
     for step in range(200):
         sites = tuple(f"s{step % 2}.{i}" for i in range(3))
         writer.vectors([(Schema("weight.norm", sites), floats(step, 0, 0))], step)
-    assert [(one.step, one.value[0], one.metadata["sites"][0]) for one in written(writer)] == [
+    vectors = [one for one in written(writer) if "sites" in one.metadata]
+    assert [(one.step, one.value[0], one.metadata["sites"][0]) for one in vectors] == [
         (step, step, f"s{step % 2}.0") for step in range(200)
     ]
     assert len(writer._vector_layouts) <= 64

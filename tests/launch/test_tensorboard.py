@@ -34,7 +34,7 @@ def test_runs_are_linked_by_name_and_id_and_linking_again_adds_the_new_ones(tmp_
 
 def test_the_address_opens_time_series_with_pinned_cards():
     url = urlsplit(address(6006, images=[("digits/20261101-080000-abcd", "gradlab/jacobian/x")]))
-    assert (url.scheme, url.netloc, url.fragment) == ("http", "127.0.0.1:6006", "timeseries")
+    assert (url.scheme, url.netloc, url.fragment) == ("http", "127.0.0.1:6006", "gradlab")
     assert json.loads(parse_qs(url.query)["pinnedCards"][0]) == [
         {"plugin": "scalars", "tag": "train/loss"},
         {"plugin": "scalars", "tag": "gradlab/global/weight_grad.norm"},

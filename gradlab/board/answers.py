@@ -1,0 +1,345 @@
+"""What the page asks for: one function a question, from a source and a query to a plain dictionary or bytes.
+
+Belongs here: questions and their answers. Does not: HTTP (`plugin`), arithmetic (`cells`), reading (`series`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradlab.board import blocks, profiles, series, settings
+from gradlab.board.cells import Cells, pool, pool_sites
+from gradlab.board.health import damage
+from gradlab.board.query import Query
+from gradlab.board.series import Loaded, Metric
+from gradlab.board.source import Source
+from gradlab.board.wire import pack
+from gradlab.errors import UnknownRunError, UsageError, did_you_mean
+from gradlab.frame import is_absent
+
+FINDINGS_PLUGIN, FINDINGS_TAG = "gradlab_findings", "gradlab/findings"
+MOST_RUNS = 20
+MOST_ROWS = 4000
+QUANTILES = 200
+"""The colour range is chosen among so many equal shares of the values."""
+
+Answer = dict[str, Any] | bytes
+
+
+def index(source: Source, query: Query) -> Answer:
+    """Every run with what it has. Names of sites are given once, under the number that a metric's `sites` has."""
+    listed, found_blocks = source.list(series.PLUGIN), source.list(blocks.PLUGIN)
+    findings, scalars, hparams = source.list(FINDINGS_PLUGIN), source.list_scalars(), source.list("hparams")
+    names: dict[tuple[str, ...], int] = {}
+    runs, others = [], []
+    for run in sorted(source.runs(), key=natural):
+        windows = profiles.windows(source.folder(run))
+        if run not in listed and run not in found_blocks and run not in findings and not windows:
+            others.append(run)
+            continue
+        metrics, notes = series.metrics_of(listed.get(run, {}))
+        session = hparams.get(run, {}).get(settings.session_tag())
+        runs.append(
+            {
+                "name": run,
+                "metrics": {name: _metric(metric, names) for name, metric in metrics.items()},
+                "last_step": max((metric.last_step for metric in metrics.values()), default=0),
+                "scalars": sorted(scalars.get(run, {})),
+                "findings": max((one.last_step + 1 for one in findings.get(run, {}).values()), default=0),
+                "jacobians": blocks.names_of(found_blocks.get(run, {})),
+                "profiles": [window.name for window in windows],
+                "settings": settings.settings_of(session.content) if session else {},
+                "notes": notes + _schema_notes(metrics),
+            }
+        )
+    return {"runs": runs, "others": others, "sites": [list(one) for one in names], "kept_steps": source.kept_steps}
+
+
+def heat(source: Source, query: Query) -> Answer:
+    """A metric over sites and steps, pooled to pixels; less that of another run where `minus` names one."""
+    run, columns = known_run(source, query.text("run")), query.number("columns", 1000, low=1, high=8192)
+    metric = _named_metric(source, run, query.text("metric"))
+    start, end = query.optional_number("start"), query.optional_number("end")
+    loaded = series.load(source, run, metric, num_columns=columns, start=start, end=end)
+    header: dict[str, Any] = {"run": run, "metric": metric.name, "unit": metric.unit, "minus": None}
+    if query.optional_text("minus"):
+        header["minus"] = other = known_run(source, query.text("minus"))
+        theirs = _named_metric(source, other, metric.name)
+        loaded, header["scale"] = _difference(source, (run, metric), (other, theirs), columns, start, end)
+    loaded = _matching(loaded, query.optional_text("match"))
+    cells, starts = pool_sites(loaded.cells, query.number("rows", MOST_ROWS, low=1, high=20_000))
+    header |= {
+        "sites": [loaded.sites[i] for i in starts],
+        "sites_a_row": (len(loaded.sites) / len(starts)) if len(starts) else 1,
+        "num_sites": len(loaded.sites),
+        "block": loaded.block,
+        "sampled": loaded.sampled,
+        "last_step": metric.last_step,
+        "quantiles": _quantiles(cells),
+    }
+    return pack(header, _cell_arrays(cells))
+
+
+def layer(source: Source, query: Query) -> Answer:
+    """Every metric of one site over steps."""
+    run, site = known_run(source, query.text("run")), query.text("site")
+    columns = query.number("columns", 1000, low=1, high=8192)
+    start, end = query.optional_number("start"), query.optional_number("end")
+    metrics, _ = series.metrics_of(source.list(series.PLUGIN, run).get(run, {}))
+    header: dict[str, Any] = {"run": run, "site": site, "metrics": []}
+    arrays: dict[str, np.ndarray] = {}
+    for metric in metrics.values():
+        if site not in metric.sites:
+            continue
+        number = len(header["metrics"])
+        entry = {"metric": metric.name, "unit": metric.unit, "edges": list(metric.edges), "last_step": metric.last_step}
+        if metric.edges:
+            arrays |= _prefixed(number, _histogram(source, run, metric, site, min(columns, 400)))
+        else:
+            loaded = series.load(source, run, metric, num_columns=columns, start=start, end=end, only=site)
+            entry |= {"block": loaded.block, "sampled": loaded.sampled}
+            arrays |= _prefixed(number, {n: a.reshape(-1) for n, a in _cell_arrays(loaded.cells).items()})
+        header["metrics"].append(entry)
+    if not header["metrics"]:
+        known = dict.fromkeys(name for metric in metrics.values() for name in metric.sites)
+        raise UsageError(f"{run} has no site {site!r}.{did_you_mean(site, known)}")
+    return pack(header, arrays)
+
+
+def scalars(source: Source, query: Query) -> Answer:
+    """Native scalars of a run: loss, learning rate, whatever was logged beside."""
+    run = known_run(source, query.text("run"))
+    tags = query.texts("tag")
+    columns = query.number("columns", 1000, low=1, high=8192)
+    arrays: dict[str, np.ndarray] = {}
+    for number, tag in enumerate(tags):
+        found = source.read_scalar(run, tag)
+        steps, values = found.steps, np.asarray(found.values, np.float64).reshape(-1, 1)
+        if len(steps) > columns:
+            single = Cells(steps, steps, values, values, values, (~np.isfinite(values)).astype(np.uint32))
+            pooled = pool(single, columns)
+            steps, values = pooled.last, pooled.mean
+        arrays |= _prefixed(
+            number, {"steps": steps.astype(np.float64), "values": values.reshape(-1).astype(np.float64)}
+        )
+    return pack({"run": run, "tags": tags}, arrays)
+
+
+def findings(source: Source, query: Query) -> Answer:
+    """The findings of a run, in order."""
+    run = known_run(source, query.text("run"))
+    found, broken = [], 0
+    for one in source.read(FINDINGS_PLUGIN, run, FINDINGS_TAG).values:
+        for text in np.asarray(one).reshape(-1):
+            try:
+                found.append(json.loads(text))
+            except ValueError:
+                broken += 1
+    sound = [one for one in found if isinstance(one, dict) and isinstance(one.get("step"), int)]
+    return {"run": run, "findings": sorted(sound, key=lambda one: one["step"]), "broken": broken}
+
+
+def jacobian(source: Source, query: Query) -> Answer:
+    """A Jacobian block at one step, with its singular values and its summaries over steps."""
+    run = known_run(source, query.text("run"))
+    return pack(*blocks.block_at(source, run, query.text("name"), query.optional_number("step")))
+
+
+def profile(source: Source, query: Query) -> Answer:
+    """The profiler's windows of a run."""
+    run = known_run(source, query.text("run"))
+    return {"run": run, "windows": [_finite(profiles.describe(one)) for one in profiles.windows(source.folder(run))]}
+
+
+def health(source: Source, query: Query) -> Answer:
+    """What is wrong with the files of a run. Slow: it reads them."""
+    run = known_run(source, query.text("run"))
+    return {"run": run, "notes": damage(source.folder(run))}
+
+
+QUESTIONS: Mapping[str, Callable[[Source, Query], Answer]] = {
+    one.__name__: one for one in (index, heat, layer, scalars, findings, jacobian, profile, health)
+}
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that puts run 2 before run 10."""
+    parts: list[tuple[int, int | str]] = []
+    digits = ""
+    for letter in name + "\0":
+        if letter.isdigit() and letter.isascii():
+            digits += letter
+            continue
+        if digits:
+            parts.append((0, int(digits)))
+            digits = ""
+        parts.append((1, letter))
+    return parts
+
+
+def _metric(metric: Metric, names: dict[tuple[str, ...], int]) -> dict[str, Any]:
+    sites = names.setdefault(metric.sites, len(names))
+    return {"unit": metric.unit, "sites": sites, "last_step": metric.last_step, "hist": bool(metric.edges)}
+
+
+def _schema_notes(metrics: Mapping[str, Metric]) -> list[str]:
+    """A sentence where a metric's sites are not what they were: a resumed run with another model."""
+    for metric in metrics.values():
+        sets = [set(schema.sites) for schema in metric.schemas]
+        if any(a - b and b - a for a in sets for b in sets):
+            return [
+                f"{metric.name} was logged with {len(sets)} different sets of sites, as after layers were renamed; "
+                "rows without a value at a step are left empty."
+            ]
+    return []
+
+
+def known_run(source: Source, name: str) -> str:
+    """`name`, where there is such a run."""
+    known = source.runs()
+    if name not in known:
+        raise UnknownRunError(f"no run {name!r}.{did_you_mean(name, known)} TensorBoard has {len(known)}.")
+    return name
+
+
+def _named_metric(source: Source, run: str, name: str) -> Metric:
+    metrics, _ = series.metrics_of(source.list(series.PLUGIN, run).get(run, {}))
+    if name not in metrics:
+        near = did_you_mean(name, metrics)
+        raise UsageError(f"{run} has no metric {name!r}.{near} It has: {', '.join(metrics) or 'none'}.")
+    if metrics[name].edges:
+        raise UsageError(f"{name} holds histograms, which have no place in the flow; choose a site to see them.")
+    return metrics[name]
+
+
+def _difference(
+    source: Source,
+    ours: tuple[str, Metric],
+    theirs: tuple[str, Metric],
+    columns: int,
+    start: int | None,
+    end: int | None,
+) -> tuple[Loaded, str]:
+    """One run less another: log2 of the ratio where all values are positive, else the plain difference.
+
+    At the steps that both have logged; where they share too few, in equal ranges of steps.
+    """
+    a, b = (
+        series.load(source, run, metric, num_columns=8 * columns, start=start, end=end)
+        for run, metric in (ours, theirs)
+    )
+    sites = [site for site in a.sites if site in set(b.sites)]
+    if not sites:
+        raise UsageError(f"{ours[0]} and {theirs[0]} have no site in common in {ours[1].name}.")
+    left, right = (one.cells.sites([one.sites.index(site) for site in sites]) for one in (a, b))
+    left, right = _same_steps(left, right, columns)
+    positive = all(not (np.isfinite(one.mean) & (one.mean < 0)).any() for one in (left, right))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.log2(left.mean / right.mean) if positive else left.mean - right.mean
+    bad = left.bad + right.bad
+    nothing = ~np.isfinite(values)
+    values = np.where(nothing, np.float32(np.nan), values).astype(np.float32)
+    cells = Cells(left.first, left.last, values, values, values, bad)
+    merged = Loaded(tuple(sites), cells, max(a.block, b.block), a.sampled or b.sampled)
+    return merged, "log2 ratio" if positive else "difference"
+
+
+def _same_steps(left: Cells, right: Cells, columns: int) -> tuple[Cells, Cells]:
+    shared = np.intersect1d(left.last, right.last)
+    if len(shared) >= min(len(left), len(right)) / 2 and left.single and right.single:
+        left, right = (one.columns(np.isin(one.last, shared)) for one in (left, right))
+        start, end = (int(shared[0]), int(shared[-1])) if len(shared) else (0, 0)
+        return pool(left, columns, start, end), pool(right, columns, start, end)
+    if not len(left) or not len(right):
+        raise UsageError("the two runs have no steps in common here.")
+    start, end = max(left.first[0], right.first[0]), min(left.last[-1], right.last[-1])
+    if end < start:
+        raise UsageError("the two runs have no steps in common.")
+    count = max(1, min(columns, len(left), len(right)) // 2)
+    edges = np.linspace(start, end + 1, count + 1)
+    return _binned(left, edges), _binned(right, edges)
+
+
+def _binned(cells: Cells, edges: np.ndarray) -> Cells:
+    """Exactly one column a range: the nearest one stands in where a range is empty."""
+    inside = cells.columns((cells.last >= edges[0]) & (cells.first < edges[-1]))
+    span = replace(inside, last=np.minimum(inside.last, int(edges[-1]) - 1))
+    pooled = pool(span, len(edges) - 1, int(edges[0]), int(edges[-1]) - 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    nearest = np.abs((pooled.first + pooled.last)[None, :] / 2 - centres[:, None]).argmin(1)
+    found = pooled.columns(nearest)
+    return replace(found, first=edges[:-1].astype(np.int64), last=edges[1:].astype(np.int64) - 1)
+
+
+def _matching(loaded: Loaded, glob: str | None) -> Loaded:
+    if not glob:
+        return loaded
+    pattern = glob if any(sign in glob for sign in "*?[") else f"*{glob}*"
+    which = [i for i, site in enumerate(loaded.sites) if fnmatch.fnmatchcase(site, pattern)]
+    return replace(loaded, sites=tuple(loaded.sites[i] for i in which), cells=loaded.cells.sites(which))
+
+
+def _cell_arrays(cells: Cells) -> dict[str, np.ndarray]:
+    """The arrays of cells for the page: [sites, columns], `low` and `high` only where they say more than `mean`."""
+    arrays = {"first": cells.first.astype(np.float64), "last": cells.last.astype(np.float64), "mean": cells.mean.T}
+    if not cells.single:
+        arrays |= {"low": cells.low.T, "high": cells.high.T}
+    if cells.bad.any():
+        arrays["bad"] = np.minimum(cells.bad, 65535).astype(np.uint16).T
+    return arrays
+
+
+def _histogram(source: Source, run: str, metric: Metric, site: str, columns: int) -> dict[str, np.ndarray]:
+    """Counts [columns, bins] of a site over steps, summed where there are more steps than columns."""
+    steps, counts = [], []
+    for schema in metric.schemas:
+        found = source.read(series.PLUGIN, run, schema.tag)
+        if site in schema.sites and isinstance(found.values, np.ndarray) and found.values.ndim == 3:
+            values = found.values[:, schema.sites.index(site)]
+            present = ~is_absent(values).all(1)
+            steps.append(found.steps[present])
+            counts.append(values[present])
+    at, table = np.concatenate(steps), np.concatenate(counts).astype(np.float32)
+    order = np.argsort(at, kind="stable")
+    at, table = at[order], table[order]
+    if len(at) > columns:
+        starts = np.arange(columns) * len(at) // columns
+        table, at = np.add.reduceat(table, starts, axis=0), at[starts]
+    return {"first": at.astype(np.float64), "counts": table}
+
+
+def _prefixed(number: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{number}.{name}": array for name, array in arrays.items()}
+
+
+def _quantiles(cells: Cells) -> dict[str, Any]:
+    """The finite values in `QUANTILES` equal shares, all of them and the positive ones; from at most 200,000."""
+    values = (cells.high if not cells.single else cells.mean).reshape(-1)
+    values = values[:: max(1, len(values) // 200_000)]
+    values = values[np.isfinite(values)]
+    positive = values[values > 0]
+    return {"all": _shares(values), "positive": _shares(positive), "negative": bool((values < 0).any())}
+
+
+def _shares(values: np.ndarray) -> list[float]:
+    if not len(values):
+        return []
+    ordered = np.sort(values)
+    at = np.linspace(0, len(ordered) - 1, QUANTILES + 1).round().astype(np.int64)
+    return [float(f"{value:.6g}") for value in ordered[at].tolist()]
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value with null for what JSON cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

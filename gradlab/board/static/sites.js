@@ -1,0 +1,66 @@
+/** Names of sites: the block that each belongs to, and patterns. */
+
+/**
+ * The block of a site: up to and with its first numbered part, as `encoder.layers.3` of `encoder.layers.3.attn.weight`.
+ * @param {string} site
+ */
+export function blockOf(site) {
+  const [path] = site.split(/[/:]/);
+  const names = path.split(".");
+  const at = names.findIndex((name) => /^\d/.test(name));
+  if (at >= 0) return names.slice(0, at + 1).join(".").replace(/[[#].*$/, "");
+  if (!path) return "(model)";
+  return names.length > 1 ? names[0] : path.replace(/[[#].*$/, "");
+}
+
+/** What is left of a site's name beside its block's. @param {string} site @param {string} block */
+export function within(site, block) {
+  if (site === block || !site.startsWith(block)) return site;
+  const rest = site.slice(block.length);
+  return rest.startsWith(".") ? rest.slice(1) : rest;
+}
+
+/**
+ * Whether a name fits a pattern with `*` and `?`; a pattern without them fits anywhere in the name.
+ * @param {string} pattern
+ * @returns {(name: string) => boolean}
+ */
+export function matcher(pattern) {
+  if (!pattern) return () => true;
+  if (!/[*?]/.test(pattern)) {
+    const low = pattern.toLowerCase();
+    return (name) => name.toLowerCase().includes(low);
+  }
+  const source = pattern.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*/g, ".*").replace(/\?/g, ".");
+  const expression = new RegExp(`^${source}$`, "i");
+  return (name) => expression.test(name);
+}
+
+/**
+ * The rows of a picture: neighbours of one block together, folded blocks as one row.
+ * @param {string[]} sites
+ * @param {(site: string) => boolean} fits
+ * @param {Set<string>} folded
+ * @returns {{rows: {name: string, sites: number[], block: number, folded: boolean}[], blocks: {name: string, first: number, count: number, folded: boolean}[]}}
+ */
+export function arrange(sites, fits, folded) {
+  /** @type {any[]} */
+  const rows = [];
+  /** @type {any[]} */
+  const blocks = [];
+  sites.forEach((site, index) => {
+    if (!fits(site)) return;
+    const name = blockOf(site);
+    let block = blocks.at(-1);
+    if (!block || block.name !== name) {
+      block = { name, first: rows.length, count: 0, folded: folded.has(name) };
+      blocks.push(block);
+    }
+    if (block.folded && block.count) rows[block.first].sites.push(index);
+    else {
+      rows.push({ name: block.folded ? name : site, sites: [index], block: blocks.length - 1, folded: block.folded });
+      block.count += 1;
+    }
+  });
+  return { rows, blocks };
+}
