@@ -1,10 +1,13 @@
-"""What rows of a Jacobian cost, by gradlab and by every public way that torch has.
+"""What a Jacobian costs, by gradlab and by every public way that torch and torchjd have.
 
     python benchmarks/jacobian.py
 
 All ways are measured in one process, interleaved, as CPU time with one torch thread; the median over the rounds is
-reported as a ratio to a loop of one-hot `backward` calls. Every way includes its forward. `gradlab.jacobian` includes
-all that it does besides: the quiet model, the audit, the summaries with all singular values, and the names.
+reported as a ratio to a loop of one-hot `backward` calls, and to the best of the public ways. Every way includes its
+forward. `gradlab_engine` is gradlab's engine on a forward that is made as the others make theirs; `gradlab_bare` is
+`gradlab.jacobian` on a quiet model, without audit and spectrum; `gradlab_full` is all that it does by default: the quiet
+model, the audit, all singular values up to a shorter side of 1,024, and the names. The last table is what a logged slice
+every 100 steps adds to training.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from environment import write_result
@@ -20,12 +24,19 @@ from torch import Tensor, nn
 
 import gradlab
 from gradlab.jacobians.ladder import Ladder
-from gradlab.jacobians.measure import Question, pose
-from gradlab.jacobians.quiet import quiet
-from gradlab.jacobians.replay import replay
+from gradlab.jacobians.pose import pose
+from gradlab.jacobians.probe import JacobianProbe
+from gradlab.jacobians.question import Question
+from gradlab.jacobians.replay import Region
+
+try:
+    from torchjd.autojac import jac
+except ImportError:
+    jac = None
 
 ROUNDS = 5
 CHUNK = 32
+EVERY = 100
 
 
 @dataclass(frozen=True)
@@ -38,23 +49,20 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    """The sizes are those of small everyday models; `decoder` has few inputs and many outputs."""
+    """Small everyday models; the block's rows are one token, the decoder has few inputs and many outputs."""
     mlp = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
     conv = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
     )  # fmt: skip
-    logits = nn.Sequential(*conv, nn.Linear(2048, 10))
-    block = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
+    block = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
     decoder = nn.Sequential(nn.Linear(16, 256), nn.GELU(), nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 2048))
-    image = torch.randn(1, 3, 32, 32)
     return {
         "MLP logits": Case(mlp, torch.randn(1, 784), 10),
-        "MLP hidden": Case(mlp[:3], torch.randn(1, 784), 256),
-        "convnet logits": Case(logits, image, 10),
-        "convnet hidden": Case(conv, image, 256),
-        "block, one token": Case(block, torch.randn(1, 32, 128), 128),
-        "decoder": Case(decoder, torch.randn(1, 16), 1024),
+        "MLP hidden": Case(mlp[:3], torch.randn(1, 784), 512),
+        "convnet": Case(conv, torch.randn(1, 3, 32, 32), 2048),
+        "block": Case(block, torch.randn(1, 32, 256), 256),
+        "decoder": Case(decoder, torch.randn(1, 16), 2048),
     }
 
 
@@ -106,29 +114,50 @@ def functional_vectorized(case: Case) -> Tensor:
     return found.flatten(1)  # type: ignore[union-attr]
 
 
+def torchjd_jac(case: Case) -> Tensor:
+    y, x = with_graph(case)
+    return jac(y, x)[0].flatten(1)
+
+
+def torchjd_chunked(case: Case) -> Tensor:
+    y, x = with_graph(case)
+    return jac(y, x, parallel_chunk_size=CHUNK)[0].flatten(1)
+
+
+_ladders: dict[int, Ladder] = {}
+
+
 def gradlab_engine(case: Case) -> Tensor:
-    """gradlab's quiet forward and its engine, without audit and summaries."""
-    question, ladder = Question(rows=case.rows), Ladder()
-    with quiet(case.model) as core:
-        problem = pose(question, replay(core, case.x, of="output", wrt="input"), 1, ladder)
-        ladder.settle(problem)
-        return ladder.solve(problem)[0]
+    """gradlab's choice of engine and chunk on an ordinary forward."""
+    x = case.x.clone().requires_grad_()
+    y = case.model(x)
+    ladder = _ladders.setdefault(id(case), Ladder())
+    region = Region(y, x, 4 * max(y.nbytes, x.nbytes), None)
+    problem = pose(Question(rows=case.rows), region, 1, ladder)
+    ladder.settle(problem)
+    return ladder.solve(problem)[0]
 
 
-def gradlab_jacobian(case: Case) -> Tensor:
+def gradlab_bare(case: Case) -> Tensor:
+    block = gradlab.jacobian(case.model, case.x, rows=case.rows, audit=False, spectrum=False)
+    return torch.from_numpy(block.values)
+
+
+def gradlab_full(case: Case) -> Tensor:
     return torch.from_numpy(gradlab.jacobian(case.model, case.x, rows=case.rows).values)
 
 
-WAYS: tuple[Callable[[Case], Tensor], ...] = (
+PEERS: tuple[Callable[[Case], Tensor], ...] = (
     one_hot_backward,
     grad_loop,
     is_grads_batched,
     jacrev,
     jacrev_chunked,
     functional_vectorized,
-    gradlab_engine,
-    gradlab_jacobian,
+    *((torchjd_jac, torchjd_chunked) if jac is not None else ()),
 )
+OURS: tuple[Callable[[Case], Tensor], ...] = (gradlab_engine, gradlab_bare, gradlab_full)
+WAYS = PEERS + OURS
 
 
 def cpu_ms(way: Callable[[Case], Tensor], case: Case) -> float:
@@ -151,7 +180,7 @@ def peak_mib(way: Callable[[Case], Tensor], case: Case) -> float:
     return peak / 2**20
 
 
-def measure(name: str, case: Case) -> list[dict[str, str | float]]:
+def measure(name: str, case: Case) -> list[dict[str, Any]]:
     """One row a way."""
     expected = one_hot_backward(case)
     times: dict[str, list[float]] = {way.__name__: [] for way in WAYS}
@@ -160,19 +189,66 @@ def measure(name: str, case: Case) -> list[dict[str, str | float]]:
             took = cpu_ms(way, case)
             if round_ > 0:  # the first round pays for imports and caches
                 times[way.__name__].append(took)
-    base = statistics.median(times["one_hot_backward"])
+    medians = {way: statistics.median(took) for way, took in times.items()}
+    base, best = medians["one_hot_backward"], min(medians[way.__name__] for way in PEERS)
     rows = []
     for way in WAYS:
-        took = statistics.median(times[way.__name__])
         off = torch.linalg.vector_norm(way(case) - expected) / torch.linalg.vector_norm(expected)
         rows.append(
             {
                 "way": way.__name__,
                 "jacobian": f"{name} {case.rows}x{case.x.numel()}",
-                "CPU ms": round(took, 2),
-                "times faster": round(base / took, 2),
+                "CPU ms": round(medians[way.__name__], 2),
+                "times faster": round(base / medians[way.__name__], 2),
+                "of the best peer": round(medians[way.__name__] / best, 2),
                 "peak MiB": round(peak_mib(way, case), 2),
                 "relative error": float(off),
+            }
+        )
+    return rows
+
+
+def trainings() -> dict[str, tuple[nn.Module, Tensor, gradlab.JacobianSlice]]:
+    """A model, a batch, and a slice to log."""
+    mlp = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    conv = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 10),
+    )  # fmt: skip
+    block = nn.Sequential(
+        *[nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True) for _ in range(4)], nn.Linear(128, 10)
+    )
+    ten = {"of": "output", "wrt": "input", "rows": 10}
+    return {
+        "MLP, batch 128": (mlp, torch.randn(128, 784), gradlab.JacobianSlice(**ten, samples=4)),
+        "convnet, batch 64": (conv, torch.randn(64, 3, 32, 32), gradlab.JacobianSlice(**ten)),
+        "4 blocks, batch 8": (block, torch.randn(8, 32, 128), gradlab.JacobianSlice(**ten)),
+    }
+
+
+def in_training() -> list[dict[str, Any]]:
+    """The share of training that a slice takes: one measurement against `EVERY` steps, interleaved."""
+    rows = []
+    for name, (model, x, spec) in trainings().items():
+        optimizer = torch.optim.AdamW(model.parameters())
+        probe = JacobianProbe(spec, model, x)
+        steps, measured = [], []
+        for round_ in range(2 * ROUNDS):
+            start = time.process_time()
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            middle = time.process_time()
+            probe.measure(round_)
+            steps.append(middle - start)
+            measured.append(time.process_time() - middle)
+        step, slice_ = statistics.median(steps[1:]), statistics.median(measured[1:])
+        rows.append(
+            {
+                "training": name,
+                "step ms": round(1000 * step, 2),
+                "slice ms": round(1000 * slice_, 2),
+                f"% of {EVERY} steps": round(100 * slice_ / (EVERY * step), 3),
             }
         )
     return rows
@@ -182,7 +258,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [row for name, case in cases().items() for row in measure(name, case)]
-    write_result("jacobian", rows, rounds=ROUNDS, chunk_of_jacrev_chunked=CHUNK)
+    write_result("jacobian", rows, "torchjd", rounds=ROUNDS, chunk_of_chunked_peers=CHUNK)
+    write_result("jacobian_in_training", in_training(), rounds=2 * ROUNDS, every=EVERY)
 
 
 if __name__ == "__main__":

@@ -198,6 +198,17 @@ def test_closing_writes_the_last_findings(sink):
     assert [one.tag for one in read_events(sink.writer.path)] == ["gradlab/findings"]
 
 
+def test_a_spectrum_without_a_block_and_a_block_of_another_kind(sink):
+    sink.jacobian(block(np.empty((0, 0)), singular_values=np.array([2.0, 1.0]), complete=False), 1, 9.0)
+    sink.jacobian(block(np.zeros((2, 2)), wrt="input", kind="depth_growth"), 1, 9.0)
+    found = {one.tag: one for one in written(sink)}
+    assert "gradlab/jacobian/output__wrt__input" not in found
+    spectrum = found["gradlab/jacobian/output__wrt__input/singular_values"]
+    expected = {"version": 1, "of": "output", "wrt": "input", "label": "", "kind": "singular_values", "complete": False}
+    assert spectrum.metadata == expected
+    assert found["gradlab/jacobian/output__growth__input"].metadata["kind"] == "depth_growth"
+
+
 def test_a_block_is_numbers_with_axes_and_a_picture_and_scalars(sink):
     values = np.array([[1.0, 0.0], [0.0, -1.0]])
     sink.jacobian(block(values, singular_values=np.array([1.0, 1.0]), notes=("n",)), 5, 9.0)

@@ -17,6 +17,8 @@ from gradlab.jacobians.problem import End, Problem, as_tensor
 from gradlab.jacobians.rows import Pull, by_vmap
 from gradlab.jacobians.spectrum import Summary, leading, of_leading, summarise
 
+PRODUCTS = ("columns", "columns_math", "vmap")
+"""What the products are made of, as engines are called; the last one has none with J, and gives the norm alone."""
 EXACT_UP_TO = 64
 """The shorter side up to which the whole strip costs no more than an estimate."""
 _PROBES = 8
@@ -47,8 +49,8 @@ class Operator:
 
     problem: Problem
     sample: int
-    turned: tuple[End, End]
-    """The graph whose Jacobian is the transpose."""
+    turned: tuple[End, End] | None
+    """The graph whose Jacobian is the transpose, where there is one."""
     pull: Pull = by_vmap
 
     @property
@@ -63,6 +65,7 @@ class Operator:
 
     def mv(self, vectors: Tensor) -> Tensor:
         """[k, cols] -> [k, rows]: Ju."""
+        assert self.turned is not None
         start, end = self.turned
         spread = torch.zeros(len(vectors), end.size, dtype=vectors.dtype, device=vectors.device)
         spread[:, self._cols()] = vectors
@@ -97,6 +100,21 @@ def estimated(problem: Problem, top: int, audit: Audit, generator: torch.Generat
     operators = [Operator(problem, sample, turned) for sample in problem.samples]
     error = _audited(operators[audit.block or 0], audit, generator)
     return [_summary(operator, top, generator) for operator in operators], error
+
+
+def norms(problem: Problem, top: int, audit: Audit, generator: torch.Generator) -> tuple[list[Summary], float]:
+    """Without singular values: for a graph whose backward has no derivative, so that there is no product with J."""
+    operators = [Operator(problem, sample, None) for sample in problem.samples]
+    pulled = operators[audit.block or 0].rmv(audit.signs[None])[0].double()
+    scale = torch.linalg.vector_norm(audit.expected.double())
+    error = 0.0 if scale == 0 else float(torch.linalg.vector_norm(pulled - audit.expected.double()) / scale)
+    return [_norm_summary(frobenius(operator, generator)) for operator in operators], error
+
+
+def _norm_summary(norm: tuple[float, float, float]) -> Summary:
+    finite = math.isfinite(norm[0])
+    scalars = {"nonfinite": float(not finite)} | dict(zip(("fro", "fro_lo", "fro_hi"), norm, strict=True))
+    return Summary(scalars, torch.empty(0), complete=False)
 
 
 def _audited(operator: Operator, audit: Audit, generator: torch.Generator) -> float:

@@ -17,7 +17,7 @@ from gradlab.frame import JacobianBlock
 from gradlab.jacobians.audit import Audit, prepare, tolerance
 from gradlab.jacobians.axes import entry_names
 from gradlab.jacobians.differences import by_differences
-from gradlab.jacobians.estimate import estimated
+from gradlab.jacobians.estimate import PRODUCTS, estimated, norms
 from gradlab.jacobians.ladder import DIFFERENCES, Ladder, is_out_of_memory
 from gradlab.jacobians.pose import count_samples, pose
 from gradlab.jacobians.problem import Problem
@@ -176,15 +176,16 @@ def _estimate(
     model: nn.Module, inputs: Any, question: Question, ladder: Ladder, generator: torch.Generator
 ) -> JacobianBlock:
     """Norm and leading singular values of each sample's Jacobian by products with vectors."""
+    if ladder.engine not in PRODUCTS:
+        ladder.rungs = list(PRODUCTS)
     while True:
         with posed(model, inputs, question, ladder) as problem:
-            if not ladder.rungs:
-                ladder.rungs = ["columns", "columns_math"]
             audit = prepare(problem, generator)
             if audit is None:
                 raise JacobianError(independent(question.of, question.wrt))
             try:
-                summaries, error = estimated(problem, question.top, audit, generator)
+                estimate = norms if ladder.at_bottom else estimated
+                summaries, error = estimate(problem, question.top, audit, generator)
                 return _described(question, ladder, problem, np.empty((0, 0), np.float32), summaries, error)
             except Exception as error:
                 if is_out_of_memory(error):

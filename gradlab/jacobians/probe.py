@@ -70,7 +70,7 @@ def question_of(spec: JacobianSlice, label: str) -> Question:
         rows=spec.rows,
         cols=spec.cols,
         groups=spec.groups,
-        weights=None if spec.weights is None else torch.tensor(spec.weights, dtype=torch.float64),
+        weights=None if spec.weights is None else torch.as_tensor(spec.weights, dtype=torch.float64),
         reduce=spec.reduce,
         of_map=spec.of_map,
         mode="as_is" if spec.train else "eval",

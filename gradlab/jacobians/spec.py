@@ -54,6 +54,8 @@ class JacobianSlice:
             raise JacobianError(f"{who}: {' and '.join(given)} both say what the rows are; give one of them.")
         if self.mode == "live" and not self.block:
             raise JacobianError(f"{who}: block=False needs mode='replay'; a live graph is read in rows.")
+        if self.mode == "live" and (self.train or self.probe != "train"):
+            raise JacobianError(f"{who}: train and probe are for mode='replay'; a live graph is the training step's.")
 
     @property
     def full_label(self) -> str:

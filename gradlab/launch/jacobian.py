@@ -10,12 +10,15 @@ import torch
 
 from gradlab.errors import JacobianError, RunError, UsageError
 from gradlab.frame import JacobianBlock
+from gradlab.jacobians.pose import count_samples
+from gradlab.jacobians.probe import first_samples
 from gradlab.launch.prepare import Prepared, prepare
 from gradlab.launch.randomness import undisturbed
 from gradlab.launch.run import find_modules_of
 from gradlab.lightning.module import GradlabModule
 from gradlab.runs.find import find_run
 from gradlab.runs.folder import RunFolder
+from gradlab.taps.sites import leaves, replace_leaves
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,8 @@ def compute_jacobian(
 
     with undisturbed():
         x = _probe_input(prepared, probe, samples)
-    device = next(prepared.model.parameters(), torch.empty(0)).device
     try:
-        block = jacobian(prepared.model, x.to(device), **options)
+        block = jacobian(prepared.model, x, **options)
     except JacobianError as error:
         raise UsageError(str(error)) from error
     return Answer(block, f"{subject}, {samples} {probe} sample{'s' if samples > 1 else ''}")
@@ -106,13 +108,13 @@ def _probe_input(prepared: Prepared, probe: str, samples: int) -> Any:
     except (StopIteration, NotImplementedError, AttributeError) as error:
         raise UsageError(f"{type(source).__name__}.{name}() gives no batch; take the other --probe.") from error
     model = prepared.model
-    x = (
-        model.probe_input(batch)
-        if isinstance(model, GradlabModule)
-        else batch[0]
-        if isinstance(batch, tuple | list)
-        else batch
-    )
-    if len(x) < samples:
-        raise UsageError(f"--samples {samples}: a batch of the {probe} data has {len(x)}.")
-    return x[:samples]
+    if isinstance(model, GradlabModule):
+        x: Any = model.probe_input(batch)
+    else:
+        x = batch[0] if isinstance(batch, tuple | list) else batch
+    have = count_samples(x, None)
+    if have is not None and have < samples:
+        raise UsageError(f"--samples {samples}: a batch of the {probe} data has {have}.")
+    device = next(model.parameters(), torch.empty(0)).device
+    kept = first_samples(x, samples)
+    return replace_leaves(kept, {suffix: tensor.to(device) for suffix, tensor in leaves(kept)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,31 @@ def test_estimates_are_cheaper_than_the_block() -> None:
         operator = Operator(problem, 0, transposed(problem), counting)
         estimate._summary(operator, 4, torch.Generator())
     assert sum(pulled) < 200
+
+
+def test_where_there_is_no_product_with_j_the_norm_is_left() -> None:
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x * 3
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * 3
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(80, 90)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Once.apply(self.a(x))
+
+    model = Model()
+    block = gradlab.jacobian(model, torch.randn(1, 80), block=False)
+    assert [note.split(":")[0] for note in block.notes] == ["columns refused", "columns_math refused"]
+    true = 3 * float(model.a.weight.norm())
+    assert block.summaries["fro_lo"] <= true <= block.summaries["fro_hi"]
+    assert block.singular_values.size == 0 and "sigma_1" not in block.summaries
+    assert block.audit_error < 1e-5
