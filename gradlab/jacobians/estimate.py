@@ -98,16 +98,14 @@ def estimated(problem: Problem, top: int, audit: Audit, generator: torch.Generat
     """
     turned = transposed(problem)
     operators = [Operator(problem, sample, turned) for sample in problem.samples]
-    error = _audited(operators[audit.block or 0], audit, generator)
+    error = _audited(operators[audit.block or 0], audit)
     return [_summary(operator, top, generator) for operator in operators], error
 
 
 def norms(problem: Problem, top: int, audit: Audit, generator: torch.Generator) -> tuple[list[Summary], float]:
     """Without singular values: for a graph whose backward has no derivative, so that there is no product with J."""
     operators = [Operator(problem, sample, None) for sample in problem.samples]
-    pulled = operators[audit.block or 0].rmv(audit.signs[None])[0].double()
-    scale = torch.linalg.vector_norm(audit.expected.double())
-    error = 0.0 if scale == 0 else float(torch.linalg.vector_norm(pulled - audit.expected.double()) / scale)
+    error = _audited(operators[audit.block or 0], audit)
     return [_norm_summary(frobenius(operator, generator)) for operator in operators], error
 
 
@@ -117,18 +115,18 @@ def _norm_summary(norm: tuple[float, float, float]) -> Summary:
     return Summary(scalars, torch.empty(0), complete=False)
 
 
-def _audited(operator: Operator, audit: Audit, generator: torch.Generator) -> float:
-    """The larger error of vᵀJ by the batched product against a plain backward, and of v·Ju against it."""
-    pulled = operator.rmv(audit.signs[None])[0].double()
+def _audited(operator: Operator, audit: Audit) -> float:
+    """The larger error of vᵀJ by the batched product against a plain backward, and of v·Ju for u along that."""
     expected = audit.expected.double()
-    direction = torch.randn(len(expected), generator=generator).to(expected)
-    pushed = operator.mv(direction[None].to(audit.signs.dtype))[0].double()
     scale = torch.linalg.vector_norm(expected)
-    off = torch.maximum(
-        torch.linalg.vector_norm(pulled - expected),
-        (audit.signs.double() @ pushed - expected @ direction).abs() / torch.linalg.vector_norm(direction),
-    )
-    return 0.0 if scale == 0 else float(off / scale)
+    if scale == 0:
+        return 0.0
+    off = torch.linalg.vector_norm(operator.rmv(audit.signs[None])[0].double() - expected) / scale
+    if operator.turned is not None:
+        along = (expected / scale).to(audit.signs.dtype)
+        pushed = operator.mv(along[None])[0].double()
+        off = torch.maximum(off, (audit.signs.double() @ pushed / scale - 1).abs())
+    return float(off)
 
 
 def _summary(operator: Operator, top: int, generator: torch.Generator) -> Summary:

@@ -186,6 +186,8 @@ def _estimate(
             try:
                 estimate = norms if ladder.at_bottom else estimated
                 summaries, error = estimate(problem, question.top, audit, generator)
+                if error > tolerance(problem.of.tensor.dtype) and not ladder.at_bottom:
+                    raise ArithmeticError(f"its audit error is {error:.1e}")
                 return _described(question, ladder, problem, np.empty((0, 0), np.float32), summaries, error)
             except Exception as error:
                 if is_out_of_memory(error):

@@ -89,7 +89,7 @@ def test_exhausted_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(ladder.ENGINES, "vmap", small)
     block = gradlab.jacobian(MODEL, X[:1], rows=40, chunk=64)
     assert tried == [64, 20, 10]
-    np.testing.assert_allclose(block.values, gradlab.jacobian(MODEL, X[:1], rows=40, engine="loop").values, rtol=1e-12)
+    np.testing.assert_allclose(block.values, gradlab.jacobian(MODEL, X[:1], rows=40, engine="loop").values, atol=1e-14)
 
 
 def test_memory_that_does_not_suffice_for_one_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_where_there_is_no_product_with_j_the_norm_is_left() -> None:
     model = Model()
     block = gradlab.jacobian(model, torch.randn(1, 80), block=False)
     assert [note.split(":")[0] for note in block.notes] == ["columns refused", "columns_math refused"]
-    true = 3 * float(model.a.weight.norm())
+    true = 3 * float(model.a.weight.detach().norm())
     assert block.summaries["fro_lo"] <= true <= block.summaries["fro_hi"]
     assert block.singular_values.size == 0 and "sigma_1" not in block.summaries
     assert block.audit_error < 1e-5
