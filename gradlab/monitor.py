@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -34,7 +35,7 @@ from gradlab.taps import visit
 from gradlab.taps.compiled import why_unseen
 from gradlab.taps.derived import with_derived
 from gradlab.taps.modules import ModuleHooks
-from gradlab.taps.parameters import ParameterWatch
+from gradlab.taps.parameters import ParameterWatch, measurable
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
@@ -44,6 +45,7 @@ from gradlab.taps.tripwire import NonFinite, Tripwire
 
 if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
+    from gradlab.taps.ranks import RankCopy, Ranks
 
 _BATCH, _LATE_SECONDS = 16, 0.1
 """So many frames wait at most before they are handed out, and so long."""
@@ -57,6 +59,7 @@ class _Armed(NamedTuple):
     plan: Plan
     hooks: ModuleHooks
     parameters: ParameterWatch
+    ranks: Ranks | None
 
 
 class _Pending(NamedTuple):
@@ -65,7 +68,7 @@ class _Pending(NamedTuple):
     step: int
     wall_time: float
     plan: Plan
-    copy: HostCopy
+    copy: HostCopy | RankCopy
     scaled: frozenset[str]
 
 
@@ -88,6 +91,8 @@ class Monitor:
         scaler: the GradScaler in use; found by itself where its `step` is what calls the optimizer.
         sinks: where results go.
         logdir: a folder for a TensorBoard event file, added to the sinks.
+        across_ranks: in a distributed run, log the numbers of all ranks together, sharded parameters (FSDP2) included,
+            by one collective a logged step. Every rank has to watch, with the same taps; rank 0 writes.
         strict: raise where a tap or a sink fails, instead of one warning and going on without it.
         history: how many frames are kept for `history()`.
         first_step: the number of the next optimizer step, where training is resumed.
@@ -110,6 +115,7 @@ class Monitor:
         scaler: Any = None,
         sinks: Sequence[Sink] = (),
         logdir: str | Path | None = None,
+        across_ranks: bool = False,
         strict: bool = False,
         history: int = 1000,
         first_step: int = 0,
@@ -127,8 +133,9 @@ class Monitor:
         self._parameters = parameter_names(model)
         self._check(optimizer)
         self._scaler = scaler
+        self._across_ranks = across_ranks and _world_size() > 1
         self._sinks = list(sinks)
-        if logdir is not None:
+        if logdir is not None and not (self._across_ranks and torch.distributed.get_rank()):
             self._sinks.append(_tensorboard(Path(logdir)))
         self._closes_sinks = closes_sinks
         self._diagnosis = Diagnosis()
@@ -188,6 +195,7 @@ class Monitor:
             if self._jacobians.wants():
                 self._handles.append(self.model.register_forward_pre_hook(self._take_probe, with_kwargs=True))
         visit.listeners.append(self)
+        self._recorder.on_first_pass = self._look_again
         self._recorder.watch_parameters()
         if self._tripwire is not None:
             self._tripwire.attach()
@@ -216,6 +224,7 @@ class Monitor:
         if self._jacobians is not None:
             self._jacobians.close()
         self._recorder.start(None)
+        self._recorder.on_first_pass = None
         self._recorder.ignore_parameters()
         self._recorder.kept.clear()
         if self._tripwire is not None:
@@ -318,7 +327,7 @@ class Monitor:
         if armed is None:
             plan = Plan([self.taps[number] for number in due])
             hooks = ModuleHooks(self.model, module_names(self.model), plan, self._recorder)
-            armed = self._plans[due] = _Armed(plan, hooks, ParameterWatch(self._parameters, plan))
+            armed = self._plans[due] = _Armed(plan, hooks, ParameterWatch(self._measurable(), plan), self._ranks(plan))
         if armed is not self._armed:
             self._disarm()
             armed.hooks.arm()
@@ -326,6 +335,27 @@ class Monitor:
             self._armed = armed
         armed.hooks.begin_step()
         self._recorder.start(armed.plan)
+
+    def _ranks(self, plan: Plan) -> Ranks | None:
+        if not self._across_ranks:
+            return None
+        from gradlab.taps.ranks import Ranks
+
+        return Ranks(plan, lambda: self._parameters)
+
+    def _look_again(self) -> None:
+        """At the first forward: parameters may be others by now, which `fully_shard` and the like do not tell."""
+        now = parameter_names(self.model)
+        if any(one is not other for one, other in zip_longest(now.values(), self._parameters.values())):
+            self._parameters = now
+            self._recorder.ignore_parameters()
+            self._recorder.use(list(now.values()))
+            self._recorder.watch_parameters()
+            for armed in self._plans.values():
+                armed.parameters.use(self._measurable())
+
+    def _measurable(self) -> dict[str, nn.Parameter]:
+        return measurable(self._parameters, across_ranks=self._across_ranks)
 
     def _disarm(self) -> None:
         if self._armed is not None:
@@ -462,7 +492,9 @@ class Monitor:
         if self._armed is not None:
             plan = self._armed.plan
             scaled = frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused})
-            self._pending.append(_Pending(self.step, time.time(), plan, HostCopy(self._recorder.rows()), scaled))
+            rows, ranks = self._recorder.rows(), self._armed.ranks
+            copy = HostCopy(rows) if ranks is None else ranks.copy(rows)
+            self._pending.append(_Pending(self.step, time.time(), plan, copy, scaled))
             self._fused.clear()
             self._armed.parameters.step_ended()
             for memory in plan.memories:
@@ -606,6 +638,11 @@ def watch(
     Steps are counted by the optimizer. The arguments are those of `Monitor`, which it returns; `close()` lets go.
     """
     return Monitor(model, optimizer, **options)
+
+
+def _world_size() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _loss_scale(scaler: Any, optimizer: Optimizer) -> Tensor | None:

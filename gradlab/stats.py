@@ -172,8 +172,13 @@ def noise_scale(micro: np.ndarray, total: np.ndarray) -> np.ndarray:
         of its parts over steps.
     """
     k = np.sum(~np.isnan(micro), axis=0).astype(np.float64)
+    return noise_scale_of_sums(np.nansum(np.square(micro), axis=0), k, total)
+
+
+def noise_scale_of_sums(squares: np.ndarray, k: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """The same, from the [sites] sums of the squared norms and the [sites] numbers of micro-batches added up."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        small = np.nansum(np.square(micro), axis=0) / k
+        small = squares / k
         big = np.square(total) / np.square(k)
         signal, noise = (k * big - small) / (k - 1), (small - big) / (1 - 1 / k)
         both = [np.append(part, part[k > 1].sum()) for part in (noise, signal)]

@@ -4,7 +4,7 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ class ParameterWatch:
     """Reads the parameters of one model under one plan."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], plan: Plan) -> None:
-        parameters = _whole(parameters)
+        """Read these parameters, of sharded ones (DTensor) the piece of this rank."""
         self.final = _Quantity(parameters, plan, "weight_grad")
         self.clipped = _Quantity(parameters, plan, "weight_grad", "clipped")
         self.weight = _Quantity(parameters, plan, "weight")
@@ -30,6 +30,11 @@ class ParameterWatch:
         self._before: list[Tensor] = []
         self._begun = False
         self._handles: list[RemovableHandle] = []
+
+    def use(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Read these parameters, which have taken the place of those before."""
+        for quantity in (self.final, self.clipped, self.weight, self.update, self.micro):
+            quantity.use(parameters)
 
     def arm(self, row: Callable[[], Row]) -> None:
         """Wait for the gradient of each backward by itself; `row` gives the row of the backward under way."""
@@ -49,21 +54,21 @@ class ParameterWatch:
 
     def backward_ended(self, row: Row) -> None:
         """All gradients of a backward are accumulated and reduced, none is clipped yet."""
-        self.final.write(row, [p.grad for p in self.final.parameters])
+        self.final.write(row, self.final.gradients())
 
     def before_update(self, row: Row) -> None:
         """An optimizer is about to step: the first of this step, or another, or once more within a closure."""
-        self.clipped.write(row, [p.grad for p in self.clipped.parameters])
+        self.clipped.write(row, self.clipped.gradients())
         if not self._begun:
             self._begun = True
-            self.weight.write(row, [p.detach() for p in self.weight.parameters])
+            self.weight.write(row, self.weight.values())
             # One copy of the watched weights, alive from the first update of a step to its end.
-            self._before = [p.detach().clone() for p in self.update.parameters]
+            self._before = [p.clone() for p in self.update.values()]
 
     def after_update(self, row: Row) -> None:
         """An optimizer has stepped: the update so far, by all optimizers of this step."""
         if self._before:
-            changes = torch._foreach_sub([p.detach() for p in self.update.parameters], self._before)
+            changes = torch._foreach_sub(self.update.values(), self._before)
             self.update.write(row, list(changes))
 
     def step_ended(self) -> None:
@@ -72,32 +77,64 @@ class ParameterWatch:
         self._begun = False
 
 
-def _whole(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The parameters that this rank has as a whole: the norm of a shard must not be shown as that of the whole."""
-    sharded = [name for name, p in parameters.items() if hasattr(p, "device_mesh")]
-    if sharded:
+def local(tensor: Any) -> Any:
+    """What this rank has of a tensor: all of it, or its piece of a sharded one (DTensor)."""
+    return tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor
+
+
+def measurable(parameters: dict[str, nn.Parameter], *, across_ranks: bool) -> dict[str, nn.Parameter]:
+    """The parameters whose numbers can be told: the norm of a piece must not be shown as that of the whole."""
+    left_out = {name: why for name, p in parameters.items() if (why := _why_not(p, across_ranks=across_ranks))}
+    if left_out:
+        name, why = next(iter(left_out.items()))
         warnings.warn(
-            f"gradlab: {len(sharded)} parameters are sharded over ranks (DTensor) and not measured, the first of them "
-            f"{sharded[0]!r}; the tensors of the forward are.",
+            f"gradlab: {len(left_out)} parameters are not measured, the first of them {name!r}: {why}.",
             GradlabWarning,
             stacklevel=2,
         )
-    return {name: p for name, p in parameters.items() if name not in sharded}
+    return {name: p for name, p in parameters.items() if name not in left_out}
+
+
+def _why_not(parameter: nn.Parameter, *, across_ranks: bool) -> str:
+    placements = getattr(parameter, "placements", None)
+    if placements is None:
+        return ""
+    if any(placement.is_partial() for placement in placements):
+        return "its pieces are partial sums, of which nothing is known without a collective of its own"
+    if not across_ranks:
+        return "it is sharded over ranks (DTensor); watch on every rank with across_ranks=True"
+    return ""
 
 
 class _Quantity:
     """One quantity of all parameters that a rule chooses, with their slots."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], plan: Plan, quantity: str, stage: str = "final") -> None:
-        found = [(entry, p) for name, p in parameters.items() if (entry := plan.entry(name, quantity, stage))]
-        self.entries = [entry for entry, _ in found]
-        self.parameters = [p for _, p in found]
-        self._numel = [p.numel() for p in self.parameters]
-        self._is_plain = all(
-            entry.is_norm and p.dtype in NORM_IN_ONE and p.device == found[0][1].device and n > 0
-            for (entry, p), n in zip(found, self._numel, strict=True)
+        self._entries = {name: entry for name in parameters if (entry := plan.entry(name, quantity, stage))}
+        self.use(parameters)
+
+    def use(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Read these parameters from now on, as far as slots were given out for them."""
+        names = [name for name in self._entries if name in parameters]
+        self.entries = [self._entries[name] for name in names]
+        self.parameters = [parameters[name] for name in names]
+        self._is_sharded = any(hasattr(p, "_local_tensor") for p in self.parameters)
+        values = self.values()
+        self._numel = [p.numel() for p in values]
+        self._is_plain = len(names) == len(self._entries) and all(
+            entry.is_norm and p.dtype in NORM_IN_ONE and p.device == values[0].device and p.numel() > 0
+            for entry, p in zip(self.entries, values, strict=True)
         )
-        self._grouping = Grouping(self.entries, self.parameters) if found and self._is_plain else None
+        self._grouping = Grouping(self.entries, values) if names and self._is_plain else None
+
+    def values(self) -> list[Tensor]:
+        """The parameters themselves, as far as they are here."""
+        return [local(p.detach()) for p in self.parameters]
+
+    def gradients(self) -> list[Tensor | None]:
+        """Their gradients, as far as they are here."""
+        grads = [p.grad for p in self.parameters]
+        return list(map(local, grads)) if self._is_sharded else grads
 
     def write(self, row: Row, tensors: list[Any]) -> None:
         """Reduce one tensor a parameter into their slots: norms of dense tensors all at once, the rest one by one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from gradlab.stats import (
     combine,
     derive,
     noise_scale,
+    noise_scale_of_sums,
     parts_of,
     user_part,
 )
@@ -43,6 +45,29 @@ class Target:
         self.value = value
         self.grad = grad
         self.keep = keep
+
+
+class Copy(Protocol):
+    """The values of a step on their way to the host: a `HostCopy`, or those of all ranks (`ranks.RankCopy`)."""
+
+    @property
+    def numel(self) -> Sequence[Any]:
+        """For each row, the number of elements of each entry."""
+
+    def done(self) -> bool:
+        """Whether `rows` need not wait."""
+
+    def rows(self) -> list[np.ndarray]:
+        """One float32 array a row, [slots]."""
+
+
+class CombinedCopy(Copy, Protocol):
+    """The values of all ranks."""
+
+    world_size: int
+
+    def micro(self) -> tuple[np.ndarray, np.ndarray]:
+        """[parameters]: the squared norms of all backwards added up, and how many these are."""
 
 
 class Plan:
@@ -116,7 +141,7 @@ class Plan:
         target.value = target.grad = None
         target.keep = False
 
-    def series(self, copy: HostCopy, scaled: frozenset[str]) -> dict[str, Series]:
+    def series(self, copy: HostCopy | CombinedCopy, scaled: frozenset[str]) -> dict[str, Series]:
         """Named series from the rows of a step, with the loss scale taken out of the quantities that carry it."""
         if self._series is None:
             self._series = _SeriesMaker(self.metrics)
@@ -143,7 +168,7 @@ class _SeriesMaker:
         self._numel: list[int] = []
         self._counts: list[tuple[np.ndarray, np.ndarray | None]] = []
 
-    def __call__(self, copy: HostCopy, loss_scale: Entry, scaled: frozenset[str]) -> dict[str, Series]:
+    def __call__(self, copy: HostCopy | CombinedCopy, loss_scale: Entry, scaled: frozenset[str]) -> dict[str, Series]:
         rows = copy.rows()
         scale = float(rows[0][loss_scale.start]) if copy.numel[0][loss_scale.index] else 1.0
         values = self._of_one(rows[0], copy.numel[0]) if len(rows) == 1 else self._of_several(rows, copy.numel)
@@ -157,21 +182,26 @@ class _SeriesMaker:
             if absent is not None:
                 numbers[absent] = ABSENT
             result[metric.schema.metric] = Series(metric.schema, numbers)
-        if len(rows) > 1:
-            result |= self._noise_scale(rows, copy.numel, result)
-        return result
+        return result | self._noise_scale(copy, rows, result, scale)
 
     def _noise_scale(
-        self, rows: Sequence[np.ndarray], numel: Sequence[list[int]], series: dict[str, Series]
+        self, copy: HostCopy | CombinedCopy, rows: Sequence[np.ndarray], series: dict[str, Series], scale: float
     ) -> dict[str, Series]:
-        """The gradient noise scale, where the norms of each micro-batch and of their sum are both watched."""
+        """The gradient noise scale, where the norms of single backwards and of their sum are both watched."""
         micro = next((m for m in self.metrics if (m.label, m.stat) == ("weight_grad@micro", "norm")), None)
         final = series.get("weight_grad.norm")
         if micro is None or final is None or final.schema.sites != micro.schema.sites:
             return {}
-        counts = np.stack([_take(np.array(n, np.float64), micro.entries) for n in numel])
-        norms = np.stack([_take(row, micro.slots["norm"]) for row in rows]).astype(np.float64)
-        scales = noise_scale(np.where(counts > 0, norms, np.nan), final.values.astype(np.float64))
+        total = final.values.astype(np.float64)
+        if isinstance(copy, HostCopy):
+            if len(rows) == 1:
+                return {}
+            counts = np.stack([_take(np.array(n, np.float64), micro.entries) for n in copy.numel])
+            norms = np.stack([_take(row, micro.slots["norm"]) for row in rows]).astype(np.float64) / scale
+            scales = noise_scale(np.where(counts > 0, norms, np.nan), total)
+        else:
+            squares, times = copy.micro()
+            scales = noise_scale_of_sums(squares / scale**2, times, total * copy.world_size)
         schema = Schema("noise_scale", (*final.schema.sites, "all parameters"), "micro-batches")
         return {schema.metric: Series(schema, scales.astype(np.float32))}
 

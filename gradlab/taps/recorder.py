@@ -182,8 +182,9 @@ class Recorder:
         on_backward_end: Callable[[], None],
         on_failure: Callable[[str, BaseException], None],
     ) -> None:
-        self.parameters = parameters
+        self.use(parameters)
         self.on_backward_end = on_backward_end
+        self.on_first_pass: Callable[[], None] | None = None
         self.failed = on_failure
         self.plan: Plan | None = None
         self.current: Pass | None = None
@@ -195,13 +196,17 @@ class Recorder:
         self.kept: dict[str, Tensor] = {}
         self.keeps_are_old = True
         self._segments: list[Segment] = []
-        self._no_gradients: list[int | None] = [None] * len(parameters)
-        self._sample = parameters[:: max(1, len(parameters) // 16)]
         self._left: list[tuple[nn.Parameter, int]] = []
         """The versions of some gradients when the last backward of the step had ended."""
         self._row: Row | None = None
         self._sentinels: list[RemovableHandle] = []
         self._shown_by_output = False
+
+    def use(self, parameters: Sequence[nn.Parameter]) -> None:
+        """These are the model's parameters now."""
+        self.parameters = parameters
+        self._no_gradients: list[int | None] = [None] * len(parameters)
+        self._sample = parameters[:: max(1, len(parameters) // 16)]
 
     @property
     def device(self) -> torch.device:
@@ -229,6 +234,9 @@ class Recorder:
         if self.plan is None or not torch.is_grad_enabled() or muted() or _in_functorch():
             self.current = None
             return None
+        if self.on_first_pass is not None:
+            first, self.on_first_pass = self.on_first_pass, None
+            first()
         self.open_tasks.clear()  # a backward that raised never closed its own
         self._segments.clear()
         if self.keeps_are_old:

@@ -269,43 +269,58 @@ class Rows:
         self.free.extend(rows[: max(0, 64 - len(self.free))])
 
 
-class HostCopy:
-    """The slots of some rows on their way to the host: one transfer, read when it is done."""
+class Transfer:
+    """A tensor on its way to the host, read when it is done."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            row.flush()
-        self.numel = [row.numel for row in rows]
-        self.widths = [len(row.views) for row in rows]
-        self._trials = [(number, entries) for number, row in enumerate(rows) for entries, _ in row.trials]
-        chunks = [chunk for row in rows for chunk in row.chunks]
-        chunks += [norms for row in rows for _, norms in row.trials]
+    def __init__(self, chunks: Sequence[Tensor]) -> None:
+        """Send the chunks, all of one dtype and device, as one."""
         self.event: torch.cuda.Event | None = None
         if not chunks:
             self.host = torch.empty(0)
         elif chunks[0].device.type == "cuda":
-            joined = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-            self.host = torch.empty(len(joined), dtype=torch.float32, pin_memory=True)
+            joined = chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
+            self.host = torch.empty(len(joined), dtype=joined.dtype, pin_memory=True)
             self.host.copy_(joined, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
         else:
-            self.host = chunks[0].clone() if len(chunks) == 1 else torch.cat(chunks)
+            self.host = chunks[0].clone() if len(chunks) == 1 else torch.cat(list(chunks))
 
     def done(self) -> bool:
         """Whether the values can be read without waiting."""
         return self.event is None or self.event.query()
 
-    def rows(self) -> list[np.ndarray]:
-        """One float32 array a row, [slots]; waits for the transfer where it is still under way."""
+    def values(self) -> np.ndarray:
+        """[n], of the tensor's dtype; waits for the transfer where it is still under way."""
         if self.event is not None:
             self.event.synchronize()
-        values = self.host.numpy()
-        if not self._trials and len(self.widths) == 1:
+        return self.host.numpy()
+
+
+class HostCopy:
+    """The slots of some rows on their way to the host."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            row.flush()
+        self.numel = [row.numel for row in rows]
+        self._widths = [len(row.views) for row in rows]
+        self._trials = [(number, entries) for number, row in enumerate(rows) for entries, _ in row.trials]
+        chunks = [chunk for row in rows for chunk in row.chunks]
+        self._transfer = Transfer(chunks + [norms for row in rows for _, norms in row.trials])
+
+    def done(self) -> bool:
+        """Whether the values can be read without waiting."""
+        return self._transfer.done()
+
+    def rows(self) -> list[np.ndarray]:
+        """One float32 array a row, [slots]; waits for the transfer where it is still under way."""
+        values = self._transfer.values()
+        if not self._trials and len(self._widths) == 1:
             return [values]
-        widths = [*self.widths, *(len(entries) for _, entries in self._trials)]
+        widths = [*self._widths, *(len(entries) for _, entries in self._trials)]
         pieces = np.split(values, np.cumsum(widths)[:-1])
-        rows, tried = pieces[: len(self.widths)], pieces[len(self.widths) :]
+        rows, tried = pieces[: len(self._widths)], pieces[len(self._widths) :]
         for (number, entries), norms in zip(self._trials, tried, strict=True):
             _judge(entries, rows[number], norms)
         self._trials = []

@@ -226,8 +226,8 @@ def _finding(step: int, origin: Origin | None, why_not: str, skipped: bool, save
         message = f"a gradient is not finite at step {step}{why_not}."
     elif origin.source == "a tensor from outside the step":
         message = (
-            f"the gradient that the loss gives to the model's output holds {origin.kind} at step {step}, while all that the "
-            f"model computed is finite: look into the loss."
+            f"the gradient that the loss gives to the model's output holds {origin.kind} at step {step}, while all "
+            f"that the model computed is finite: look into the loss."
         )
     else:
         message = origin.sentence()

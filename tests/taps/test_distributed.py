@@ -115,7 +115,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_sharded_parameters_are_left_out_with_a_warning_and_tensors_are_measured(found: list[dict[str, Any]]) -> None:
     for rank in range(2):
         warned, metrics = found[rank]["fully_shard"]
-        assert any("sharded over ranks" in message for message in warned)
+        assert any("across_ranks=True" in message for message in warned)
         assert metrics == ["output_grad.norm"]
 
 

@@ -48,7 +48,7 @@ def scalar_reads(step: Callable[[], None]) -> int:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The reading methods of tensors that gradlab has called: `numpy in HostCopy.rows`."""
+    """The reading methods of tensors that gradlab has called: `numpy in Transfer.values`."""
     seen: list[str] = []
 
     def traced(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +83,7 @@ def test_no_step_of_the_zoo_reads_a_tensor_but_the_host_copy(name: str, calls: l
         for _ in range(3):
             calls.clear()
             step_of(case, model, optimizer)
-            assert calls == ["numpy in HostCopy.rows"]
+            assert calls == ["numpy in Transfer.values"]
 
 
 @pytest.mark.parametrize("name", ["Functional", "DropoutAndNorm", "CalledThrice", "InPlace", "DictOutput"])
