@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from gradlab.profiling.account import PHASES, Attribution, Call, Owner, Phase
 from gradlab.profiling.idle import Span, gaps
 from gradlab.profiling.kernels import is_collective
-from gradlab.profiling.kineto import MEMORY, Event
+from gradlab.profiling.kineto import Event
 from gradlab.profiling.marks import DATA, STEP, STEP_BODY, Module
 
 _BACKWARD = "autograd::engine::evaluate_function: "
@@ -37,8 +37,6 @@ def attribute(events: Iterable[Event], steps: Iterable[int], modules: Mapping[st
     """
     host, on_device, driver = [], [], []
     for event in events:
-        if event.name == MEMORY:
-            continue
         if event.on_device:
             on_device.append(event)
         elif event.launched_by or event.name.startswith(_DRIVER):

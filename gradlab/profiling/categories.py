@@ -10,29 +10,20 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradlab.profiling.account import Attribution
 from gradlab.profiling.idle import Span
+from gradlab.profiling.kineto import Allocation, chosen_device, device_name
 
 Category = Literal["parameters", "gradients", "optimizer_state", "activations", "temporaries"]
 CATEGORIES: tuple[Category, ...] = ("parameters", "gradients", "optimizer_state", "activations", "temporaries")
 
 Standing = dict[int, tuple[str, int, Category]]
 """By address: the device, the bytes and the category of memory that stands outside any step."""
-
-
-class Allocation(NamedTuple):
-    """A change of allocated memory, with its address."""
-
-    time: int
-    address: int
-    num_bytes: int
-    """Negative where memory was freed."""
-    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +50,6 @@ def standing(model: nn.Module | None, optimizers: Iterable[Optimizer]) -> Standi
     return found
 
 
-def device_name(device: Any) -> str:
-    """`cpu`, `cuda:0`: with the index, which torch leaves out where it is the current one."""
-    return device.type if device.type == "cpu" else f"{device.type}:{max(0, device.index or 0)}"
-
-
 def _kept_tensors(model: nn.Module | None, optimizers: Iterable[Optimizer]) -> Iterator[tuple[Category, Tensor]]:
     parameters = list(model.parameters()) if model is not None else []
     for optimizer in optimizers:
@@ -77,21 +63,6 @@ def _kept_tensors(model: nn.Module | None, optimizers: Iterable[Optimizer]) -> I
             yield "gradients", parameter.grad
     for buffer in model.buffers() if model is not None else ():
         yield "parameters", buffer
-
-
-def read_allocations(results: Any) -> list[Allocation]:
-    """The allocations of torch's `_ProfilerResult` in order of time, with their addresses. Cost: 4 us an event."""
-    from torch._C._profiler import _EventType
-
-    todo, found = list(results.experimental_event_tree()), []
-    while todo:
-        event = todo.pop()
-        todo.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            fields = event.extra_fields
-            device = device_name(fields.device)
-            found.append(Allocation(event.start_time_ns, fields.ptr, fields.alloc_size, device))
-    return sorted(found, key=lambda allocation: allocation.time)
 
 
 def peak_by_category(
@@ -109,7 +80,7 @@ def peak_by_category(
     """
     if not allocations or not account.step_spans:
         return None
-    device = _chosen([allocation.device for allocation in allocations])
+    device = chosen_device(allocations)
     here = [allocation for allocation in allocations if allocation.device == device]
     levels: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
     live: dict[int, tuple[Category, int]] = {}
@@ -147,11 +118,6 @@ def _freed_unseen(changes: Sequence[Allocation], before: Standing, after: Standi
     olds = (address for address, (where, _, category) in before.items() if where == device and category == "gradients")
     # Whose address is given out again was freed, though its free was not told; whose free was told is no concern here.
     return [address for address in olds if first.get(address, 0) > 0 or (address not in first and address not in kept)]
-
-
-def _chosen(devices: Sequence[str]) -> str:
-    others = [device for device in devices if device != "cpu"]
-    return max(set(others), key=others.count) if others else "cpu"
 
 
 def _categories(changes: Sequence[Allocation], after: Standing, account: Attribution) -> list[Category]:

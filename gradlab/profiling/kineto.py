@@ -5,16 +5,19 @@ Never `key_averages()` or `events()` of torch.profiler: those cost about fifty t
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from torch._C._profiler import _EventType
 
 _CPU = torch._C._autograd.DeviceType.CPU
-MEMORY = "[memory]"
+_MEMORY = "[memory]"
 
 
 class Event(NamedTuple):
-    """One thing that happened: an operator, a range, a kernel on a device, or a change of allocated memory."""
+    """One thing that happened: an operator, a range, or a kernel on a device."""
 
     name: str
     start: int
@@ -30,18 +33,32 @@ class Event(NamedTuple):
     """Of an operator: its own number."""
     launched_by: int = 0
     """Of a kernel or a call into the device's driver: the number of the operator that made it."""
-    num_bytes: int = 0
-    """Of a change of memory: what was allocated, negative where it was freed."""
+
+
+class Allocation(NamedTuple):
+    """A change of allocated memory, with its address."""
+
+    time: int
+    address: int
+    num_bytes: int
+    """Negative where memory was freed."""
+    device: str
 
 
 def read_events(results: Any) -> list[Event]:
-    """All events of torch's `_ProfilerResult` but the shadows that ranges throw on a device. Cost: 4 us an event."""
+    """All events of torch's `_ProfilerResult`, without changes of memory and the shadows that ranges throw on a device.
+
+    Cost: 4 microseconds an event.
+    """
     events = []
     for event in results.events():
+        name = event.name()
+        if name == _MEMORY:
+            continue
         on_device = event.device_type() != _CPU
         if on_device and event.is_user_annotation():
             continue
-        name, start = event.name(), event.start_ns()
+        start = event.start_ns()
         events.append(
             Event(
                 name,
@@ -53,7 +70,29 @@ def read_events(results: Any) -> list[Event]:
                 event.fwd_thread_id(),
                 event.correlation_id(),
                 event.linked_correlation_id(),
-                event.nbytes() if name == MEMORY else 0,
             )
         )
     return events
+
+
+def read_allocations(results: Any) -> list[Allocation]:
+    """The changes of memory in torch's `_ProfilerResult` in order of time. Cost: 4 microseconds an event."""
+    todo, found = list(results.experimental_event_tree()), []
+    while todo:
+        event = todo.pop()
+        todo.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            fields = event.extra_fields
+            found.append(Allocation(event.start_time_ns, fields.ptr, fields.alloc_size, device_name(fields.device)))
+    return sorted(found)
+
+
+def device_name(device: Any) -> str:
+    """`cpu`, `cuda:0`: with the index, which torch leaves out where it is the current one."""
+    return device.type if device.type == "cpu" else f"{device.type}:{max(0, device.index or 0)}"
+
+
+def chosen_device(allocations: Iterable[Allocation]) -> str:
+    """Whose memory is told of: that of the device with most allocations, the CPU's where there is no other."""
+    devices = Counter(allocation.device for allocation in allocations if allocation.device != "cpu")
+    return devices.most_common(1)[0][0] if devices else "cpu"

@@ -6,12 +6,12 @@ Belongs here: the allocations that a window recorded. Does not: the allocator's 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 from gradlab.profiling.account import Call
-from gradlab.profiling.kineto import MEMORY, Event
+from gradlab.profiling.kineto import Allocation, chosen_device
 
 
 class Memory(NamedTuple):
@@ -23,18 +23,17 @@ class Memory(NamedTuple):
     """The most that was allocated at once beyond what was allocated when it began, largest over its calls."""
 
 
-def memory_by_module(events: Iterable[Event], calls: Iterable[Call]) -> dict[str, Memory]:
+def memory_by_module(allocations: Sequence[Allocation], calls: Iterable[Call]) -> dict[str, Memory]:
     """The memory of each module by the name of its mark; empty where allocations were not recorded.
 
     Where anything was allocated on a device, the device's memory; else the host's.
     Cost: about a microsecond an allocation, times the depth of the modules around it.
     """
-    changes = [event for event in events if event.name == MEMORY]
-    on_device = any(change.on_device for change in changes)
-    changes = sorted((change for change in changes if change.on_device == on_device), key=lambda change: change.start)
+    device = chosen_device(allocations)
+    changes = [change for change in allocations if change.device == device]
     if not changes:
         return {}
-    times = [change.start for change in changes]
+    times = [change.time for change in changes]
     allocated = [0, *accumulate(change.num_bytes for change in changes)]  # [i]: before the i-th change
     grown: dict[str, list[int]] = {}
     peaks: dict[str, int] = {}

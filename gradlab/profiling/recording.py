@@ -31,6 +31,8 @@ class Recorded:
     """The step that was running when the window was closed early, of which only a part was seen."""
     modules: Mapping[str, Module]
     """The module behind each range's name."""
+    with_memory: bool = True
+    """Whether allocations were recorded."""
     before: Standing = field(default_factory=dict)
     """The memory that stood when recording began."""
     after: Standing = field(default_factory=dict)
@@ -117,6 +119,7 @@ class Recording:
             steps=tuple(self.steps),
             unfinished=unfinished,
             modules=modules,
+            with_memory=self._memory,
             before=self._before,
             after=self._standing(),
             expects_kernels=self._model is not None and device_of(self._model).type == "cuda",

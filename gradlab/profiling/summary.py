@@ -15,10 +15,10 @@ import torch
 from gradlab.errors import ProfileError
 from gradlab.profiling.account import PHASES, Attribution, Owner, Phase
 from gradlab.profiling.attribution import attribute
-from gradlab.profiling.categories import PeakMemory, peak_by_category, read_allocations
+from gradlab.profiling.categories import PeakMemory, peak_by_category
 from gradlab.profiling.idle import CAUSES
 from gradlab.profiling.kernels import DENSE_OPERATORS, is_collective, is_copy, is_dense, uses_tensor_cores
-from gradlab.profiling.kineto import MEMORY, read_events
+from gradlab.profiling.kineto import read_allocations, read_events
 from gradlab.profiling.marks import Module
 from gradlab.profiling.memory import Memory, memory_by_module
 from gradlab.profiling.recording import Recorded
@@ -41,10 +41,9 @@ def summarize(recorded: Recorded, *, rank: int = 0, world_size: int = 1) -> dict
     """
     events = read_events(recorded.results)
     attribution = attribute(events, recorded.steps, recorded.modules)
-    memory = memory_by_module(events, attribution.calls)
-    peak = None
-    if memory or any(event.name == MEMORY for event in events):
-        peak = peak_by_category(read_allocations(recorded.results), recorded.before, recorded.after, attribution)
+    allocations = read_allocations(recorded.results) if recorded.with_memory else []
+    memory = memory_by_module(allocations, attribution.calls)
+    peak = peak_by_category(allocations, recorded.before, recorded.after, attribution)
     summary = describe(attribution, recorded.modules, memory, peak, rank=rank, world_size=world_size)
     if recorded.expects_kernels and not attribution.device:
         summary["notes"].append(_NO_KERNELS)

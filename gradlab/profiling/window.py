@@ -70,7 +70,7 @@ class Profiler:
         world_size: how many processes train together; rank zero waits for the others' files.
         strict: raise `ProfileError` where something fails, instead of warning and going on without profiles.
 
-    Cost (benchmarks/profile.py): a microsecond a step outside windows. Within, about half a microsecond an event, as
+    Cost (benchmarks/profiling.py): a microsecond a step outside windows. Within, about half a microsecond an event, as
     much as torch.profiler alone. At a window's end 2 microseconds an event on the training thread, torch's own, where
     a gzipped trace and `key_averages()` take 80; the rest is done in the background.
     """

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 import gradlab
 from gradlab.profiling.account import Attribution
-from gradlab.profiling.categories import CATEGORIES, Allocation, peak_by_category, standing
+from gradlab.profiling.categories import CATEGORIES, peak_by_category, standing
+from gradlab.profiling.kineto import Allocation
 
 BATCH, WIDTH, HIDDEN = 8, 16, 2048
 WEIGHTS = 4 * (WIDTH * HIDDEN + HIDDEN + HIDDEN * 4 + 4)
