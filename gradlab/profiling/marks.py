@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from gradlab.taps.stand import PLACE, Hook, beneath
+from gradlab.taps.sites import unwrapped
+from gradlab.taps.stand import PLACE, Hook, StandIn, beneath
 
 # Three to eight times cheaper than the public record_function, and filed under operators, where TensorBoard looks.
 Range: Any = getattr(torch._C._profiler, "_RecordFunctionFast", torch.autograd.profiler.record_function)
@@ -40,27 +41,44 @@ def eager_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Compiled and scripted modules are left out together with what is inside them: a Python hook there would break
     their graph, and nothing inside runs through `__call__`.
     """
+    return ((name, module) for name, module in _outside_graphs(model) if not is_compiled(module))
+
+
+def compiled_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The compiled modules that eager ones call, each a box of its own, with their qualified names."""
+    outside = _outside_graphs(model)
+    return ((name, module) for name, module in outside if is_compiled(module) and not _is_scripted(module))
+
+
+def _outside_graphs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     seen: set[int] = set()
     todo = [("", model)]
     while todo:
         name, module = todo.pop()
-        if id(module) in seen or is_compiled(module):
+        if id(module) in seen:
             continue
         seen.add(id(module))
         yield name, module
-        children = [(f"{name}.{child}" if name else child, inner) for child, inner in module.named_children()]
-        todo.extend(reversed(children))
+        if not is_compiled(module):
+            children = [(f"{name}.{child}" if name else child, inner) for child, inner in module.named_children()]
+            todo.extend(reversed(children))
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a Python hook in a module would break a graph or never run."""
-    if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+    if _is_scripted(module) or type(module).__name__ == "OptimizedModule":
         return True
     return beneath(getattr(module, PLACE, None)) is not None
 
 
+def _is_scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 class ModuleMarks:
     """A range around each forward of each eager module of `model`, between `attach` and `detach`.
+
+    A compiled module has one around its call, from outside its graph: what is in it is one box.
 
     Cost: about 2 microseconds a module call while attached, nothing afterwards: no hook is left.
     """
@@ -68,6 +86,7 @@ class ModuleMarks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handles: list[Any] = []
+        self._boxes: list[_Box] = []
         self.modules: dict[str, Module] = {}
         """What each range's name stands for."""
 
@@ -81,11 +100,19 @@ class ModuleMarks:
             self._handles.append(module.register_forward_pre_hook(begin, prepend=True))
             # always_call: a forward that raises must not leave its range open around the rest of the step.
             self._handles.append(module.register_forward_hook(_End(ranges), always_call=True))
+        for name, module in compiled_modules(self._model):
+            described = Module(name, f"{type(unwrapped(module)).__name__} (compiled)")
+            self.modules[described.mark] = described
+            box = _Box(module, described.mark)
+            box.put()
+            self._boxes.append(box)
 
     def detach(self) -> None:
         """Take the hooks out. May be called twice."""
         while self._handles:
             self._handles.pop().remove()
+        while self._boxes:
+            self._boxes.pop().take()
 
 
 class _OpenRanges(threading.local):
@@ -93,6 +120,20 @@ class _OpenRanges(threading.local):
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+
+
+class _Box(StandIn):
+    """Puts a range around the call of one compiled module."""
+
+    __slots__ = ("mark",)
+
+    def __init__(self, module: nn.Module, mark: str) -> None:
+        super().__init__(module)
+        self.mark = mark
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with Range(self.mark):
+            return self.inner(*args, **kwargs)
 
 
 class _Begin(Hook):

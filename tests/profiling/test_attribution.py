@@ -17,6 +17,10 @@ from gradlab.profiling.schedule import Profile
 from gradlab.profiling.summary import describe
 
 
+# Dynamo asks each input of a compiled block for its .grad, of a non-leaf tensor too.
+asks_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
 def profiled(model, step, *, num_steps=3, warm=2):
     """The attribution of a few steps of training, and the rows of the module table by name."""
     for _ in range(warm):
@@ -123,6 +127,19 @@ def test_recomputation_counts_as_backward_of_the_recomputed_modules(reentrant):
     assert rows["1.inner.0"]["calls"] == 1  # the second forward is inside the backward
     assert rows["1.inner.0"]["backward_self_ms"] > 0
     assert rows["1"]["backward_ms"] > rows["1.inner.0"]["backward_ms"] + rows["1.inner.2"]["backward_ms"] > 0
+
+
+@asks_for_grad
+def test_a_compiled_module_is_one_box_with_its_forward_and_backward():
+    block = nn.Sequential(nn.Linear(16, 512), nn.Tanh(), nn.Linear(512, 16))
+    run = Run(nn.Sequential(nn.Linear(16, 16), torch.compile(block, backend="aot_eager"), nn.Linear(16, 4)))
+    run.x, run.y = run.x.repeat(32, 1), run.y.repeat(32)
+    attribution, summary, rows = profiled(run.model, run.step)
+    check_sums(attribution, summary)
+    assert list(rows) == ["", "0", "1", "2"] and rows["1"]["kind"] == "Sequential (compiled)"
+    assert rows["1"]["forward_self_ms"] > rows["0"]["forward_self_ms"]
+    assert rows["1"]["backward_self_ms"] > rows["0"]["backward_self_ms"]
+    torch._dynamo.reset()
 
 
 def test_a_shared_module_is_one_row_with_all_its_calls():

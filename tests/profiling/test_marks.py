@@ -5,8 +5,22 @@ import pytest
 import torch
 from profiling.example import num_hooks
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from gradlab.profiling.marks import ModuleMarks, eager_modules
+
+
+# Dynamo asks each input of a compiled block for its .grad, of a non-leaf tensor too.
+asks_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x).relu()
 
 
 class Fails(nn.Module):
@@ -26,6 +40,31 @@ def test_compiled_modules_are_left_out_with_what_is_inside():
     in_place.compile(backend="eager")
     model = nn.Sequential(torch.compile(inner, backend="eager"), in_place, nn.ReLU())
     assert [name for name, _ in eager_modules(model)] == ["", "2"]
+
+
+@asks_for_grad
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_module_is_marked_from_outside_without_another_graph(in_place):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    block = Block()
+    if in_place:
+        block.compile(backend=counter)
+    model = nn.Sequential(nn.Linear(2, 2), block if in_place else torch.compile(block, backend=counter))
+    x = torch.ones(1, 2)
+    before = model(x)
+    marks = ModuleMarks(model)
+    marks.attach()
+    assert marks.modules["[pl][module]Block (compiled): 1"].name == "1"
+    with torch.profiler.profile() as profiler:
+        assert torch.equal(model(x), before)
+    marks.detach()
+    assert torch.equal(model(x), before) and counter.frame_count == 1
+    assert "_compiled_call_impl" not in vars(model[1]) or in_place
+    events = {event.name(): event for event in profiler.profiler.kineto_results.events()}
+    box, parent = events["[pl][module]Block (compiled): 1"], events["[pl][module]Sequential: Sequential"]
+    assert parent.start_ns() <= box.start_ns() and box.end_ns() <= parent.end_ns()
+    torch._dynamo.reset()
 
 
 def test_a_compiled_function_over_a_marked_model_stays_one_graph():

@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 from profiling.example import Run, num_hooks, read_summary, read_trace, recorded_steps
@@ -179,6 +183,30 @@ def test_a_failing_export_warns_once_and_leaves_nothing_that_looks_finished(run,
     assert len(caught) == 1
     assert list(tmp_path.rglob("*")) == [] and profiler.windows == []
     assert len(run.losses) == 5 and num_hooks(run.model) == 0
+
+
+def test_a_process_killed_while_it_writes_leaves_nothing_that_can_be_seen(tmp_path):
+    program = """
+import os, signal, sys, torch, gradlab
+from torch import nn
+from gradlab.profiling import trace
+
+def killed(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+trace._zipped = killed
+model = nn.Linear(4, 4)
+with gradlab.profile(sys.argv[1], model):
+    model(torch.ones(2, 4)).sum().backward()
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert not list(tmp_path.rglob("*.pt.trace.json*")) and not list(tmp_path.rglob("summary.json"))
+    assert all(path.name.startswith(".writing-") for path in (tmp_path / "profile").iterdir())
+    run = Run()
+    with gradlab.profile(tmp_path, run.model, strict=True) as profiler:  # the next one is not in its way
+        run.step()
+    assert [path.name for path in (tmp_path / "profile").glob("[!.]*")] == [profiler.windows[0].name]
 
 
 def test_a_failing_mark_switches_off_cleanly(run, tmp_path, monkeypatch):
