@@ -61,6 +61,16 @@ def test_show_refuses_a_summary_of_another_version(gradlab, profiled):
     assert "is not JSON" in gradlab("profile", "show", "@1").stderr
 
 
+def test_an_experiment_plans_windows_that_repeat_and_triggers(gradlab, experiment, the_run):
+    plan = "profile={wait: 1, warmup: 0, active: 1, every: 5, max_share: 1.0, trigger: {slow_step: 500.0}}"
+    assert gradlab("run", experiment, plan).exit_code == 0
+    names = [path.name for path in windows_in(the_run().events / "profile")]
+    assert names == ["step_000001", "step_000006", "step_000011"]
+    assert "other windows: step_000001, step_000006" in gradlab("profile", "show").stdout
+    wrong = gradlab("run", experiment, "profile={every: 2}")
+    assert wrong.exit_code == 2 and "every=2 leaves no room for a window of 2 + 3 steps" in wrong.stderr
+
+
 def test_without_windows_it_says_how_to_get_some(gradlab, experiment, the_run):
     assert gradlab("run", experiment, "trainer.max_epochs=1").exit_code == 0
     result = gradlab("profile", "show")

@@ -16,7 +16,6 @@ from gradlab.profiling.recording import Recording
 from gradlab.profiling.schedule import Profile
 from gradlab.profiling.summary import describe
 
-
 # Dynamo asks each input of a compiled block for its .grad, of a non-leaf tensor too.
 asks_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 

@@ -9,7 +9,6 @@ from torch._dynamo.testing import CompileCounter
 
 from gradlab.profiling.marks import ModuleMarks, eager_modules
 
-
 # Dynamo asks each input of a compiled block for its .grad, of a non-leaf tensor too.
 asks_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
