@@ -1,7 +1,10 @@
-"""Jacobian slices: d(site)/d(site) on a probe batch, without touching training.
+"""Jacobians: d(site)/d(site or parameter) on a probe batch or on the training graph, without touching training.
 
-compute.py the function `gradlab.jacobian` · spec.py and probe.py the same again and again while a model trains ·
-measure.py from question to block: quiet.py a model that may be run without a trace, replay.py the piece of graph,
-problem.py its samples, rows and columns, rows.py and ladder.py the engines, audit.py and spectrum.py what is known of
-the result, axes.py its names.
+Asking: compute.py `gradlab.jacobian` · spec.py and schedule.py the same again and again while a model trains · probe.py
+a replayed slice, live.py one on the training step's graph · depth.py growth over depth · sharpness.py the loss Hessian.
+
+Answering: question.py what is asked · quiet.py a model that may be run without a trace (randomness.py, sharded.py) ·
+replay.py the piece of graph, reach.py how few hooks that takes · pose.py and problem.py its samples, rows and columns ·
+measure.py from question to block · ladder.py which engine: rows.py, columns.py, rank.py, differences.py · audit.py and
+spectrum.py what is known of the result, estimate.py the same without the result · axes.py its names.
 """

@@ -27,8 +27,9 @@ def module_at(model: nn.Module, name: str) -> nn.Module | None:
     """The module of that qualified name, inside any wrappers on the way, or None."""
     module = unwrapped(model)
     for part in name.split(".") if name else ():
-        child = getattr(module, part, None)
-        if not isinstance(child, nn.Module):
+        is_script = isinstance(module, torch.jit.ScriptModule)
+        child = dict(module.named_children()).get(part) if is_script else module._modules.get(part)
+        if child is None:
             return None
         module = unwrapped(child)
     return module

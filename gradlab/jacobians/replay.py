@@ -61,8 +61,12 @@ def parameter_named(model: nn.Module, name: str) -> nn.Parameter | None:
     """The parameter of that qualified name, or None. A shared parameter answers to each of its names."""
     path, _, attribute = name.rpartition(".")
     owner = module_at(model, path)
-    parameter = None if owner is None else getattr(owner, attribute, None)
-    return parameter if isinstance(parameter, nn.Parameter) else None
+    if owner is None:
+        return None
+    # Not by getattr: a parametrised weight would be computed, which may change buffers.
+    if isinstance(owner, torch.jit.ScriptModule):
+        return dict(owner.named_parameters(recurse=False)).get(attribute)
+    return owner._parameters.get(attribute)
 
 
 def replay(core: nn.Module, inputs: Any, *, of: str, wrt: str, known: bool = False, graph: bool = True) -> Region:

@@ -16,6 +16,7 @@ import gradlab
 from gradlab.errors import GradlabWarning, JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.ladder import Ladder
+from gradlab.jacobians.replay import parameter_named
 from gradlab.jacobians.spec import JacobianSlice
 from gradlab.sinks import MemorySink
 
@@ -212,7 +213,19 @@ def test_what_is_wrong_is_said_and_training_goes_on(make: Any, spec: JacobianSli
     torch._dynamo.reset()
 
 
+def test_looking_for_a_parameter_computes_none() -> None:
+    """A parametrised weight is a property that runs a power iteration: looked at, it would be another one."""
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
+    before = layer.parametrizations.weight[0]._u.clone()
+    assert parameter_named(layer, "weight") is None
+    found = parameter_named(nn.Sequential(layer), "0.parametrizations.weight.original")
+    assert found is layer.parametrizations.weight.original
+    assert torch.equal(layer.parametrizations.weight[0]._u, before)
+
+
 def test_a_live_slice_has_a_block() -> None:
     with pytest.raises(JacobianError, match="block=False needs mode='replay'"):
         live("output", "input", block=False)
+    with pytest.raises(JacobianError, match="train and probe are for mode='replay'"):
+        live("output", "input", probe="validation")
     assert Ladder().engine == ""
