@@ -5,9 +5,9 @@
 All ways are measured in one process, interleaved, as CPU time with one torch thread; the median over the rounds is
 reported as a ratio to a loop of one-hot `backward` calls, and to the best of the public ways. Every way includes its
 forward. `gradlab_engine` is gradlab's engine on a forward that is made as the others make theirs; `gradlab_bare` is
-`gradlab.jacobian` on a quiet model, without audit and spectrum; `gradlab_full` is all that it does by default: the quiet
-model, the audit, all singular values up to a shorter side of 1,024, and the names. The last table is what a logged slice
-every 100 steps adds to training.
+`gradlab.jacobian` on a quiet model, without audit and spectrum; `gradlab_full` is all that it does by default: the
+quiet model, the audit, all singular values up to a shorter side of 1,024, and the names. The last table is what a slice
+that is logged every 100 steps adds to training.
 """
 
 from __future__ import annotations

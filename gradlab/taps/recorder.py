@@ -102,6 +102,8 @@ class GradHook:
         try:
             of_pass, entry = self.of_pass, self.entry
             if of_pass.task != _task_id():
+                if muted():  # a probe's backward inside the training one
+                    return
                 self.recorder.enter_task(_task_id(), of_pass)
             if gradient is None:  # of several outputs of one node, another was used
                 return

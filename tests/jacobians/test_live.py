@@ -229,3 +229,27 @@ def test_a_live_slice_has_a_block() -> None:
     with pytest.raises(JacobianError, match="train and probe are for mode='replay'"):
         live("output", "input", probe="validation")
     assert Ladder().engine == ""
+
+
+def test_taps_see_the_same_with_probes_on() -> None:
+    def train_with_taps(specs: list[Any]) -> dict[str, list[float]]:
+        torch.manual_seed(0)
+        model = Net().double()
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        found: dict[str, list[float]] = {}
+        taps = [gradlab.Tap("*", of=["output", "output_grad"]), gradlab.Tap("*", of="weight_grad")]
+        with gradlab.watch(model, optimizer, taps=taps, jacobians=specs, strict=True) as monitor:
+            for _ in range(4):
+                optimizer.zero_grad()
+                F.mse_loss(model(torch.randn(5, 6).double()), torch.ones(5, 4).double()).backward()
+                optimizer.step()
+                for metric, series in monitor.latest().items():
+                    for site, value in series.items():
+                        found.setdefault(f"{metric} {site}", []).append(value)
+        return found
+
+    plain = train_with_taps([])
+    assert len(plain) > 20
+    replays = [JacobianSlice(of="output", wrt="input", every=1), JacobianSlice(of="/relu_", wrt="a.weight", every=2)]
+    watched = train_with_taps([*SLICES, *replays])
+    assert {name: watched.get(name) for name in plain} == plain
