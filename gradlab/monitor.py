@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from gradlab.taps.rule import Tap
 from gradlab.taps.sites import module_names, parameter_names, reaches, require_match, shortlist, unwrapped
 from gradlab.taps.slots import HostCopy
 from gradlab.taps.tripwire import NonFinite, Tripwire
+from gradlab.taps.wrappers import inner_optimizer
 
 if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _BATCH, _LATE_SECONDS = 16, 0.1
 """So many frames wait at most before they are handed out, and so long."""
 
-_watched: WeakKeyDictionary[nn.Module, Monitor] = WeakKeyDictionary()
+_watched: weakref.WeakKeyDictionary[nn.Module, Monitor] = weakref.WeakKeyDictionary()
 
 
 class _Armed(NamedTuple):
@@ -162,10 +163,9 @@ class Monitor:
     def _check(self, optimizer: Optimizer | Sequence[Optimizer] | None) -> None:
         if self._inner in _watched:
             raise TapError("this model is watched already; call close() on its monitor before watching it again.")
-        if optimizer is None:
-            self._optimizers: tuple[Optimizer, ...] = ()
-        else:
-            self._optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+        one = inner_optimizer(optimizer)
+        given = () if one is None else (one,) if isinstance(one, Optimizer) else tuple(map(inner_optimizer, one))
+        self._optimizer_refs = tuple(map(weakref.ref, given))
         ours = {id(p) for p in self._parameters.values()}
         for one in self._optimizers:
             if not any(id(p) in ours for group in one.param_groups for p in group["params"]):
@@ -177,12 +177,10 @@ class Monitor:
 
     def _attach(self) -> None:
         _watched[self._inner] = self
-        if self._optimizers:
+        self._counts_by_own_hooks = bool(self._optimizer_refs)
+        if self._counts_by_own_hooks:
             for one in self._optimizers:
-                self._handles += [
-                    one.register_step_pre_hook(self._before_step),
-                    one.register_step_post_hook(self._after_step),
-                ]
+                self._count(one)
         else:
             from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -204,6 +202,51 @@ class Monitor:
         if self._profiler is not None:
             self._profiler.begin(self.step)
         self._arm()
+
+    def _count(self, optimizer: Optimizer) -> None:
+        """Count the steps of an optimizer by hooks of its own."""
+        self._handles += [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def _optimizers(self) -> tuple[Optimizer, ...]:
+        """The optimizers whose steps are counted. Their state is large: what watches a model must not keep it alive."""
+        return tuple([one for ref in self._optimizer_refs if (one := ref()) is not None])
+
+    @property
+    def inner(self) -> nn.Module:
+        """The model inside its wrappers, whose names the sites have."""
+        return self._inner
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """Where results go, without those that were switched off."""
+        return tuple(self._sinks)
+
+    def add_optimizer(self, optimizer: Optimizer) -> None:
+        """Count the steps of one more optimizer. It takes the place of those that own some of the same parameters."""
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        others = [
+            one
+            for one in self._optimizers
+            if one is not optimizer and not any(id(p) in mine for group in one.param_groups for p in group["params"])
+        ]
+        is_new = optimizer not in self._optimizers
+        self._optimizer_refs = tuple(map(weakref.ref, [*others, optimizer]))
+        if is_new and self._counts_by_own_hooks and self._handles:
+            self._count(optimizer)
+
+    def abandon(self) -> None:
+        """Let go of the model and of the sinks without handing anything out: in a child process made by fork."""
+        if _watched.get(self._inner) is self:
+            del _watched[self._inner]
+            self._sinks.clear()
+            self._pending.clear()
+            self._detach()
+            if self._performance is not None:
+                self._performance.abandon()
 
     def close(self) -> None:
         """Let go of the model: no hook and no reference stays. Hands out what is still under way, closes the sinks."""
@@ -381,11 +424,11 @@ class Monitor:
             self._after_step(optimizer, args, kwargs)
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
-        if optimizer in self._optimizers:
+        if any(ref() is optimizer for ref in self._optimizer_refs):
             return True
         ours = {id(p) for p in self._parameters.values()}
         if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
-            self._optimizers = (*self._optimizers, optimizer)
+            self.add_optimizer(optimizer)
             return True
         return False
 

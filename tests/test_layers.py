@@ -17,7 +17,7 @@ LAYERS = [
     {"lightning", "integrations", "models", "data"},
     {"config", "runs"},
     {"launch", "doctor", "board"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "attach"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 # `board` runs inside TensorBoard: it may see the event format, and nothing that needs torch.

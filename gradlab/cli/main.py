@@ -15,6 +15,7 @@ from gradlab.errors import GradlabError, did_you_mean
 
 _COMMANDS = {
     "run": "gradlab.cli.run",
+    "attach": "gradlab.cli.attach",
     "check": "gradlab.cli.check",
     "new": "gradlab.cli.new",
     "runs": "gradlab.cli.runs",

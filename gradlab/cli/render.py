@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -18,16 +19,18 @@ _PIPE_WIDTH = 200
 _SEVERITY_STYLES = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
-def console() -> Console:
+def console(file: TextIO | None = None) -> Console:
     """The terminal; in a pipe wide enough that no line of a table is broken."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    file = file or sys.stdout
+    return Console(file=file, width=None if file.isatty() else _PIPE_WIDTH, highlight=False)
 
 
-def print_summary(summary: Summary) -> None:
-    """The closing summary of a run, ending with the command that shows it in TensorBoard."""
-    out = console()
+def print_summary(summary: Summary, *, file: TextIO | None = None, board: str | None = None) -> None:
+    """The closing summary of a run, ending with the command that shows it in TensorBoard, `board` where given."""
+    out = console(file)
     out.print(f"\n[bold]{escape(summary.name)}[/bold]  {escape(summary.folder)}", soft_wrap=True)
-    out.print(f"{_count(summary.steps, 'step')}, {_count(summary.epochs, 'epoch')} in {duration_text(summary.seconds)}")
+    epochs = f", {_count(summary.epochs, 'epoch')}" if summary.epochs is not None else ""
+    out.print(f"{_count(summary.steps, 'step')}{epochs} in {duration_text(summary.seconds)}")
     if summary.metrics:
         out.print("  ".join(f"{name} {number_text(value)}" for name, value in summary.metrics.items()), soft_wrap=True)
     if summary.answers:
@@ -36,7 +39,7 @@ def print_summary(summary: Summary) -> None:
         out.print(_layers_table(summary.layers))
     _print_findings(out, summary)
     out.print("open it in TensorBoard with:")
-    out.print("  " + escape(hint("board", summary.folder)), style="bold", soft_wrap=True)
+    out.print("  " + escape(board or hint("board", summary.folder)), style="bold", soft_wrap=True)
 
 
 def plain_table(header: Sequence[str], *, right: Sequence[str] = ()) -> Table:

@@ -32,8 +32,8 @@ class Summary:
     """Where it lies."""
     seconds: float
     """How long this attempt took, from the first step's preparation to the last."""
-    epochs: int
-    """Epochs that are complete, over all attempts."""
+    epochs: int | None
+    """Epochs that are complete, over all attempts; None where nobody counts them."""
     steps: int
     """Optimizer steps, over all attempts."""
     metrics: Mapping[str, float]

@@ -1,0 +1,106 @@
+"""What `gradlab attach` was asked for: read from flags and a file, handed to the script's processes as one variable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradlab.errors import TapError, UsageError
+from gradlab.jacobians.spec import JacobianSlice
+from gradlab.profiling.schedule import Profile, Trigger
+from gradlab.taps.rule import Tap
+
+VARIABLE = "GRADLAB_ATTACH"
+"""The variable of the environment that holds the options in the script's processes."""
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachOptions:
+    """The settings of one `gradlab attach`."""
+
+    command_pid: int
+    """The process of the command itself, which becomes the script's."""
+    began: float
+    """When it was called, in seconds since the epoch."""
+    command: tuple[str, ...]
+    """What is run, for the record."""
+    run: str
+    """The run folder, made by the first process that trains; "" where `logdir` is given."""
+    logdir: str = ""
+    """Where event files go instead of a run folder."""
+    taps: tuple[Tap, ...] = field(default=(Tap("*", of="weight_grad"),))
+    """What is watched in every model."""
+    jacobians: tuple[JacobianSlice, ...] = ()
+    """Jacobian slices to log."""
+    profile: Profile | None = None
+    """Steps to profile."""
+
+    across_ranks: bool = False
+    """Whether the numbers of all ranks are logged together."""
+
+    def to_text(self) -> str:
+        """As one line of JSON, without what is left at its default."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> AttachOptions:
+        """The options that `to_text` wrote."""
+        values: Mapping[str, Any] = json.loads(text)
+        profile = values["profile"]
+        if profile is not None and profile["trigger"] is not None:
+            profile = {**profile, "trigger": Trigger(**profile["trigger"])}
+        return cls(
+            **{
+                **values,
+                "command": tuple(values["command"]),
+                "taps": tuple(Tap(**tap) for tap in values["taps"]),
+                "jacobians": tuple(JacobianSlice(**one) for one in values["jacobians"]),
+                "profile": None if profile is None else Profile(**profile),
+            }
+        )
+
+    @classmethod
+    def from_environment(cls) -> AttachOptions:
+        """Those of this process."""
+        return cls.from_text(os.environ[VARIABLE])
+
+    @property
+    def is_command(self) -> bool:
+        """Whether this process is that of the command, and not one that the script has started."""
+        return os.getpid() == self.command_pid
+
+    def has_results(self) -> bool:
+        """Whether any process of the script has written results."""
+        if self.run:
+            return Path(self.run).exists()
+        return any(file.stat().st_mtime >= self.began for file in Path(self.logdir).rglob("events.out.*"))
+
+
+def parse_tap(text: str, every: int) -> Tap:
+    """A tap as the command line writes it: `GLOB=OF[,OF...][:STAT[,STAT...]]`, as in `*/relu*=output,output_grad`.
+
+    Without quantities: the gradients of the parameters that the glob matches.
+
+    Raises:
+        UsageError: no such quantity, with the near ones.
+    """
+    at, _, rest = text.partition("=")
+    of, _, stats = rest.partition(":")
+    words: dict[str, Any] = {"stats": tuple(stats.split(","))} if stats else {}
+    try:
+        words["of"] = tuple(of.split(",")) if of else "weight_grad"
+        return Tap(tuple(at.split(",")), every=every, **words)
+    except TapError as error:
+        raise UsageError(f"--taps {text!r}: {error}") from None
+
+
+def taps_of(texts: Sequence[str], every: int) -> tuple[Tap, ...]:
+    """The taps of the command line; the gradient of every parameter where it names none."""
+    return tuple(parse_tap(text, every) for text in texts) or (Tap("*", of="weight_grad", every=every),)

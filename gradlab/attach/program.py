@@ -1,0 +1,62 @@
+"""The command that `gradlab attach` becomes: the script's own, in an environment that brings gradlab along."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gradlab.attach.options import VARIABLE, AttachOptions
+from gradlab.errors import UsageError, did_you_mean
+
+SITE = Path(__file__).parent / "site"
+"""A folder with nothing but a `sitecustomize.py`, which Python imports before anything else."""
+
+
+def command_of(script: str, arguments: Sequence[str], *, is_module: bool) -> list[str]:
+    """What is run: `python SCRIPT`, `python -m MODULE`, or a program such as `torchrun` or a shell script as it is.
+
+    Raises:
+        UsageError: there is no such file and no such program.
+    """
+    if is_module:
+        return [*_python(), "-m", script, *arguments]
+    path = Path(script)
+    if path.is_dir() or (path.is_file() and not _is_program(path)):
+        return [*_python(), script, *arguments]
+    program = shutil.which(script)
+    if program is not None:
+        return [program, *arguments]
+    raise UsageError(f"there is no script and no program {script!r}.{_near(path)}")
+
+
+def environment_of(options: AttachOptions, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the script: its own, and what makes every Python process in it come back to gradlab."""
+    paths = [str(SITE), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths), VARIABLE: options.to_text()}
+
+
+def _python() -> list[str]:
+    """This interpreter, with the flags that it was started with."""
+    return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is run by something other than this Python: it can be executed and says by what."""
+    if path.suffix in (".py", ".pyz", ".pyc") or not os.access(path, os.X_OK):
+        return False
+    with path.open("rb") as file:
+        first = file.readline(200)
+    return first.startswith(b"\x7fELF") or (first.startswith(b"#!") and b"python" not in first)
+
+
+def _near(path: Path) -> str:
+    """The files beside a missing one, and a hint where a module was meant."""
+    try:
+        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()], most=1)
+    except OSError:
+        near = ""
+    return near or " A module is run with -m, `gradlab attach -m package.train`."

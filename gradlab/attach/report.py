@@ -1,0 +1,156 @@
+"""Where the results of an attached process go, and what is said at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradlab.attach.options import AttachOptions
+from gradlab.frame import Finding, is_absent
+from gradlab.launch.layers import Layer, layer_table
+from gradlab.launch.summary import Summary
+from gradlab.monitor import Monitor
+from gradlab.runs.folder import RunFolder
+from gradlab.runs.lock import locked
+from gradlab.runs.record import devices, git_state, versions, write_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What there is to say of one model once its training has ended."""
+
+    label: str
+    """The model's name, where a process trains several."""
+    steps: int
+    layers: tuple[Layer, ...]
+    findings: tuple[Finding, ...]
+
+
+def told_of(monitor: Monitor, label: str, before: Told | None = None) -> Told:
+    """What a monitor knows at its end, as plain values: nothing of it keeps the model alive.
+
+    Args:
+        monitor: closed.
+        label: what the model is called.
+        before: what was known when an earlier optimizer of the model was gone.
+    """
+    series = monitor.latest()
+    latest = {}
+    for metric, one in series.items():
+        if not one.schema.edges:
+            gone = is_absent(one.values)
+            latest[metric] = {site: v for (site, v), absent in zip(one.items(), gone, strict=True) if not absent}
+    findings = (*(before.findings if before else ()), *monitor.findings)
+    layers = tuple(layer_table(monitor.inner, latest, findings))
+    return Told(label=label, steps=monitor.step, layers=layers, findings=findings)
+
+
+class Report:
+    """The folder of one process's results: claimed when its first model is found."""
+
+    def __init__(self, options: AttachOptions) -> None:
+        self.options = options
+        self.started = time.monotonic()
+        self.events: Path | None = None
+        """Where event files go, of the first model; those of others in folders below."""
+        self.run: RunFolder | None = None
+        """The run folder, in the process that made it."""
+        self._held = contextlib.ExitStack()
+
+    def claim(self, *, world_size: int, rank: int) -> Path:
+        """The folder for the event files of this process; the ranks of one training share it.
+
+        Processes that have nothing to do with each other must not: TensorBoard stalls on two live files in one folder.
+        """
+        if self.events is None:
+            root = Path(self.options.logdir or RunFolder(Path(self.options.run)).events)
+            is_first = rank > 0 or (self._claim_run() if self.options.run else self._claim_logdir(root))
+            shared = is_first or world_size > 1
+            self.events = root if shared else root / f"process-{os.getpid()}"
+        return self.events
+
+    def _claim_run(self) -> bool:
+        """Make the run folder, unless another process has."""
+        folder = RunFolder(Path(self.options.run))
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir()
+        except FileExistsError:
+            return False
+        folder.events.mkdir()
+        self._held.enter_context(locked(folder.lock))
+        write_record(folder, _record(self.options.command))
+        self.run = folder
+        return True
+
+    def _claim_logdir(self, logdir: Path) -> bool:
+        logdir.mkdir(parents=True, exist_ok=True)
+        mark = logdir / f".gradlab-attach-{self.options.command_pid}"
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        self._held.callback(mark.unlink, missing_ok=True)
+        return True
+
+    def discard(self) -> None:
+        """Nothing was watched after all: leave no empty run behind."""
+        self._held.close()
+        if self.run is not None:
+            shutil.rmtree(self.run.path, ignore_errors=True)
+
+    def close(self, models: Sequence[Told], *, code: int, reason: str) -> None:
+        """Print and keep the summary of all models, and how the process has ended."""
+        summary = self._summary(models)
+        if self.run is not None:
+            summary.save(self.run)
+            kept = {"seconds": summary.seconds, "steps": summary.steps, "findings": len(summary.findings)}
+            self.run.write_exit(code=code, reason=reason, **kept)
+        self._held.close()
+        from gradlab.cli.render import print_summary
+
+        board = None if self.run else f"tensorboard --logdir {shlex.quote(str(self.events))}"
+        print_summary(summary, file=sys.stderr, board=board)
+
+    def _summary(self, models: Sequence[Told]) -> Summary:
+        labels = len(models) > 1
+        layers = [replace(x, site=f"{one.label}: {x.site}") if labels else x for one in models for x in one.layers]
+        run = Path(self.options.run) if self.options.run else Path(self.options.logdir)
+        return Summary(
+            name=run.parent.name if self.options.run else run.name,
+            run=run.name,
+            folder=str(run),
+            seconds=time.monotonic() - self.started,
+            epochs=None,
+            steps=sum(one.steps for one in models),
+            metrics={},
+            findings=tuple(finding for one in models for finding in one.findings),
+            answers={},
+            layers=tuple(layers),
+        )
+
+
+def _record(command: Sequence[str]) -> dict[str, Any]:
+    """What was run. The devices only where the script has asked for them: asking would take memory on the first."""
+    return {
+        "argv": list(command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": None,
+        "git": git_state(Path.cwd()),
+        "versions": versions(),
+        "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count(), "pid": os.getpid()},
+        "devices": devices() if torch.cuda.is_initialized() else [],
+        "attached": True,
+    }

@@ -1,0 +1,10 @@
+"""Imported by Python at the start of each process of an attached script; gives way to the machine's own."""
+
+try:
+    from gradlab.attach.boot import boot
+except ImportError as error:
+    import sys
+
+    print(f"gradlab: {sys.executable} is not watched: {error}", file=sys.stderr)
+else:
+    boot(__file__)

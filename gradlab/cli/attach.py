@@ -1,0 +1,123 @@
+"""`gradlab attach`: a training script that knows nothing of gradlab, watched."""
+
+from __future__ import annotations
+
+import os
+import random
+import string
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradlab.cli.options import runs_option
+
+if TYPE_CHECKING:
+    from gradlab.attach.options import AttachOptions
+
+
+@click.command(
+    "attach", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, no_args_is_help=True
+)
+@click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
+@click.option(
+    "--taps",
+    multiple=True,
+    metavar="GLOB[=OF[:STATS]]",
+    help="What to watch, as in '*/relu*=output,output_grad:norm,zeros'; may be given again. Left out: the gradient "
+    "norm of every parameter.",
+)
+@click.option("--every", type=click.IntRange(1), metavar="N", help="Look on every so many steps; 1 where left out.")
+@click.option("--profile", is_flag=True, help="Record a few early steps with torch.profiler.")
+@click.option(
+    "--across-ranks",
+    is_flag=True,
+    help="Log the numbers of all ranks together, sharded parameters too: one collective a logged step.",
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="The same settings as YAML: taps, profile, ..."
+)
+@click.option(
+    "--logdir", type=click.Path(path_type=Path), metavar="DIR", help="Write event files here, without a run folder."
+)
+@runs_option
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def attach_command(
+    module: bool,
+    taps: tuple[str, ...],
+    every: int | None,
+    profile: bool,
+    across_ranks: bool,
+    config: Path | None,
+    logdir: Path | None,
+    root: Path,
+    script: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run somebody's training script with gradlab on.
+
+    For instance `gradlab attach --taps '*=output_grad' train.py --epochs 3`, `gradlab attach -m package.train` or
+    `gradlab attach torchrun --nproc-per-node 2 train.py`. Options for gradlab stand before SCRIPT, all that follows is
+    the script's. Its output, input, signals and exit code are its own; the summary goes to standard error.
+    """
+    from gradlab.attach.program import command_of, environment_of
+
+    command = command_of(script, arguments, is_module=module)
+    settings = _settings(config, taps, every, profile)
+    if logdir is None and "logdir" in settings:
+        logdir = Path(settings["logdir"])
+    settings.pop("logdir", None)
+    settings["across_ranks"] = across_ranks
+    options = _options(settings, script, command, logdir, root)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], command, environment_of(options, os.environ))
+
+
+def _settings(config: Path | None, taps: tuple[str, ...], every: int | None, profile: bool) -> dict[str, Any]:
+    """The settings of the file, where there is one, and those of the flags above them."""
+    from gradlab.attach.options import taps_of
+    from gradlab.profiling.schedule import Profile
+
+    settings: dict[str, Any] = {}
+    if config is not None:
+        from gradlab.config.attach import load_attach
+
+        settings = load_attach(config)
+    if every is not None and settings.get("taps") and not taps:
+        raise click.UsageError("--every is for the taps of the command line; those of a file have their own `every`.")
+    if taps or not settings.get("taps"):
+        settings["taps"] = taps_of(taps, every or 1)
+    if profile:
+        settings.setdefault("profile", Profile())
+    return settings
+
+
+def _options(
+    settings: dict[str, Any], script: str, command: list[str], logdir: Path | None, root: Path
+) -> AttachOptions:
+    from gradlab.attach.options import AttachOptions
+
+    return AttachOptions(
+        command_pid=os.getpid(),
+        began=time.time(),
+        command=tuple(command),
+        run="" if logdir else str((root / _name(script) / _new_id()).resolve()),
+        logdir=str(logdir.resolve()) if logdir else "",
+        **settings,
+    )
+
+
+def _name(script: str) -> str:
+    """The name of the script's runs: its own, without folder and ending."""
+    return Path(script).resolve().stem or "script"
+
+
+def _new_id() -> str:
+    """The id of a run folder that is made once something is watched."""
+    letters = random.SystemRandom().choices(string.ascii_lowercase, k=4)
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{''.join(letters)}"
