@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing on the terminal at every profile
@@ -43,7 +44,7 @@ CHUNK = 32
 EVERY = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A model, one sample, and how many of the first outputs are differentiated."""
 
@@ -138,10 +139,25 @@ def gradlab_engine(case: Case) -> Tensor:
     x = case.x.clone().requires_grad_()
     y = case.model(x)
     ladder = _ladders.setdefault(id(case), Ladder())
-    region = Region(y, x, 4 * max(y.nbytes, x.nbytes), None)
+    region = Region(y, x, _widest(case), None)
     problem = pose(Question(rows=case.rows), region, 1, ladder)
     ladder.settle(problem)
     return ladder.solve(problem)[0]
+
+
+def _nbytes(out: Any) -> int:
+    return out.nbytes if isinstance(out, Tensor) else max((t.nbytes for t in out if isinstance(t, Tensor)), default=0)
+
+
+@lru_cache
+def _widest(case: Case) -> int:
+    """Size of the largest output of a module, which chunks are sized by."""
+    sizes: list[int] = []
+    handles = [m.register_forward_hook(lambda m, args, out: sizes.append(_nbytes(out))) for m in case.model.modules()]
+    outputs(case, case.x)
+    for handle in handles:
+        handle.remove()
+    return max(sizes)
 
 
 def gradlab_bare(case: Case) -> Tensor:
