@@ -88,15 +88,16 @@ def heat(source: Source, query: Query) -> Answer:
 
 
 def layer(source: Source, query: Query) -> Answer:
-    """Every metric of one site over steps."""
+    """Every metric of one site over steps; without its histograms where `hist` is 0."""
     run, site = known_run(source, query.text("run")), query.text("site")
     columns = query.number("columns", 1000, low=1, high=8192)
     start, end = query.optional_number("start"), query.optional_number("end")
     metrics, _ = series.metrics_of(source.list(series.PLUGIN, run).get(run, {}))
+    with_hist = query.number("hist", 1, low=0, high=1)
     header: dict[str, Any] = {"run": run, "site": site, "metrics": []}
     arrays: dict[str, np.ndarray] = {}
-    for metric in metrics.values():
-        if site not in metric.sites:
+    for _, metric in sorted(metrics.items()):
+        if site not in metric.sites or (metric.edges and not with_hist):
             continue
         number = len(header["metrics"])
         entry = {"metric": metric.name, "unit": metric.unit, "edges": list(metric.edges), "last_step": metric.last_step}

@@ -308,10 +308,9 @@ export class FlowView {
     const found = await this.app.ask("scalars", { run: choice.run, tag: [tag], columns: 1000 }).catch(() => null);
     if (!found || !heat.data || this.choice !== choice) return;
     const [steps, values] = [found.arrays["0.steps"], found.arrays["0.values"]];
-    drawLine(this.loss, this.#width(), LOSS, steps, values, heat.data.from, heat.data.to, token("--accent"));
-    let last = NaN;
-    for (const value of values) if (Number.isFinite(value)) last = value;
-    put(this.lossName, el("span", { text: tag }), el("b", { text: number(last) }));
+    const log = spreads(values);
+    drawLine(this.loss, this.#width(), LOSS, steps, values, heat.data.from, heat.data.to, token("--accent"), log);
+    put(this.lossName, el("span", { text: log ? `${tag} (log)` : tag }), el("b", { text: number(values[values.length - 1]) }));
   }
 
   async #findings() {
@@ -503,7 +502,10 @@ export class FlowView {
     const { choice } = this;
     const nodes = [];
     if (choice.site && choice.step !== null) {
-      const found = await this.app.ask("layer", { run: choice.run, site: choice.site, columns: 600 }).catch(() => null);
+      if (this.side.querySelector(".site-name")?.textContent !== choice.site) {
+        put(this.side, el("section", {}, el("h2", { class: "site-name", text: choice.site }), el("p", { class: "hint", text: "Reading…" })), findingsList(this.found, (one) => this.#jump(one)));
+      }
+      const found = await this.app.ask("layer", { run: choice.run, site: choice.site, columns: 600, hist: 0 }).catch(() => null);
       if (this.choice !== choice) return;
       nodes.push(found ? this.#numbers(found) : el("section", {}, el("h2", { text: choice.site }), el("p", { class: "hint", text: "This site is not in this run." })));
     } else {
@@ -552,6 +554,13 @@ export function lossTag(tags) {
   return ["train/loss", "train_loss", "loss/train", "loss", "Loss/train"].find((tag) => tags.includes(tag)) || tags.find((tag) => /loss/i.test(tag) && !/val|test|eval|jacobian|^perf\//i.test(tag)) || "";
 }
 
+/** Whether values reach over so many powers of ten that a line of them says more on a log scale. @param {ArrayLike<number>} values */
+export function spreads(values) {
+  const finite = Array.from(values).filter(Number.isFinite);
+  const low = finite.reduce((a, b) => Math.min(a, b), Infinity);
+  return low > 0 && finite.reduce((a, b) => Math.max(a, b), 0) / low > 300;
+}
+
 /** @param {any} cell @param {string} unit @param {boolean} single @param {string | undefined} difference */
 function value(cell, unit, single, difference) {
   if (difference === "log2 ratio") return Number.isNaN(cell.mean) ? "not comparable" : `× ${number(2 ** cell.mean)} (log2 ${number(cell.mean)})`;
@@ -562,6 +571,7 @@ function value(cell, unit, single, difference) {
 
 /** A number for an input. @param {number} value */
 function plain(value) {
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(2);
   return String(Number(value.toPrecision(3)));
 }
 

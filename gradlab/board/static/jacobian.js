@@ -1,7 +1,7 @@
 /** Jacobians: a block as a heat map with the names of its axes, its singular values, both over steps; growth over depth. */
 
 import { axis, draw, faint, layout, lineColours } from "./chart.js";
-import { palette } from "./colour.js";
+import { css, palette } from "./colour.js";
 import { el, empty, fillSelect, labelled, put, select, settled, token } from "./dom.js";
 import { number, step as stepText } from "./format.js";
 import { legend } from "./legend.js";
@@ -78,7 +78,7 @@ export class JacobianView {
     const growth = header.kind === "depth_growth";
     const left = el("div", { class: "card" }, el("h2", { text: growth ? "Growth over depth" : header.kind === "sharpness" ? "Curvature" : "Block" }), el("div", { class: "sub", text: describe(header) }));
     const right = el("div", { class: "cards" });
-    put(this.box, el("div", { class: "jac" }, left, right));
+    put(this.box, el("div", { class: growth ? "cards" : "jac" }, left, right));
     if (arrays.block && growth) this.#growth(left);
     else if (arrays.block) this.#block(left);
     else left.append(el("p", { class: "hint", text: "This slice was logged without its block: singular values and norms only." }));
@@ -114,8 +114,9 @@ export class JacobianView {
   #block(box) {
     const { header, arrays } = this.packed;
     const [rows, cols] = arrays.block.shape;
-    const finite = [...arrays.block].filter(Number.isFinite);
-    const far = finite.reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1;
+    const sizes = Float32Array.from(Array.from(/** @type {Float32Array} */ (arrays.block)).filter(Number.isFinite), Math.abs).sort();
+    const [clipped, largest] = [sizes.length > 400, sizes[sizes.length - 1] || 1];
+    const far = (clipped ? sizes[Math.round(0.995 * (sizes.length - 1))] : 0) || largest;
     const sorted = { all: [-far, far], positive: [far], negative: true };
     this.scale = makeScale("jacobian", sorted, { cut: 0, unit: "" });
     const label = Math.min(150, 30 + 6.8 * Math.max(...header.row_names.slice(0, 60).map((/** @type {string} */ one) => one.length)));
@@ -128,8 +129,8 @@ export class JacobianView {
     Object.assign(this.canvas, { width: Math.round((label + w + 4) * ratio), height: Math.round((h + 40) * ratio) });
     Object.assign(this.canvas.style, { width: `${label + w + 4}px`, height: `${h + 40}px` });
     this.#paint();
-    box.append(el("div", { class: "matrix-box" }, this.canvas, this.tip), legend(this.scale, this.app.host.theme, { title: "∂of / ∂wrt", zero: false, absent: false }));
-    this.canvas.setAttribute("aria-label", `${describe(header)}, ${rows} by ${cols}, values from ${number(-far)} to ${number(far)}`);
+    box.append(el("div", { class: "matrix-box" }, this.canvas, this.tip), legend(this.scale, this.app.host.theme, { title: clipped ? `∂of / ∂wrt, colours end at 99.5 % (largest ${number(largest)})` : "∂of / ∂wrt", zero: false, absent: false }));
+    this.canvas.setAttribute("aria-label", `${describe(header)}, ${rows} by ${cols}, magnitudes up to ${number(largest)}`);
   }
 
   #paint() {
@@ -137,16 +138,18 @@ export class JacobianView {
     const { label, cell, high, rows, cols } = /** @type {any} */ (this.box2);
     const colours = palette(this.app.host.theme);
     const scale = /** @type {any} */ (this.scale);
-    const image = new ImageData(cols, rows);
+    const ratio = window.devicePixelRatio || 1;
+    const [wide, tall] = [Math.min(cols, Math.max(1, Math.round(cell * cols * ratio))), Math.min(rows, Math.max(1, Math.round(high * rows * ratio)))];
+    const shown = strongest(arrays.block, rows, cols, tall, wide);
+    const image = new ImageData(wide, tall);
     const pixels = new Uint32Array(image.data.buffer);
-    arrays.block.forEach((/** @type {number} */ value, /** @type {number} */ i) => {
+    shown.forEach((value, i) => {
       pixels[i] = Number.isFinite(value) ? colours.diverging[Math.max(0, Math.min(255, Math.round(255 * scale.place(value))))] : colours.nonfinite;
     });
     const small = document.createElement("canvas");
-    Object.assign(small, { width: cols, height: rows });
+    Object.assign(small, { width: wide, height: tall });
     small.getContext("2d")?.putImageData(image, 0, 0);
     const context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
-    const ratio = window.devicePixelRatio || 1;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     context.imageSmoothingEnabled = false;
@@ -193,18 +196,20 @@ export class JacobianView {
   #growth(box) {
     const { header, arrays } = this.packed;
     const [rows, cols] = arrays.block.shape;
-    const colours = lineColours(this.app.host.theme);
+    const map = palette(this.app.host.theme).sequential;
+    const at = [...header.row_names, header.of];
     const chart = el("div", { class: "chart" });
     box.append(chart);
     const traces = [];
-    for (let c = 0; c < cols; c += 1) {
-      let sum = 0;
-      const y = Array.from({ length: rows }, (_, r) => (sum += arrays.block[r * cols + c]));
-      traces.push({ x: header.row_names, y, name: header.col_names[c] || `direction ${c + 1}`, mode: "lines+markers", marker: { size: 5 }, line: { color: c < 2 ? colours[c] : faint(colours[c % colours.length], 0.55), width: c ? 1.3 : 2 }, hovertemplate: "%{y:.4~g}" });
+    for (let c = cols - 1; c >= 0; c -= 1) {
+      const y = [0];
+      for (let r = 0; r < rows; r += 1) y.push(y[r] + arrays.block[r * cols + c]);
+      const colour = css(map[Math.round(30 + (195 * c) / Math.max(1, cols - 1))]).replaceAll(" ", ",");
+      traces.push({ x: at, y, name: `direction ${c + 1}`, mode: "lines+markers", marker: { size: 4 }, line: { color: colour, width: c ? 1.4 : 2.2 }, hovertemplate: "%{y:.4~g}" });
     }
     const shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: token("--muted"), dash: "4px,4px", width: 1 } }];
-    draw(this.app.source, chart, traces, layout({ height: 400, width: box.clientWidth - 34, margin: { l: 60, r: 12, t: 40, b: 90 }, xaxis: axis({ tickangle: 40 }), yaxis: axis({ title: { text: "log growth since the first site" } }), shapes })).catch(() => {});
-    box.append(el("p", { class: "hint", text: "Along each direction the logarithms add up: flat at 0 is dynamical isometry, falling lines vanish, rising lines explode." }));
+    draw(this.app.source, chart, traces, layout({ height: 400, width: box.clientWidth - 34, margin: { l: 60, r: 12, t: 12, b: 80 }, hovermode: "closest", showlegend: false, xaxis: axis({ tickangle: 40 }), yaxis: axis({ title: { text: "log growth since the first site" } }), shapes })).catch(() => {});
+    box.append(el("p", { class: "hint", text: `A line for each of ${cols} directions, dark for the one that grows most. Along each the logarithms add up from site to site: flat at 0 is dynamical isometry, falling lines vanish, rising lines explode.` }));
   }
 
   #drawSpectrum() {
@@ -247,6 +252,23 @@ export class JacobianView {
   #now() {
     return [{ type: "line", yref: "paper", y0: 0, y1: 1, x0: this.packed.header.step, x1: this.packed.header.step, line: { color: token("--accent"), width: 1 } }];
   }
+}
+
+/**
+ * A matrix on fewer pixels than it has numbers: each shows the number of largest magnitude, and what is not finite first.
+ * @param {Float32Array} block @param {number} rows @param {number} cols @param {number} tall @param {number} wide
+ */
+function strongest(block, rows, cols, tall, wide) {
+  if (rows === tall && cols === wide) return block;
+  const found = new Float32Array(tall * wide);
+  for (let r = 0; r < rows; r += 1) {
+    for (let c = 0; c < cols; c += 1) {
+      const at = Math.floor((r * tall) / rows) * wide + Math.floor((c * wide) / cols);
+      const value = block[r * cols + c];
+      if (Number.isFinite(found[at]) && !(Math.abs(value) <= Math.abs(found[at]))) found[at] = value;
+    }
+  }
+  return found;
 }
 
 /** @type {Record<string, string>} */

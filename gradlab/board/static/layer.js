@@ -102,6 +102,7 @@ export class LayerView {
       }
       top -= height + gap / plot;
     });
+    look.shapes.push(...unfinite(packed, palette(this.app.host.theme).css.nonfinite));
     look.xaxis = axis({ title: { text: "step", standoff: 6 }, anchor: `y${panels.length > 1 ? panels.length : ""}`, tickformat: ",d", showspikes: true, spikemode: "across", spikesnap: "cursor", spikethickness: 1, spikecolor: token("--muted"), spikedash: "solid", hoverformat: ",d" });
     if (this.choice.step !== null) {
       look.shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: this.choice.step, x1: this.choice.step, line: { color: token("--accent"), width: 1.5 } });
@@ -231,6 +232,22 @@ function escaped(text) {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
+/** Spans of steps in which something of the site was not finite, as shapes behind the lines. @param {import("./source.js").Packed} packed @param {string} colour */
+function unfinite({ header, arrays }, colour) {
+  const spans = header.metrics.flatMap((/** @type {any} */ _, /** @type {number} */ i) => {
+    const [first, last, values] = ["first", "last", "bad"].map((name) => arrays[`${i}.${name}`]);
+    return values ? Array.from(values.keys()).filter((/** @type {any} */ c) => values[c] > 0).map((/** @type {any} */ c) => [first[c] - 0.5, last[c] + 0.5]) : [];
+  }).sort((/** @type {number[]} */ a, /** @type {number[]} */ b) => a[0] - b[0]);
+  /** @type {number[][]} */
+  const joined = [];
+  for (const [from, to] of spans) {
+    const before = joined.at(-1);
+    if (before && from <= before[1] + 1) before[1] = Math.max(before[1], to);
+    else joined.push([from, to]);
+  }
+  return joined.slice(0, 200).map(([x0, x1]) => ({ type: "rect", xref: "x", yref: "paper", x0, x1, y0: 0, y1: 1, line: { width: 0 }, fillcolor: faint(colour, 0.16), layer: "below" }));
+}
+
 /** What was not finite, in words. @param {import("./source.js").Packed} packed @returns {string[]} */
 function bad({ header, arrays }) {
   const found = header.metrics.flatMap((/** @type {any} */ metric, /** @type {number} */ i) => {
@@ -238,5 +255,5 @@ function bad({ header, arrays }) {
     const at = values ? values.findIndex((/** @type {number} */ one) => one > 0) : -1;
     return at < 0 ? [] : [`${metric.metric} first at step ${stepText(arrays[`${i}.first`][at])}`];
   });
-  return found.length ? [`Not finite: ${found.join(", ")}; the lines have gaps there.`] : [];
+  return found.length ? [`Not finite: ${found.join(", ")}; shaded, and the lines have gaps there.`] : [];
 }

@@ -1,7 +1,7 @@
 /** Many runs side by side: the flow of each, small, in one range of colours; and what differs in their settings. */
 
 import { el, empty, fillSelect, labelled, put, select, token } from "./dom.js";
-import { lossTag } from "./flow.js";
+import { lossTag, spreads } from "./flow.js";
 import { count, number, step as stepText } from "./format.js";
 import { HeatMap, table } from "./heat.js";
 import { legend } from "./legend.js";
@@ -55,9 +55,9 @@ export class RunsView {
   #card(run, differing) {
     const canvas = el("canvas", { "aria-hidden": "true" });
     const loss = el("canvas", { "aria-hidden": "true" });
-    const facts = differing.filter((name) => ![undefined, null].includes(run.settings[name])).slice(0, 4).map((name) => `${short(name)} ${text(run.settings[name])}`).join(" · ");
+    const facts = differing.filter((name) => ![undefined, null].includes(run.settings[name])).slice(0, 4).map((name) => `${short(name)} ${text(run.settings[name], name)}`).join(" · ");
     const node = el("button", { class: `run-card${run.name === this.choice.run ? " on" : ""}`, title: `Open ${run.name}`, on: { click: () => this.app.choose({ run: run.name, view: "flow" }) } },
-      el("div", { class: "run-name" }, run.name, el("span", { text: stepText(run.last_step + 1) + " steps" })), el("div", { class: "run-diff", text: facts }), loss, canvas);
+      el("div", { class: "run-name", text: run.name }), el("div", { class: "run-line" }, el("div", { class: "run-diff", title: facts, text: facts }), el("span", { class: "run-last", text: `${stepText(run.last_step + 1)} steps` })), loss, canvas);
     return { run, node, canvas, loss, heat: new HeatMap(canvas) };
   }
 
@@ -92,9 +92,9 @@ export class RunsView {
     if (!tag) return;
     const found = await this.app.ask("scalars", { run: card.run.name, tag: [tag], columns: 300 }).catch(() => null);
     if (!found) return;
-    drawLine(card.loss, width, LOSS, found.arrays["0.steps"], found.arrays["0.values"], from, to, token("--accent"));
     const values = found.arrays["0.values"];
-    card.node.querySelector(".run-name span").textContent = `${tag} ${number(values[values.length - 1])}`;
+    drawLine(card.loss, width, LOSS, found.arrays["0.steps"], values, from, to, token("--accent"), spreads(values));
+    card.node.querySelector(".run-last").textContent = `${tag} ${number(values[values.length - 1])}`;
   }
 
   /** @param {any[]} runs @param {string[]} differing */
@@ -103,7 +103,7 @@ export class RunsView {
     if (!differing.length) return el("div", { class: "card" }, el("h2", { text: "Settings" }), el("p", { class: "hint", text: "Nothing differs in the settings that these runs recorded." }));
     return el("div", { class: "card" }, el("h2", { text: "What differs" }), el("div", { class: "overflow" }, el("table", { class: "plain" },
       el("thead", {}, el("tr", {}, el("th", { text: "run" }), ...differing.map((name) => el("th", { title: name, text: short(name) })))),
-      el("tbody", {}, ...runs.map((run) => el("tr", {}, el("td", { text: run.name }), ...differing.map((name) => el("td", { text: text(run.settings[name]) }))))))));
+      el("tbody", {}, ...runs.map((run) => el("tr", {}, el("td", { text: run.name }), ...differing.map((name) => el("td", { text: text(run.settings[name], name) }))))))));
   }
 }
 
@@ -116,11 +116,12 @@ export function differences(runs) {
 
 /** A setting's name without the path that all have. @param {string} name */
 function short(name) {
-  return name.split(".").filter((part) => part !== "init_args").slice(-2).join(".");
+  return name.split(".").filter((part) => part !== "init_args" && part !== "class_path").slice(-2).join(".");
 }
 
-/** @param {any} value */
-function text(value) {
+/** A setting's value; of a class its own name alone. @param {any} value @param {string} name */
+function text(value, name) {
+  if (name.endsWith("class_path") && typeof value === "string") return String(value.split(".").at(-1));
   if (value === undefined || value === null) return "–";
   return typeof value === "number" ? number(value) : String(value);
 }
