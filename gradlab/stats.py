@@ -217,6 +217,15 @@ def combine(part: str, pieces: Mapping[str, np.ndarray], counts: np.ndarray) -> 
     return np.asarray(values.sum(axis=0))
 
 
+def shift_bins(counts: np.ndarray, bins: int) -> np.ndarray:
+    """[sites, bins] histograms over log2 magnitude of tensors that are divided by 2**bins; by whole bins."""
+    if bins == 0:
+        return counts
+    places = np.clip(np.arange(counts.shape[-1]) - bins, 0, counts.shape[-1] - 1)
+    moves = (places[:, None] == np.arange(counts.shape[-1])).astype(counts.dtype)
+    return np.asarray(counts @ moves)
+
+
 def derive(stat: str, parts: Mapping[str, np.ndarray], numel: np.ndarray) -> np.ndarray:
     """A stat from its parts, in float64.
 

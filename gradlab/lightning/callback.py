@@ -91,6 +91,7 @@ class GradlabCallback(pl.Callback):
             scaler=scaler,
             sinks=self.sinks,
             performance=False,  # Lightning says itself when a phase begins
+            across_ranks=trainer.world_size > 1,
             strict=self.strict,
             first_step=trainer.global_step,
             closes_sinks=False,

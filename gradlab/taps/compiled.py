@@ -134,7 +134,10 @@ def wrappers_of(model: nn.Module) -> list[nn.Module]:
 def _has_compiled() -> bool:
     """Whether `torch.compile` was called in this process."""
     eval_frame = sys.modules.get("torch._dynamo.eval_frame")
-    return eval_frame is not None and bool(getattr(eval_frame, "cached_backends", True))
+    if eval_frame is None:
+        return False
+    backends = getattr(eval_frame, "cached_backends", {0: True})
+    return any(backend is not None for backend in backends.values())  # None is that of `torch._dynamo.disable`
 
 
 def why_unseen(model: nn.Module) -> str:

@@ -29,6 +29,8 @@ _LOOKS = frozenset(
     as_strided unfold atleast_1d atleast_2d atleast_3d ravel unsafe_split_with_sizes split_with_sizes names has_names
     repeat tile repeat_interleave roll flip rot90 pad gather index_select cat stack concat concatenate hstack vstack
     record_stream element_size data_ptr untyped_storage len iter bool_ format repr str hash contains nbytes
+    empty empty_strided zeros ones full rand randn randint randperm arange linspace logspace eye tensor as_tensor
+    scalar_tensor from_numpy resize_ set_ split_with_sizes_copy
     """.split()
 )
 _ALIASES = {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_", "truediv": "div", "rsub": "sub"}
@@ -64,7 +66,20 @@ class OpWatcher(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = op_name(func)
-        return result if name is None else self.seen(name, result)
+        return result if name is None or moves_parameters() else self.seen(name, result)
+
+
+def moves_parameters() -> bool:
+    """Whether the op under way is called by torch.distributed, which shards parameters and brings them together."""
+    frame = sys._getframe(1)
+    for _ in range(8):
+        if frame is None:
+            return False
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(("torch._ops", "torch.overrides", "gradlab.taps")):
+            return bool(name.startswith("torch.distributed."))
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def call_place() -> str:

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps import quiet
 from gradlab.taps.compiled import Gates
-from gradlab.taps.functional import op_name
+from gradlab.taps.functional import moves_parameters, op_name
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.recorder import NO_TASK, Pass, Recorder, Segment, first_differentiable, is_recomputing
 from gradlab.taps.sites import leaves, match, names_inputs, unwrapped
@@ -49,7 +49,7 @@ class OpNode:
     def grow(self, function: Any, result: Any, plan: Plan) -> OpNode:
         """Follow an op that was not met here before. One that is no site leads back to where it is called."""
         op = op_name(function)
-        if op is None or not _floating(result):
+        if op is None or not _floating(result) or moves_parameters():
             self.next[function] = self
             return self
         number = self.counts[op]

@@ -23,6 +23,7 @@ from gradlab.stats import (
     noise_scale,
     noise_scale_of_sums,
     parts_of,
+    shift_bins,
     user_part,
 )
 from gradlab.taps.rule import Tap
@@ -174,8 +175,13 @@ class _SeriesMaker:
         values = self._of_one(rows[0], copy.numel[0]) if len(rows) == 1 else self._of_several(rows, copy.numel)
         result = {}
         for metric, (numbers, absent) in zip(self.metrics, values, strict=True):
-            if scale != 1.0 and metric.stat in _SCALED and metric.label in scaled:
-                numbers = numbers / scale
+            if scale != 1.0 and metric.label in scaled:
+                if metric.stat in _SCALED:
+                    numbers = numbers / scale
+                elif metric.stat == "hist":
+                    numbers = shift_bins(numbers, round(np.log2(scale)))
+            if metric.stat == "hist" and metric.label == "output_grad" and not isinstance(copy, HostCopy):
+                numbers = shift_bins(numbers, round(np.log2(copy.world_size)))
             if numbers.dtype != np.float32:
                 with np.errstate(over="ignore"):
                     numbers = numbers.astype(np.float32)
