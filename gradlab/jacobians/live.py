@@ -30,6 +30,7 @@ from gradlab.jacobians.quiet import inventory
 from gradlab.jacobians.replay import Region, independent, parameter_named
 from gradlab.taps.quiet import muted, muting
 from gradlab.taps.sites import shortlist, unwrapped
+from gradlab.taps.stand import PLACE, beneath
 from gradlab.taps.visit import visiting
 
 _ENGINES = ["vmap", "is_grads_batched", "loop"]
@@ -74,7 +75,12 @@ class LiveSlice:
         if capture.error is not None:
             raise capture.error
         if solved is None:
-            if capture.ran and not was_complete:
+            if not capture.ran:
+                raise JacobianError(
+                    "no forward of the whole model that needs gradients was seen in this step, at most parts of it; "
+                    "use mode='replay' with a probe batch."
+                )
+            if not was_complete:
                 raise JacobianError(capture.why_not_reached())
             return None
         error = solved.audit_error()
@@ -274,7 +280,7 @@ def _grads_kept(tensors: list[weakref.ref[Tensor]]) -> Iterator[None]:
 
 def _refuse_compiled(model: nn.Module) -> None:
     for module in inventory(model):
-        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+        if type(module).__name__ == "OptimizedModule" or beneath(getattr(module, PLACE, None)) is not None:
             raise JacobianError(
                 "mode='live' cannot see sites inside a compiled graph, and this model has one; "
                 "use mode='replay', which runs the same model eagerly."

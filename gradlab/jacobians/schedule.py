@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradlab.errors import JacobianError, did_you_mean
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.depth import depth_growth
 from gradlab.jacobians.live import LiveSlice
@@ -49,7 +50,8 @@ class Schedule:
         self._probes: dict[str, Any] = {}
         self._measurers: dict[int, Callable[[int], JacobianBlock]] = {}
         self._live: dict[int, LiveSlice] = {}
-        for name, batch in probe.items() if isinstance(probe, Mapping) else [("train", probe)]:
+        self._given = dict(probe) if isinstance(probe, Mapping) else {"train": probe}
+        for name, batch in self._given.items():
             if batch is not None:
                 self.use_probe(batch, name)
 
@@ -96,12 +98,25 @@ class Schedule:
             return self._sharpness(spec)
         if isinstance(spec, JacobianSlice) and spec.mode == "live":
             return self._live_slice(spec).end()
-        probe = self._probes.get(spec.probe)
+        probe = self._probe_of(spec)
         if probe is None:
             return None
         if id(spec) not in self._measurers:
             self._measurers[id(spec)] = self._measurer(spec, probe)
         return self._measurers[id(spec)](step)
+
+    def _probe_of(self, spec: JacobianSlice | DepthGrowth) -> Any:
+        """Its probe batch; None while that of validation may still come."""
+        if spec.probe in self._probes or spec.probe == "validation":
+            return self._probes.get(spec.probe)
+        if spec.probe == "train":
+            raise JacobianError(
+                "no probe batch: the model itself was not called, only parts of it; give one as watch(probe=...)."
+            )
+        near = did_you_mean(spec.probe, [*self._given, "train", "validation"])
+        raise JacobianError(
+            f"there is no probe batch {spec.probe!r}.{near} Give it as watch(probe={{{spec.probe!r}: ...}})."
+        )
 
     def _measurer(self, spec: JacobianSlice | DepthGrowth, probe: Any) -> Callable[[int], JacobianBlock]:
         """What measures one thing: kept with the engine that it chose."""

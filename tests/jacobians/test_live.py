@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import gradlab
 from gradlab.errors import GradlabWarning, JacobianError
@@ -156,6 +157,54 @@ def test_evaluation_between_steps_and_further_micro_batches_are_left_out() -> No
             optimizer.step()
     assert [step for step, _ in sink.blocks] == [0, 1]
     np.testing.assert_allclose(sink.blocks[-1][1].values, weight.numpy(), rtol=1e-6)
+
+
+def test_inside_a_checkpoint_and_on_a_later_step_beside_taps() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.2)), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.body, x, use_reentrant=False))
+
+    def weights(specs: list[JacobianSlice], sink: MemorySink) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = Checkpointed()
+        optimizer = torch.optim.Adam(model.parameters())
+        taps = [gradlab.Tap("*", of="output_grad")]
+        options = {"taps": taps, "jacobians": specs, "sinks": [sink], "strict": True, "first_step": 1}
+        with gradlab.watch(model, optimizer, **options):
+            for _ in range(4):
+                optimizer.zero_grad()
+                model(torch.randn(5, 4)).square().sum().backward()
+                optimizer.step()
+        return model.state_dict()
+
+    sink = MemorySink()
+    specs = [
+        live("output", "body.0", every=2),
+        live("output", "input", every=2),
+        live("body.1", "body.0.weight", every=2),
+    ]
+    torch.testing.assert_close(weights(specs, sink), weights([], MemorySink()), rtol=0, atol=0)
+    assert [step for step, _ in sink.blocks] == [2, 2, 2, 4, 4, 4]
+    assert all(block.audit_error < 1e-5 for _, block in sink.blocks)
+
+
+def test_under_autocast_it_is_that_of_the_lower_precision() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    x, sink = torch.randn(2, 4), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    spec = live("output", "input", samples=2)
+    with gradlab.watch(model, optimizer, taps=[], jacobians=[spec], sinks=[sink], strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x).float().square().sum()
+        loss.backward()
+        optimizer.step()
+    exact = gradlab.jacobian(model, x).values
+    found = sink.blocks[0][1].values
+    assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_no_graph_stays_alive() -> None:

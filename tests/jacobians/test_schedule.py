@@ -48,6 +48,30 @@ def test_a_probe_batch_that_never_comes_measures_nothing() -> None:
     assert run([JacobianSlice(of="output", wrt="input", every=1, probe="validation")]) == []
 
 
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        (JacobianSlice(of="output", wrt="input", every=1), {}, "no probe batch: the model itself was not called"),
+        (JacobianSlice(of="output", wrt="input", every=1, mode="live"), {}, "no forward of the whole model"),
+        (
+            JacobianSlice(of="output", wrt="input", every=1, probe="hrad"),
+            {"probe": {"hard": torch.randn(2, 4)}},
+            "there is no probe batch 'hrad'. Did you mean 'hard'?",
+        ),
+    ],
+)
+def test_what_can_never_be_measured_is_said_once(spec: JacobianSlice, options: Any, message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.warns(GradlabWarning, match="was switched off") as caught:
+        monitor = gradlab.watch(model, optimizer, taps=[], jacobians=[spec], **options)
+        for _ in range(3):
+            model[0](torch.randn(2, 4)).sum().backward()
+            optimizer.step()
+        monitor.close()
+    assert [message in str(w.message) for w in caught] == [True]
+
+
 def test_models_of_several_arguments_and_of_keywords() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
