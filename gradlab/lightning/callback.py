@@ -111,7 +111,7 @@ class GradlabCallback(pl.Callback):
         self.monitor.on_finding = self.profiler.found
         if self.performance:
             self._performance = Performance(pl_module, self.monitor.log, strict=self.strict)
-            self._actions = PhaseActions(self._performance.clock, trainer)
+            self._actions = PhaseActions(self._performance.clock, trainer, on_error=self._performance.fail)
             self._actions.attach()
             self._performance.begin()
         self._last_step = trainer.global_step

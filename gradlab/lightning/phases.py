@@ -28,8 +28,9 @@ _PHASES: tuple[tuple[str, str, Phase], ...] = (
 class PhaseActions(Profiler):
     """Drives `clock` by the actions of `trainer`, from `attach` to `detach`. Cost: half a microsecond an action."""
 
-    def __init__(self, clock: PhaseClock, trainer: pl.Trainer) -> None:
+    def __init__(self, clock: PhaseClock, trainer: pl.Trainer, *, on_error: Callable[[Exception], None]) -> None:
         super().__init__()
+        self._on_error = on_error
         self._clock = clock
         self._trainer: Any = trainer
         self._users: Any = getattr(trainer, "profiler")  # noqa: B009  # which has no annotation
@@ -62,13 +63,25 @@ class PhaseActions(Profiler):
         self._users.start(action_name)
         phase = self._phase(action_name)
         if phase is not None:
-            self._clock.enter(phase)
+            self._enter(phase)
 
     def stop(self, action_name: str) -> None:
         """An action ends."""
         if self._phase(action_name) is not None:
-            self._clock.leave()
+            self._leave()
         self._users.stop(action_name)
+
+    def _enter(self, phase: Phase) -> None:
+        try:
+            self._clock.enter(phase)
+        except Exception as error:
+            self._on_error(error)
+
+    def _leave(self) -> None:
+        try:
+            self._clock.leave()
+        except Exception as error:
+            self._on_error(error)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_users":  # of a copy that is not yet filled
@@ -81,18 +94,18 @@ class PhaseActions(Profiler):
         return self._phases[action]
 
     def _optimizer_begins(self, *_: Any) -> None:
-        self._clock.enter("optimizer")
+        self._enter("optimizer")
 
     def _optimizer_ended(self, *_: Any) -> None:
-        self._clock.leave()
+        self._leave()
 
     def _timed_backward(self, *args: Any, **kwargs: Any) -> Any:
         assert self._backward is not None
-        self._clock.enter("backward")
+        self._enter("backward")
         try:
             return self._backward(*args, **kwargs)
         finally:
-            self._clock.leave()
+            self._leave()
 
 
 def _phase_of(action: str) -> Phase | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,23 @@ from gradlab.profiling.phases import PhaseClock
 from gradlab.taps.quiet import muted
 from gradlab.taps.stand import Hook
 
+_P = ParamSpec("_P")
 _ITERATOR: Any = dataloader._BaseDataLoaderIter
+
+
+def _never_stops_training(
+    method: Callable[Concatenate[LoopMarks, _P], None],
+) -> Callable[Concatenate[LoopMarks, _P], None]:
+    """What fails is handed to `on_error` instead of the training loop."""
+
+    @wraps(method)
+    def guarded(self: LoopMarks, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self._on_error(error)
+
+    return guarded
 
 
 class LoopMarks:
@@ -31,6 +48,7 @@ class LoopMarks:
         model: the module that the loop calls.
         on_batch: gets the arguments of each training forward.
         on_evaluation: called when the model runs in evaluation mode without gradients.
+        on_error: gets what fails.
 
     Cost: some ten microseconds a step.
     """
@@ -42,19 +60,23 @@ class LoopMarks:
         *,
         on_batch: Callable[[tuple[Any, ...], dict[str, Any]], None],
         on_evaluation: Callable[[], None],
+        on_error: Callable[[Exception], None],
     ) -> None:
         self._clock = clock
         self._model = model
         self._on_batch = on_batch
         self._on_evaluation = on_evaluation
+        self._on_error = on_error
         self._thread = threading.get_ident()
         self._handles: list[Any] = []
         self._in_forward = 0
         self._in_backward = False
+        self._reduces = False
 
     def attach(self) -> None:
         """Put the hooks in. A model that is compiled in place has none: they would be inside its graph."""
         _waits.attach(self)
+        self._reduces = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not is_compiled(self._model) or type(self._model).__name__ == "OptimizedModule":
             begin, end = _Hook(self._forward_begins), _Hook(self._forward_ends)
             self._handles = [
@@ -68,21 +90,25 @@ class LoopMarks:
         while self._handles:
             self._handles.pop().remove()
 
+    @_never_stops_training
     def data_begins(self) -> None:
         """A loader is asked for a batch."""
         if threading.get_ident() == self._thread:
             self._clock.enter("data")
 
+    @_never_stops_training
     def data_ended(self) -> None:
         """It has answered."""
         if threading.get_ident() == self._thread:
             self._clock.leave()
 
+    @_never_stops_training
     def optimizer_begins(self) -> None:
         """An optimizer's step begins."""
         self._clock.rest("other")
         self._clock.enter("optimizer")
 
+    @_never_stops_training
     def optimizer_ended(self) -> None:
         """It has ended."""
         self._clock.leave()
@@ -91,6 +117,7 @@ class LoopMarks:
         """Whatever was under way belongs to a step that is over."""
         self._in_forward, self._in_backward = 0, False
 
+    @_never_stops_training
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if muted() or threading.get_ident() != self._thread:
             return
@@ -103,6 +130,7 @@ class LoopMarks:
             self._on_batch(args, kwargs)
         self._clock.enter("forward")
 
+    @_never_stops_training
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
         if muted() or not self._in_forward or threading.get_ident() != self._thread:
             return
@@ -115,6 +143,7 @@ class LoopMarks:
             self._clock.rest("loss")
             end.register_hook(self._backward_begins)
 
+    @_never_stops_training
     def _backward_begins(self, gradient: Tensor) -> None:
         """The gradient of the model's output is there. On a GPU this is the engine's thread; the loop's own waits."""
         if self._in_backward or muted():
@@ -122,10 +151,11 @@ class LoopMarks:
         self._in_backward = True
         self._clock.rest("other")
         self._clock.enter("backward")
-        # Queued twice over, so that it runs after the callbacks with which DDP and FSDP finish their reductions.
+        # Where there are ranks, queued twice over: after the callbacks with which DDP and FSDP finish their reductions.
         queue = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
-        queue(lambda: queue(self._backward_ends))
+        queue(lambda: queue(self._backward_ends)) if self._reduces else queue(self._backward_ends)
 
+    @_never_stops_training
     def _backward_ends(self) -> None:
         if self._in_backward:
             self._in_backward = False
@@ -145,6 +175,8 @@ class _Hook(Hook):
 
 def _first_differentiable(output: Any) -> Tensor | None:
     """A tensor of the output through which a backward comes, in whatever it is wrapped."""
+    if isinstance(output, Tensor):
+        return output if output.requires_grad else None
     return next((tensor for tensor in tensors_in(output) if tensor.requires_grad), None)
 
 

@@ -89,7 +89,7 @@ class OutOfMemory:
 def explain(
     error: BaseException, model: nn.Module | None, optimizers: Sequence[Optimizer], *, folder: Path, step: int
 ) -> OutOfMemory:
-    """Read a torch.OutOfMemoryError, and leave `oom_000123/oom.json` and `snapshot.pickle` in `folder`.
+    """Read a torch.OutOfMemoryError, and leave `oom_000123/` with `oom.json` and `snapshot.pickle` beside `folder`.
 
     To be called while the error is on its way. On a machine without CUDA there is no allocator to ask, and no snapshot.
     The snapshot opens at pytorch.org/memory_viz; it has stacks where `torch.cuda.memory._record_memory_history` is on.
@@ -98,7 +98,7 @@ def explain(
     device = device_of(model) if model is not None else torch.device("cpu")
     allocated, reserved = _allocator(device)
     categories = _categories(model, optimizers, allocated)
-    target = folder / f"oom_{step:06d}"
+    target = folder.parent / f"oom_{step:06d}"
     found = OutOfMemory(
         step=step,
         where=where,

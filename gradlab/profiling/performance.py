@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradlab.errors import GradlabWarning
 from gradlab.profiling.devices import Telemetry, device_of, memory_scalars
@@ -24,6 +24,7 @@ from gradlab.profiling.peaks import peak_of
 from gradlab.profiling.phases import PHASES, Phase, PhaseClock, StepTimes
 
 EVERY_STEPS = 10
+_MEMORY_SECONDS = 1.0
 _COUNTED_STEP = 2
 """The first steps have one-time work in them: lazy modules, compilation."""
 
@@ -75,10 +76,17 @@ class Performance:
         self._sums: dict[Phase, int] = dict.fromkeys(PHASES, 0)
         self._total = self._count = self._summed_samples = self._summed_tokens = 0
         self._last_step = -1
+        self._memory_due = 0.0
 
     def attach(self) -> None:
         """Follow a loop that tells nothing, by hooks on the model and the loader."""
-        self._marks = LoopMarks(self.clock, self._model, on_batch=self.batch, on_evaluation=self._evaluation_begins)
+        self._marks = LoopMarks(
+            self.clock,
+            self._model,
+            on_batch=self.batch,
+            on_evaluation=self._evaluation_begins,
+            on_error=self.fail,
+        )
         self._marks.attach()
 
     def close(self) -> None:
@@ -128,7 +136,9 @@ class Performance:
 
     def batch(self, *batch: Any) -> None:
         """A batch is about to be trained on: its size counts."""
-        first = next(tensors_in(batch), None)
+        first: Any = batch[0][0] if batch[0] and isinstance(batch[0], tuple | list) else None
+        if not isinstance(first, Tensor):
+            first = next(tensors_in(batch), None)
         if first is None or first.ndim == 0:
             return
         self._samples += first.shape[0]
@@ -142,7 +152,7 @@ class Performance:
         try:
             self._step_ended(step)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
     @property
     def data_seconds(self) -> float:
@@ -181,7 +191,11 @@ class Performance:
 
     def _hand_out(self) -> None:
         """Write the means, and begin new ones."""
-        scalars = self._means() | memory_scalars(self.device) | self._telemetry.scalars()
+        scalars = self._means() | self._telemetry.scalars()
+        now = time.monotonic()
+        if now >= self._memory_due:
+            self._memory_due = now + _MEMORY_SECONDS
+            scalars |= memory_scalars(self.device)
         self._sums = dict.fromkeys(PHASES, 0)
         self._total = self._count = self._summed_samples = self._summed_tokens = 0
         self._emit(scalars, self._last_step, time.time())
@@ -232,9 +246,12 @@ class Performance:
         if self._tell_evaluation is not None:
             self._tell_evaluation()
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Something failed: no more scalars, and one warning; raises where `strict` asks for it."""
         if self._strict:
             raise error
+        if self._failed:
+            return
         self._failed = True
         self.close()
         message = f"gradlab: the perf/* scalars were switched off: {type(error).__name__}: {error}"

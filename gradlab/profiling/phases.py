@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 Phase = Literal["data", "h2d", "forward", "loss", "backward", "optimizer", "callbacks", "other"]
 PHASES: tuple[Phase, ...] = ("data", "h2d", "forward", "loss", "backward", "optimizer", "callbacks", "other")
+_NOTHING: dict[Phase, int] = dict.fromkeys(PHASES, 0)
 ON_DEVICE: frozenset[Phase] = frozenset({"h2d", "forward", "loss", "backward", "optimizer"})
 """The phases that are work for the device, where there is one."""
 
 
-@dataclass(frozen=True)
-class StepTimes:
+class StepTimes(NamedTuple):
     """The time of one step by phase, nanoseconds. On a device its phases may overlap the host's."""
 
     step: int
@@ -37,7 +36,7 @@ class PhaseClock:
         self._device = _DeviceClock(device) if device.type == "cuda" else None
         self._outer: list[Phase] = []
         self._now: Phase = "other"
-        self._host: dict[Phase, int] = dict.fromkeys(PHASES, 0)
+        self._host = _NOTHING.copy()
         self._since = self._began = perf_counter_ns()
         self.data_ns = 0
         """How much of the last step was waiting for data."""
@@ -76,7 +75,7 @@ class PhaseClock:
             self._now = "other"
         times = StepTimes(step, self._since - self._began, self._host)
         self.data_ns = self._host["data"]
-        self._host = dict.fromkeys(PHASES, 0)
+        self._host = _NOTHING.copy()
         self._began = self._since
         if self._device is None:
             return [times]
@@ -84,7 +83,7 @@ class PhaseClock:
         return self._device.known()
 
     def _forget(self) -> None:
-        self._host = dict.fromkeys(PHASES, 0)
+        self._host = _NOTHING.copy()
         self._since = self._began = perf_counter_ns()
         if self._device is not None:
             self._device.restart()

@@ -125,7 +125,7 @@ def test_running_out_of_memory_ends_the_run_with_who_asked_and_what_held_it(grad
     result = gradlab("run", experiment, "model.init_args.full_at=6")
     assert result.exit_code == 1
     run = the_run()
-    folder = run.events / "profile" / "oom_000006"
+    folder = run.events / "oom_000006"
     weights, state = "232 bytes", "480 bytes"  # 58 parameters; two moments and a step count for each of four tensors
     sentence = (
         f"out of memory on cpu: the forward of Model asked for 2.5 GiB; held by optimizer state {state}, "

@@ -37,7 +37,7 @@ class OutInStep(torch.optim.SGD):
 def explained(run, tmp_path, work):
     with pytest.raises(torch.OutOfMemoryError) as caught:
         work()
-    return explain(caught.value, run.model, [run.optimizer], folder=tmp_path, step=12)
+    return explain(caught.value, run.model, [run.optimizer], folder=tmp_path / "profile", step=12)
 
 
 def test_the_innermost_module_under_way_is_named(tmp_path):
@@ -116,5 +116,5 @@ def test_sizes_are_for_people(num_bytes, text):
 
 @pytest.mark.parametrize("message", ["no more", "DefaultCPUAllocator: can't allocate memory"])
 def test_a_message_that_says_no_size_is_no_problem(run, tmp_path, message):
-    found = explain(torch.OutOfMemoryError(message), run.model, [], folder=tmp_path, step=0)
+    found = explain(torch.OutOfMemoryError(message), run.model, [], folder=tmp_path / "profile", step=0)
     assert found.asked_bytes is None and "asked; held by" in found.sentence
