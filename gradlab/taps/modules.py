@@ -1,16 +1,15 @@
-"""The forward hooks of one plan: installed on the modules that own a watched site, for the steps on which it is due.
+"""What stands on the modules of a model for one plan: where a watched tensor comes by in the forward.
 
-Hooks are put straight into the modules' hook dictionaries and taken out again: arming 100 modules costs tens of
-microseconds, and a step on which nothing is due runs no line of gradlab. The hook objects copy and pickle as inert
-callables, so that `deepcopy`, `pickle` and `torch.save` of a watched model give an unwatched one.
+A stand-in sees each call of a module that owns a watched site, a function mode the functional ops inside, both for the
+steps alone on which a rule is due: arming 100 modules costs tens of microseconds, and on other steps no line of gradlab
+runs. A copy or a pickle of a watched model is an unwatched one.
 
-What a hook has to do at a site is worked out once and found again by position: the calls of a module by their number,
-the functional ops inside it by a tree of the ops that came before. No name is built on a step that repeats another.
+Not here: what is done at a site (`plan`, `calls`), or with a tensor that comes by (`recorder`).
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,100 +19,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps import quiet
+from gradlab.taps.calls import Call, OpNode, Several, Watch
 from gradlab.taps.compiled import Gates
-from gradlab.taps.functional import moves_parameters, op_name
+from gradlab.taps.gradhooks import NO_TASK, Pass, task_id
 from gradlab.taps.plan import Plan, Target
-from gradlab.taps.recorder import NO_TASK, Pass, Recorder, Segment, first_differentiable, is_recomputing
-from gradlab.taps.sites import leaves, match, names_inputs, unwrapped
+from gradlab.taps.recorder import Recorder, first_differentiable, is_recomputing
+from gradlab.taps.segments import Segment
+from gradlab.taps.sites import leaves, may_match, may_own_ops, names_inputs, unwrapped
 from gradlab.taps.stand import Hook, StandIn
-from gradlab.taps.visit import hides_its_ops, root_site
+from gradlab.taps.visit import hides_its_ops
 
 _is_compiling = torch.compiler.is_compiling
 _pop_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
 _push_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
 _ops_are_watched: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
-_task_id: Callable[[], int] = torch._C._current_graph_task_id
-
-
-class OpNode:
-    """A place in the sequence of functional ops of one call of a module: what comes next, and what is done with it."""
-
-    __slots__ = ("counts", "module_site", "next", "target")
-
-    def __init__(self, module_site: str, counts: Counter[str], target: Target | None = None) -> None:
-        self.module_site = module_site
-        self.counts = counts
-        self.target = target
-        self.next: dict[Any, OpNode] = {}
-
-    def grow(self, function: Any, result: Any, plan: Plan) -> OpNode:
-        """Follow an op that was not met here before. One that is no site leads back to where it is called."""
-        op = op_name(function)
-        if op is None or not _floating(result) or moves_parameters():
-            self.next[function] = self
-            return self
-        number = self.counts[op]
-        site = f"{self.module_site}/{op}" + (f"_{number}" if number else "")
-        target = plan.target(site) if type(result) is Tensor else _Several(site)
-        child = self.next[function] = OpNode(self.module_site, self.counts + Counter((op,)), target)  # type: ignore[arg-type]
-        return child
-
-
-class _Several:
-    """Stands for the targets of a result that is no single tensor: they are looked up by name."""
-
-    __slots__ = ("site",)
-
-    def __init__(self, site: str) -> None:
-        self.site = site
-
-
-class _Call:
-    """The first, second, ... call of a module in a pass."""
-
-    __slots__ = ("known", "ops", "site", "target")
-
-    def __init__(self, site: str) -> None:
-        self.site = site
-        self.ops = OpNode(site, Counter())
-        self.known = False
-        self.target: Target | None = None
-
-
-class _Watch:
-    """One module under one plan."""
-
-    __slots__ = ("calls", "count", "is_root", "name", "scope")
-
-    def __init__(self, name: str, *, is_root: bool) -> None:
-        self.name = name
-        self.is_root = is_root
-        self.calls: list[_Call] = []
-        self.count = 0
-        self.scope: object = None
-
-    def call(self, scope: object) -> _Call:
-        """The next call of the module in a pass (or in the recomputation of a segment)."""
-        if self.scope is not scope:
-            self.scope, self.count = scope, 0
-        number = self.count
-        self.count = number + 1
-        if number == len(self.calls):
-            self.calls.append(_Call(self.name if number == 0 else f"{self.name}#{number + 1}"))
-        return self.calls[number]
-
-    @property
-    def running(self) -> _Call:
-        """The call that was entered last."""
-        return self.calls[self.count - 1]
-
-    def output_site(self, call: _Call) -> str:
-        """The site of what a call returns."""
-        return root_site("output", call.site) if self.is_root else call.site
-
-    def input_site(self, call: _Call) -> str:
-        """The site of what a call is given."""
-        return root_site("input", call.site) if self.is_root else f"{call.site}:in"
 
 
 class _Block(StandIn):
@@ -121,7 +40,7 @@ class _Block(StandIn):
 
     __slots__ = ("hooks", "is_owner", "watch")
 
-    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: _Watch, *, is_owner: bool) -> None:
+    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: Watch, *, is_owner: bool) -> None:
         super().__init__(module)
         self.hooks, self.watch, self.is_owner = hooks, watch, is_owner
 
@@ -152,7 +71,7 @@ class _Leaf(StandIn):
 
     __slots__ = ("hooks", "watch")
 
-    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: _Watch) -> None:
+    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: Watch) -> None:
         super().__init__(module)
         self.hooks, self.watch = hooks, watch
 
@@ -203,7 +122,7 @@ class _Inputs(Hook):
 
     __slots__ = ("hooks", "watch")
 
-    def __init__(self, hooks: ModuleHooks, watch: _Watch) -> None:
+    def __init__(self, hooks: ModuleHooks, watch: Watch) -> None:
         self.hooks, self.watch = hooks, watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -318,15 +237,15 @@ class ModuleHooks:
         patterns = [p for rule in self.plan.tensor_rules for p in rule.patterns if not p.startswith("!")]
         wants_inputs = any(names_inputs(pattern) for pattern in patterns)
         opaque = {module for module in names if hides_its_ops(module)}
-        owners = {m for m, name in names.items() if m not in opaque and _may_own_ops(name, patterns)}
+        owners = {m for m, name in names.items() if m not in opaque and may_own_ops(name, patterns)}
         inside_owner = {m for owner in owners for m in owner.modules()}
         inner = unwrapped(self.model)
         for module, name in names.items():
             site = "output" if module is inner else name
-            is_watched = any(_may_match(pattern, site) for pattern in patterns)
+            is_watched = any(may_match(pattern, site) for pattern in patterns)
             if isinstance(module, torch.jit.ScriptModule) or not (is_watched or module in inside_owner):
                 continue
-            watch = _Watch(name, is_root=module is inner)
+            watch = Watch(name, is_root=module is inner)
             stand = (
                 _Leaf(module, self, watch) if module in opaque
                 else _Block(module, self, watch, is_owner=module in owners)
@@ -418,11 +337,11 @@ class ModuleHooks:
         """The counterpart of `hide_ops`."""
         _push_mode(self._watcher)
 
-    def returned(self, watch: _Watch, call: _Call, output: Any, scope: Pass | Segment) -> None:
+    def returned(self, watch: Watch, call: Call, output: Any, scope: Pass | Segment) -> None:
         """A module has returned."""
         if output is None:
             return
-        if scope is not self.recorder.current or _task_id() != NO_TASK:
+        if scope is not self.recorder.current or task_id() != NO_TASK:
             now = self.scope()
             if now is None:
                 return
@@ -440,7 +359,7 @@ class ModuleHooks:
             else:
                 self.record(call.target, output, scope)
 
-    def op(self, target: Target | _Several, result: Any) -> None:
+    def op(self, target: Target | Several, result: Any) -> None:
         """A functional op that is a site has run."""
         scope = self.scope()
         if scope is None:
@@ -480,32 +399,3 @@ class ModuleHooks:
 def _fresh_key() -> int:
     """A key that no hook of torch's has or will have: hook dictionaries count on that."""
     return RemovableHandle(OrderedDict()).id
-
-
-def _floating(value: Any) -> bool:
-    return any(t.is_floating_point() or t.is_complex() for _, t in leaves(value))
-
-
-def _literal(pattern: str) -> str:
-    """What comes before the first wildcard."""
-    return pattern.split("*")[0].split("?")[0]
-
-
-def _may_match(pattern: str, name: str) -> bool:
-    """Whether a pattern can match the module's own site or anything after it: an item, a call, an input, an op."""
-    literal = _literal(pattern)
-    if literal == pattern:
-        return pattern == name or (pattern.startswith(name) and pattern[len(name)] in "[#:/")
-    return name.startswith(literal) or literal.startswith(name) or match(pattern, name)
-
-
-def _may_own_ops(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a functional op called in this module can be chosen."""
-    for pattern in patterns:
-        literal = _literal(pattern)
-        if literal == pattern:
-            if "/" in pattern and pattern.startswith((f"{name}/", f"{name}#")):
-                return True
-        elif f"{name}/".startswith(literal) or literal.startswith((f"{name}/", f"{name}#")):
-            return True
-    return False

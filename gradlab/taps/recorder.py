@@ -8,7 +8,6 @@ tensor of the graph (but those that a tap keeps on request).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -18,161 +17,15 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.taps.gradhooks import NO_TASK, GradHook, Pass, task_id
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.quiet import muted
+from gradlab.taps.segments import Segment, SegmentHook
 from gradlab.taps.sites import is_input, leaves, without_call_number
-from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
+from gradlab.taps.slots import NORM_IN_ONE, Row
 
-_task_id: Callable[[], int] = torch._C._current_graph_task_id
-_next_node: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 _grad_of = attrgetter("grad")
-NO_TASK = -1
 _MOST_PASSES = 1024
-
-
-class Pass:
-    """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
-
-    __slots__ = ("first_node", "named", "row", "task", "task_row", "task_rows", "unhooked")
-
-    def __init__(self, row: Row) -> None:
-        self.row = row
-        self.first_node = _next_node()
-        self.task = NO_TASK
-        self.task_row = row
-        self.task_rows: dict[int, Row] = {}
-        self.named: Counter[str] = Counter()
-        self.unhooked: dict[str, list[Target | None]] = {}
-
-
-class TensorHooks(dict[Any, Any]):
-    """The hooks of one tensor, gradlab's always last: it sees the gradient as those of the user's have left it."""
-
-    __slots__ = ("__weakref__",)
-
-    def __setitem__(self, key: Any, hook: Any) -> None:
-        ours = self.pop(_OURS)
-        super().__setitem__(key, hook)
-        super().__setitem__(_OURS, ours)
-
-
-_OURS = "gradlab"
-
-
-class GradHook:
-    """Reduces a gradient into the slots of its pass when it comes. Holds ids and slots, never a tensor.
-
-    It is put into the tensor's dictionary of hooks by hand, which is three times cheaper than `register_hook` (see
-    benchmarks/overhead.py on the dispatch-bound model).
-    """
-
-    __slots__ = ("also", "entry", "number", "of_pass", "recorder")
-    __torch_unserializable__ = True  # torch.save of a tensor needs no warning that this hook is left out
-
-    def __init__(self, recorder: Recorder, entry: Entry | None, of_pass: Pass, tensor: Tensor | None = None) -> None:
-        """Wait for the gradient of a tensor, as it is now: before any in-place op that follows."""
-        self.recorder = recorder
-        self.entry = entry
-        self.of_pass = of_pass
-        self.number = 0
-        self.also: tuple[Entry, ...] = ()
-        """Of further sites whose tensor is the same one."""
-        if tensor is not None:
-            self._put_on(tensor)
-
-    def _put_on(self, tensor: Tensor) -> None:
-        node, hooks = tensor.grad_fn, tensor._backward_hooks
-        if node is None:
-            tensor.register_hook(self)
-        elif hooks is None and type(tensor) is Tensor:
-            tensor._backward_hooks = TensorHooks({_OURS: self})
-            node._register_hook_dict(tensor)  # type: ignore[attr-defined]
-        elif type(hooks) is TensorHooks and (first := hooks[_OURS]).of_pass is self.of_pass and type(first) is GradHook:
-            if self.entry is not None:
-                first.also = (*first.also, self.entry)
-        else:
-            self.number = tensor.output_nr
-            node.register_prehook(self.on_node)
-
-    def on_node(self, gradients: tuple[Tensor | None, ...]) -> None:
-        """The gradients of all that a node made have come."""
-        self(gradients[self.number])
-
-    def __call__(self, gradient: Tensor | None) -> None:
-        try:
-            of_pass, entry = self.of_pass, self.entry
-            if of_pass.task != _task_id():
-                if muted():  # a probe's backward inside the training one
-                    return
-                self.recorder.enter_task(_task_id(), of_pass)
-            if gradient is None:  # of several outputs of one node, another was used
-                return
-            if entry is not None:
-                of_pass.task_row.write(entry, gradient)
-            for other in self.also:
-                of_pass.task_row.write(other, gradient)
-        except Exception as error:
-            self.recorder.failed(self.entry.site if self.entry else "", error)
-
-
-class Segment:
-    """One checkpointed segment in recomputation: which calls of which sites have come by, and what they stand for."""
-
-    __slots__ = ("calls", "key", "named", "of_pass", "reentrant", "rest", "targets")
-
-    def __init__(self, key: tuple[int, int], of_pass: Pass, *, reentrant: bool) -> None:
-        self.key = key
-        """The backward under way and the node in it that recomputes."""
-        self.of_pass = of_pass
-        self.reentrant = reentrant
-        self.named: Counter[str] = Counter()
-        self.calls: dict[str, list[bool]] = {}
-        """For each call of a site whether it has a graph now."""
-        self.targets: dict[str, list[Target | None]] | None = None
-        self.rest: dict[str, int] = {}
-
-    def claim(self) -> None:
-        """Take the calls of the first forward that these are; called when all have come by.
-
-        Segments are recomputed last first, each in forward order: its calls are the last not yet accounted for. Those
-        that again have no graph lie in segments inside this one, and are left for them.
-        """
-        if self.targets is not None:
-            return
-        self.targets = {}
-        for site, have_graph in self.calls.items():
-            waiting = self.of_pass.unhooked[site]
-            start = self.rest[site] = max(0, len(waiting) - len(have_graph))
-            own = self.targets[site] = waiting[start:]
-            waiting[start:] = [target for target, has_graph in zip(own, have_graph, strict=False) if not has_graph]
-
-    def end(self) -> None:
-        """The segment's own backward is over: what nobody inside it has claimed has no gradient."""
-        self.claim()
-        for site, length in self.rest.items():
-            del self.of_pass.unhooked[site][length:]
-
-    def target(self, base: str, call: int) -> Target | None:
-        """The target of the segment's own n-th call of a site; None where the first forward has its gradient."""
-        self.claim()
-        own = self.targets[base] if self.targets is not None else []
-        return own[call] if call < len(own) else None
-
-
-class SegmentHook(GradHook):
-    """The hook of a recomputed tensor: which call of the first forward it stands for is known once it fires."""
-
-    __slots__ = ("base", "call", "segment")
-
-    def __init__(self, recorder: Recorder, segment: Segment, base: str, call: int, tensor: Tensor) -> None:
-        super().__init__(recorder, None, segment.of_pass, tensor)
-        self.segment, self.base, self.call = segment, base, call
-
-    def __call__(self, gradient: Tensor | None) -> None:
-        target = self.segment.target(self.base, self.call)
-        if target is not None:
-            self.entry = target.grad
-            super().__call__(gradient)
 
 
 class Recorder:
@@ -295,7 +148,7 @@ class Recorder:
         """The checkpointed segment that is being recomputed: that of the autograd node that runs the forward again."""
         node = torch._C._current_autograd_node()
         number = node._sequence_nr() if node is not None else NO_TASK
-        key = (_task_id(), number)
+        key = (task_id(), number)
         if not self._segments or self._segments[-1].key != key:
             self._end_segments(key[0])
             if self._segments:
@@ -342,7 +195,7 @@ class Recorder:
         self._sentinels = []
 
     def _accumulated(self, parameter: Tensor) -> None:
-        task = _task_id()
+        task = task_id()
         if self.plan is not None and task not in self.open_tasks and not muted():
             self._open(task)
             self.open_tasks[task] = None
@@ -488,7 +341,7 @@ def _in_functorch() -> bool:
 
 def is_recomputing() -> bool:
     """Whether this forward runs inside a backward: activation checkpointing at work."""
-    return _task_id() != NO_TASK
+    return task_id() != NO_TASK
 
 
 def first_differentiable(value: Any) -> Tensor | None:

@@ -179,3 +179,28 @@ def replace_leaves(value: Any, new: Mapping[str, Tensor], suffix: str = "") -> A
         }
         return dataclasses.replace(value, **changes)
     return value
+
+
+def _literal(pattern: str) -> str:
+    """What comes before the first wildcard."""
+    return pattern.split("*")[0].split("?")[0]
+
+
+def may_match(pattern: str, name: str) -> bool:
+    """Whether a pattern can match the module's own site or anything after it: an item, a call, an input, an op."""
+    literal = _literal(pattern)
+    if literal == pattern:
+        return pattern == name or (pattern.startswith(name) and pattern[len(name)] in "[#:/")
+    return name.startswith(literal) or literal.startswith(name) or match(pattern, name)
+
+
+def may_own_ops(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a functional op called in this module can be chosen."""
+    for pattern in patterns:
+        literal = _literal(pattern)
+        if literal == pattern:
+            if "/" in pattern and pattern.startswith((f"{name}/", f"{name}#")):
+                return True
+        elif f"{name}/".startswith(literal) or literal.startswith((f"{name}/", f"{name}#")):
+            return True
+    return False

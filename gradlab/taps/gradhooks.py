@@ -1,0 +1,109 @@
+"""What waits for the gradient of a tensor: put on in the forward, called in the backward, holding no tensor itself.
+
+A hook knows the pass that its tensor belongs to. Which row of slots it writes to is decided by the recorder, when the
+first gradient of a backward arrives at the pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradlab.taps.quiet import muted
+from gradlab.taps.slots import Entry, Row
+
+if TYPE_CHECKING:
+    from gradlab.taps.plan import Target
+    from gradlab.taps.recorder import Recorder
+
+task_id: Callable[[], int] = torch._C._current_graph_task_id
+"""Which run of the autograd engine this code is called by; `NO_TASK` outside of any."""
+NO_TASK = -1
+_next_node: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
+_OURS = "gradlab"
+
+
+class Pass:
+    """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
+
+    __slots__ = ("first_node", "named", "row", "task", "task_row", "task_rows", "unhooked")
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.first_node = _next_node()
+        self.task = NO_TASK
+        self.task_row = row
+        self.task_rows: dict[int, Row] = {}
+        self.named: Counter[str] = Counter()
+        self.unhooked: dict[str, list[Target | None]] = {}
+
+
+class TensorHooks(dict[Any, Any]):
+    """The hooks of one tensor, gradlab's always last: it sees the gradient as those of the user's have left it."""
+
+    __slots__ = ("__weakref__",)
+
+    def __setitem__(self, key: Any, hook: Any) -> None:
+        ours = self.pop(_OURS)
+        super().__setitem__(key, hook)
+        super().__setitem__(_OURS, ours)
+
+
+class GradHook:
+    """Reduces a gradient into the slots of its pass when it comes. Holds ids and slots, never a tensor.
+
+    It is put into the tensor's dictionary of hooks by hand, which is three times cheaper than `register_hook` (see
+    benchmarks/overhead.py on the dispatch-bound model).
+    """
+
+    __slots__ = ("also", "entry", "number", "of_pass", "recorder")
+    __torch_unserializable__ = True  # torch.save of a tensor needs no warning that this hook is left out
+
+    def __init__(self, recorder: Recorder, entry: Entry | None, of_pass: Pass, tensor: Tensor | None = None) -> None:
+        """Wait for the gradient of a tensor, as it is now: before any in-place op that follows."""
+        self.recorder = recorder
+        self.entry = entry
+        self.of_pass = of_pass
+        self.number = 0
+        self.also: tuple[Entry, ...] = ()
+        """Of further sites whose tensor is the same one."""
+        if tensor is not None:
+            self._put_on(tensor)
+
+    def _put_on(self, tensor: Tensor) -> None:
+        node, hooks = tensor.grad_fn, tensor._backward_hooks
+        if node is None:
+            tensor.register_hook(self)
+        elif hooks is None and type(tensor) is Tensor:
+            tensor._backward_hooks = TensorHooks({_OURS: self})
+            node._register_hook_dict(tensor)  # type: ignore[attr-defined]
+        elif type(hooks) is TensorHooks and (first := hooks[_OURS]).of_pass is self.of_pass and type(first) is GradHook:
+            if self.entry is not None:
+                first.also = (*first.also, self.entry)
+        else:
+            self.number = tensor.output_nr
+            node.register_prehook(self.on_node)
+
+    def on_node(self, gradients: tuple[Tensor | None, ...]) -> None:
+        """The gradients of all that a node made have come."""
+        self(gradients[self.number])
+
+    def __call__(self, gradient: Tensor | None) -> None:
+        try:
+            of_pass, entry = self.of_pass, self.entry
+            if of_pass.task != task_id():
+                if muted():  # a probe's backward inside the training one
+                    return
+                self.recorder.enter_task(task_id(), of_pass)
+            if gradient is None:  # of several outputs of one node, another was used
+                return
+            if entry is not None:
+                of_pass.task_row.write(entry, gradient)
+            for other in self.also:
+                of_pass.task_row.write(other, gradient)
+        except Exception as error:
+            self.recorder.failed(self.entry.site if self.entry else "", error)
