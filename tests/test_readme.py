@@ -50,7 +50,7 @@ def test_the_python_in_the_readme_runs(block: str, tmp_path: Path, monkeypatch: 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     exec(
         compile(block, "README.md", "exec"),
-        {"F": F, "model": model, "loader": loader, "optimizer": optimizer, "x": torch.randn(4, 8)},
+        {"F": F, "torch": torch, "model": model, "loader": loader, "optimizer": optimizer, "x": torch.randn(4, 8)},
     )
 
 
