@@ -235,13 +235,29 @@ def test_numbers_equal_float64_autograd_on_the_host() -> None:
         compare(watched_norms(monitor), wanted, 1e-5)
 
 
-def test_numbers_in_float32_are_those_of_float64_to_its_precision() -> None:
-    model, optimizer, x = make()
+@pytest.mark.parametrize("steps", [1, 4])  # small tensors wait for each other once first steps have shown that they may
+def test_numbers_in_float32_are_those_of_float64_to_its_precision(steps: int) -> None:
+    model, _, x = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     wanted = reference(copy.deepcopy(model).cpu().double(), x.cpu().double(), nullcontext())
     with gradlab.watch(model, optimizer, taps=NORMS, strict=True) as monitor:
-        loss_of(model, x).backward()
-        optimizer.step()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            optimizer.step()
+            torch.cuda.synchronize()
         compare(watched_norms(monitor), wanted, 1e-3)
+
+
+def test_the_op_behind_a_non_finite_gradient_is_named_and_the_update_left_out() -> None:
+    model, optimizer, x = make()
+    before = copy.deepcopy(model.state_dict())
+    with gradlab.watch(model, optimizer, nonfinite=gradlab.NonFinite(skip=True), strict=True) as monitor:
+        (loss_of(model, x) * 0).sqrt().backward()
+        optimizer.step()
+        (found,) = [finding for finding in monitor.findings if finding.kind == "nonfinite_origin"]
+    assert "look into the loss" in found.message
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_numbers_under_bfloat16_autocast_are_those_of_the_tensors_there() -> None:
