@@ -599,6 +599,8 @@ class Monitor:
 
     def _tap_failed(self, site: str, error: BaseException) -> None:
         """A tap raised: its site is left alone from now on. Without a site, nothing more can be trusted: let go."""
+        if self.strict and isinstance(error, TapError):
+            raise error
         if self.strict:
             raise TapError(f"the tap at {site or 'the step'!r} failed: {error}") from error
         if site in self._warned:
@@ -634,7 +636,8 @@ class Monitor:
                 f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent "
                 f"that uses a child's weights without calling it shows nothing of it (nn.MultiheadAttention.out_proj)."
             )
-        seen = f"{did_you_mean(pattern, names)} The step had: {shortlist(names)}."
+        known = dict.fromkeys([*names, *filter(None, module_names(self.model).values())])
+        seen = f"{did_you_mean(pattern, known)} The step had: {shortlist(names)}."
         compiled = why_unseen(self.model)
         return f"no tensor matches {pattern!r}.{seen}" + (f" {compiled}" if compiled else "")
 

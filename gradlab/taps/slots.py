@@ -194,6 +194,8 @@ class Row:
         try:
             self._reduce(entry, tensor)
         except RuntimeError:
+            if tensor.is_meta:
+                raise RuntimeError("its tensor is on the meta device and has no values") from None
             if tensor.device == self.device:
                 raise
             self._reduce_elsewhere(entry, tensor)
