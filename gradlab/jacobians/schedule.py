@@ -5,6 +5,7 @@ The Monitor owns one of these; it tells it of each step's edges.
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,13 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradlab.errors import JacobianError, did_you_mean
+from gradlab.errors import GradlabWarning, JacobianError, did_you_mean
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.depth import depth_growth
 from gradlab.jacobians.live import LiveSlice
 from gradlab.jacobians.probe import JacobianProbe, first_samples, question_of
 from gradlab.jacobians.sharpness import loss_sharpness
 from gradlab.jacobians.spec import DepthGrowth, JacobianSlice, Measurement, Sharpness
+
+_LARGE_BYTES = 16 << 20
+"""More than this on each step is worth a warning."""
 
 HandOut = Callable[[JacobianBlock, int], None]
 Failed = Callable[[str, Exception], None]
@@ -50,6 +54,7 @@ class Schedule:
         self._probes: dict[str, Any] = {}
         self._measurers: dict[int, Callable[[int], JacobianBlock]] = {}
         self._live: dict[int, LiveSlice] = {}
+        self._large: set[int] = set()
         self._given = dict(probe) if isinstance(probe, Mapping) else {"train": probe}
         for name, batch in self._given.items():
             if batch is not None:
@@ -91,7 +96,18 @@ class Schedule:
     def _measure(self, spec: Measurement, step: int) -> None:
         block = self._block(spec, step)
         if block is not None:
+            self._warn_of_size(spec, block)
             self._hand_out(block, step)
+
+    def _warn_of_size(self, spec: Measurement, block: JacobianBlock) -> None:
+        if block.values.nbytes > _LARGE_BYTES and id(spec) not in self._large:
+            self._large.add(id(spec))
+            warnings.warn(
+                f"gradlab: {title(spec)} has {' x '.join(map(str, block.values.shape))} entries, "
+                f"{block.values.nbytes >> 20} MiB on each of its steps; rows, cols or block=False make it smaller.",
+                GradlabWarning,
+                stacklevel=2,
+            )
 
     def _block(self, spec: Measurement, step: int) -> JacobianBlock | None:
         if isinstance(spec, Sharpness):

@@ -127,3 +127,12 @@ def test_groups_are_means_of_their_entries() -> None:
     assert block.row_names == ("even", "last")
     with pytest.raises(JacobianError, match=r"groups\['far'\]: index 9 is out of range"):
         gradlab.jacobian(model, torch.randn(1, 4).double(), groups={"far": [9]})
+
+
+def test_a_very_large_block_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradlab.jacobians.schedule._LARGE_BYTES", 40)
+    with pytest.warns(
+        GradlabWarning, match=r"'output' by 'input' has 3 x 4 entries, 0 MiB on each of its steps"
+    ) as caught:
+        run([JacobianSlice(of="output", wrt="input", every=1)])
+    assert len(caught) == 1
