@@ -12,6 +12,10 @@ from torch import Tensor
 
 from gradlab.jacobians.problem import Problem, as_tensor
 from gradlab.jacobians.rows import plain_vjp
+from gradlab.jacobians.spectrum import frobenius
+
+_ROWS = 128
+"""Rows that are converted to float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Audit:
 
         The norm of J is there for a v that J happens to cancel, as it does (1, ..., 1) behind a softmax.
         """
-        block = (blocks.mean(0) if self.block is None else blocks[self.block]).double()
+        block = blocks.mean(0) if self.block is None else blocks[self.block]
         expected = self.expected.double()
-        off = torch.linalg.vector_norm(self.signs.double() @ block - expected)
-        scale = torch.maximum(torch.linalg.vector_norm(expected), torch.linalg.vector_norm(block))
-        return 0.0 if scale == 0 else float(off / scale)
+        mixed = torch.zeros_like(expected)
+        for rows, signs in zip(block.split(_ROWS), self.signs.double().split(_ROWS), strict=True):
+            mixed += signs @ rows.double()
+        scale = max(float(torch.linalg.vector_norm(expected)), frobenius(block))
+        return 0.0 if scale == 0 else float(torch.linalg.vector_norm(mixed - expected)) / scale
 
 
 def prepare(problem: Problem, generator: torch.Generator) -> Audit | None:

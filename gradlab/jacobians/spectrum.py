@@ -12,6 +12,9 @@ from torch import Tensor
 EXACT_UP_TO = 1024
 """The shorter side up to which all singular values are computed (a quarter of a second on one core at the most)."""
 
+_PIECE = 1 << 18
+"""Entries that are converted to float64 at once."""
+
 _OF_ALL = ("sigma_1", "sigma_min", "cond", "effective_rank", "participation_rank", "stable_rank")
 _OF_SOME = ("sigma_1", "stable_rank")
 
@@ -40,8 +43,7 @@ def summarise(matrix: Tensor, top: int = 8) -> Summary:
     twelve products with `top + 8` vectors for the `top` leading singular values.
     """
     complete = min(matrix.shape) <= EXACT_UP_TO
-    norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)
-    fro = float(norm)
+    fro = frobenius(matrix)
     if not math.isfinite(fro):
         nonfinite = float((~torch.isfinite(matrix)).sum())
         names = ("fro", *(_OF_ALL if complete else _OF_SOME))
@@ -61,14 +63,31 @@ def singular_values(matrix: Tensor) -> Tensor:
     Those below the rounding of the matrix itself are noise and given as zero. A float32 matrix goes through its Gram
     matrix, whose own floor (1e-8 σ₁ in float64) lies below that rounding; a float64 one does not.
     """
-    exact = matrix.detach().cpu().double()
+    host = matrix.detach().cpu()
     if matrix.dtype == torch.float64:
-        sigma = torch.linalg.svdvals(exact)
+        sigma = torch.linalg.svdvals(host)
     else:
-        short = exact if exact.shape[0] <= exact.shape[1] else exact.T
-        sigma = torch.linalg.eigvalsh(short @ short.T).flip(0).clamp(min=0).sqrt()
+        short = host if host.shape[0] <= host.shape[1] else host.T
+        sigma = torch.linalg.eigvalsh(_gram(short)).flip(0).clamp(min=0).sqrt()
     floor = max(matrix.shape) * torch.finfo(matrix.dtype).eps * sigma[0]
     return torch.where(sigma > floor, sigma, 0.0)
+
+
+def frobenius(matrix: Tensor) -> float:
+    """‖J‖_F in float64, a few rows at a time: a float64 copy of the whole would take twice the block's memory."""
+    step = max(1, _PIECE // max(1, matrix.shape[1]))
+    squares = [torch.linalg.vector_norm(part, dtype=torch.float64) ** 2 for part in matrix.detach().split(step)]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _gram(short: Tensor) -> Tensor:
+    """[k, k] float64: JJᵀ, from a few columns at a time."""
+    step = max(1, _PIECE // short.shape[0])
+    gram = torch.zeros(short.shape[0], short.shape[0], dtype=torch.float64)
+    for part in short.split(step, 1):
+        wide = part.double()
+        gram.addmm_(wide, wide.T)
+    return gram
 
 
 def leading(mv: Product, rmv: Product, start: Tensor, top: int, passes: int = 5) -> Tensor:
