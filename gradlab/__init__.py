@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from gradlab.jacobians.spec import Sharpness as Sharpness
     from gradlab.monitor import Monitor as Monitor
     from gradlab.monitor import watch as watch
+    from gradlab.profiling.plain import profile as profile
     from gradlab.profiling.schedule import Profile as Profile
     from gradlab.profiling.schedule import Trigger as Trigger
-    from gradlab.profiling.window import profile as profile
     from gradlab.taps.rule import Tap as Tap
     from gradlab.taps.tripwire import NonFinite as NonFinite
     from gradlab.taps.visit import tap as tap
@@ -46,7 +46,7 @@ _HOME = {
     "depth_growth": "gradlab.jacobians.depth",
     "jacobian": "gradlab.jacobians.compute",
     "loss_sharpness": "gradlab.jacobians.sharpness",
-    "profile": "gradlab.profiling.window",
+    "profile": "gradlab.profiling.plain",
     "tap": "gradlab.taps.visit",
     "watch": "gradlab.monitor",
 }

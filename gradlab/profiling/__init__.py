@@ -1,6 +1,12 @@
-"""Profiles: torch.profiler for a few chosen steps, in files that TensorBoard's PyTorch Profiler tab reads right.
+"""Profiles: where a step's time and memory go, always on and in windows of torch.profiler.
 
-schedule.py when · window.py begin, step, pause, close · recording.py one window of torch.profiler · marks.py the names
-in it · trace.py the file · kineto.py raw events · attribution.py time by module · memory.py memory by module ·
-verdict.py what bounds a step · summary.py summary.json.
+Always on: performance.py the scalars · phases.py the clock · loop.py hooks in a plain loop · flops.py · peaks.py ·
+devices.py.
+
+Windows: schedule.py the options · opening.py when, with watch.py, demand.py and budget.py · window.py begin, step,
+pause, close · plain.py the `with` · recording.py one window of torch.profiler · marks.py the names in it.
+
+What they show: kineto.py raw events · attribution.py time by module, into account.py · idle.py · kernels.py · memory.py
+by module · categories.py by category · verdict.py · ranks.py · summary.py summary.json · trace.py and writing.py the
+files · windows.py reading them. And oom.py, running out of memory.
 """

@@ -136,7 +136,13 @@ class Performance:
 
     def batch(self, *batch: Any) -> None:
         """A batch is about to be trained on: its size counts."""
-        first: Any = batch[0][0] if batch[0] and isinstance(batch[0], tuple | list) else None
+        try:
+            self._count(batch)
+        except Exception as error:
+            self.fail(error)
+
+    def _count(self, batch: tuple[Any, ...]) -> None:
+        first: Any = batch[0][0] if batch and isinstance(batch[0], tuple) and batch[0] else None
         if not isinstance(first, Tensor):
             first = next(tensors_in(batch), None)
         if first is None or first.ndim == 0:

@@ -1,12 +1,11 @@
 """Windows: a few steps of training under torch.profiler, and files of them that TensorBoard reads.
 
-`Profiler` is what a training loop's callback drives; `profile` is the same for a loop written by hand. When a window is
-due is decided by schedule.py, watch.py and demand.py; what is in it by recording.py; what is written by writing.py.
+`Profiler` is what a training loop's callback drives. When a window is due is decided by opening.py; what is in it by
+recording.py; what is written by writing.py.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,16 +21,13 @@ from torch.optim import Optimizer
 
 from gradlab.errors import GradlabWarning, ProfileError
 from gradlab.frame import Finding
-from gradlab.profiling.budget import Budget
-from gradlab.profiling.demand import Inbox, ask_ranks
 from gradlab.profiling.oom import OutOfMemory, explain
+from gradlab.profiling.opening import Opener
 from gradlab.profiling.recording import Recording, someone_else_is_profiling
-from gradlab.profiling.schedule import Profile, Reason, Trigger, Turn
-from gradlab.profiling.watch import StepWatch
-from gradlab.profiling.writing import UNTIL_CLOSED, Written, write_window
+from gradlab.profiling.schedule import Profile, Reason, Turn
+from gradlab.profiling.writing import Written, write_window
 
 _P = ParamSpec("_P")
-_log = logging.getLogger("gradlab")
 
 
 def _never_stops_training(
@@ -99,21 +95,16 @@ class Profiler:
         self._model = model
         self._optimizers = optimizers
         self._on_window = on_window
-        self._budget = Budget(options)
-        self._trigger = options.trigger or Trigger()
-        self._watch = StepWatch(self._trigger)
-        self._inbox = Inbox(self.folder, rank=rank, world_size=world_size)
+        self.opener = Opener(options, self.folder, rank=rank, world_size=world_size)
+        """What decides when a window begins."""
         self._turn: Turn | None = None
-        self._asked: Reason | None = None
         self._recording: Recording | None = None
         self._writing: Future[Written] | None = None
-        self._position = 0  # of the running step in the schedule
         self._number = 0  # of the running step, as the loop counts
         self._running = False
         self._began = 0.0  # the running step
         self._data_seconds = 0.0  # of the running step, as far as known
         self._undisturbed = False  # whether the running step has been without a window, a pause or an end of a window
-        self._step_seconds = 0.0
         self._told_of_data = False
         self._told: set[str] = set()
 
@@ -123,7 +114,7 @@ class Profiler:
         if not self._running:
             self._number = self._number if step is None else step
             self._running = True
-            self._budget.begin()
+            self.opener.budget.begin()
             self._enter_step()
             self._undisturbed = False
 
@@ -146,11 +137,10 @@ class Profiler:
             self._number = step
         self._look(data_seconds if data_seconds is not None else self._data_seconds)
         self._leave_step(seen)
-        if seen or not self.options.starts(self._position):
-            self._position += 1
+        self.opener.step_ended(seen=seen)
         self._number += 1
         self._running = True
-        self._budget.begin()
+        self.opener.budget.begin()
         self._enter_step()
 
     @_never_stops_training
@@ -159,8 +149,8 @@ class Profiler:
         self._running = False
         if self._recording is not None:
             whole = bool(self._recording.steps)
-            if whole and self._turn is not None:
-                self._position = self.options.after_window(self._position)
+            if whole:
+                self.opener.cut_short()
             self._finish(keep_turn=not whole)
 
     def close(self, *, failed: bool = False) -> None:
@@ -169,8 +159,9 @@ class Profiler:
         `failed` says that training ended by an error, so that nobody has to be told why there was no window.
         """
         self._end()
-        if not failed and self.failure is None:
-            self._say_if_nothing_came()
+        sentence = "" if failed or self.failure is not None or self.windows else self.opener.waits_in_vain()
+        if sentence and not self._told:
+            self._tell(sentence)
 
     @_never_stops_training
     def _end(self) -> None:
@@ -180,14 +171,11 @@ class Profiler:
 
     def ask(self, reason: Reason) -> None:
         """Open a window with the next step, unless the budget is used up or one is open."""
-        if self.world_size == 1:
-            self._asked = reason
-        elif self.rank == 0:
-            ask_ranks(self.folder, reason, active=self.options.active)
+        self.opener.ask(reason)
 
     def found(self, finding: Finding) -> None:
         """A finding has come up, which may be a reason for a window."""
-        if self._trigger.on_finding and finding.severity != "info":
+        if self.opener.trigger.on_finding and finding.severity != "info":
             self.ask(Reason("finding", finding.message))
 
     def out_of_memory(self, error: BaseException) -> OutOfMemory:
@@ -201,52 +189,18 @@ class Profiler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._position == 0:
+        if kind is None and self.opener.position == 0:
             self._leave_step(seen=True)  # nobody called `step`: what ran inside was one
-            self._position += 1
+            self.opener.step_ended(seen=True)
         if isinstance(error, torch.OutOfMemoryError):
             error.add_note(self.out_of_memory(error).sentence)
         self.close(failed=kind is not None)
 
-    # What opens a window.
-
-    def _due(self) -> Turn | None:
-        """The window that begins with the step that is about to run, if any."""
-        request = self._inbox.due(self._number, self._step_seconds)
-        warmup, active = self.options.warmup, self.options.active
-        if request is not None:
-            turn = Turn(reason=request.reason, warmup=warmup, active=request.active, request=request.id)
-        elif self.options.starts(self._position):
-            turn = Turn(reason=Reason("schedule"), warmup=warmup, active=active)
-        elif self._asked is not None:
-            turn = Turn(reason=self._asked, warmup=warmup, active=active)
-        else:
-            return None
-        self._asked = None
-        refusal = self._budget.refusal(turn.reason)
-        if refusal:
-            self._leave_out(turn, refusal)
-            return None
-        return turn
-
     def _look(self, data_seconds: float) -> None:
-        """The running step is over: was it out of the ordinary?"""
         now = perf_counter()
-        seconds, self._began = now - self._began, now
-        self._data_seconds = 0.0
-        if not self._undisturbed:
-            return
-        self._step_seconds = seconds if not self._step_seconds else 0.9 * self._step_seconds + 0.1 * seconds
-        reason = self._watch.look(self._number, seconds, data_seconds) if self.options.trigger is not None else None
-        if reason is not None:
-            self.ask(reason)
-
-    def _leave_out(self, turn: Turn, why: str) -> None:
-        if turn.request:
-            self._inbox.answer(turn.request, error=f"no window: {why}.")
-        if why not in self._told:
-            self._told.add(why)
-            _log.info("a profile window (%s) was left out: %s", turn.reason.kind, why)
+        seconds, self._began, self._data_seconds = now - self._began, now, 0.0
+        if self._undisturbed:
+            self.opener.look(self._number, seconds, data_seconds)
 
     # The life of a window.
 
@@ -256,7 +210,7 @@ class Profiler:
         if self._turn is None:
             if self._writing is not None and self._writing.done():
                 self._collect()
-            self._turn = self._due()
+            self._turn = self.opener.due(self._number)
             if self._turn is None:
                 return
         self._undisturbed = False
@@ -272,14 +226,11 @@ class Profiler:
         self._collect()
         if someone_else_is_profiling():
             self._turn = None
-            self._position = self.options.after_window(self._position)
-            if turn.request:
-                self._inbox.answer(turn.request, error="no window: another profiler records in that process.")
-            if "other" not in self._told:
-                self._told.add("other")
-                _warn("a profile window was left out: another profiler records, and two take each other's events.")
+            self.opener.cut_short()
+            self.opener.answer(turn, error="no window: another profiler records in that process.")
+            self._tell("a profile window was left out: another profiler records, and two take each other's events.")
             return False
-        self._budget.opened(turn.reason)
+        self.opener.budget.opened(turn.reason)
         self._recording = Recording(self.options, self._model, self._optimizers)
         self._recording.warm_up()
         return True
@@ -304,11 +255,13 @@ class Profiler:
             return
         if not recording.steps:
             recording.discard()
-            self._budget.closed()
-            self._budget.given_back()
+            self.opener.budget.closed()
+            self.opener.budget.given_back()
+            if not keep_turn:
+                self.opener.answer(turn, error="no window: training ended before a whole step was recorded.")
             return
         recorded = recording.stop()
-        self._budget.closed()
+        self.opener.budget.closed()
         self._collect()
         writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradlab-profile")
         self._writing = writer.submit(
@@ -329,33 +282,26 @@ class Profiler:
             return
         written = writing.result()
         self.windows.append(written.window)
-        self._budget.num_bytes += written.num_bytes
-        self._budget.seconds += written.seconds
-        if written.request:
-            self._inbox.answer(written.request, window=written.window.name)
+        self.opener.budget.num_bytes += written.num_bytes
+        self.opener.budget.seconds += written.seconds
+        self.opener.answer(written.turn, window=written.window.name)
         for missing in written.missing:
-            if missing not in self._told:
-                self._told.add(missing)
-                _warn(missing)
+            self._tell(missing)
         if self._on_window is not None and self.rank == 0:
             self._on_window(written.finding)
 
-    def _say_if_nothing_came(self) -> None:
-        """One sentence where a schedule was set up and the run ended before its first window had a step."""
-        first = self.options.wait + self.options.warmup
-        waits_in_vain = self._position <= first and self.options.num_windows and "nothing" not in self._told
-        if waits_in_vain and not self.windows and "other" not in self._told:
-            self._told.add("nothing")
-            steps = "1 step" if self._position == 1 else f"{self._position} steps"
-            _warn(
-                f"no profile was recorded: training ended after {steps}, and the first window begins after {first} "
-                f"(wait={self.options.wait}, warmup={self.options.warmup})."
-            )
+    def _tell(self, sentence: str) -> None:
+        """Warn, once for each sentence."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            _warn(sentence)
 
     def _fail(self, error: Exception) -> None:
         recording, self._recording = self._recording, None
         self.failure = ProfileError(f"profiling into {self.folder} failed: {type(error).__name__}: {error}")
         self.failure.__cause__ = error
+        if self._turn is not None:
+            self.opener.answer(self._turn, error=f"no window: {self.failure}.")
         if recording is not None:
             try:
                 recording.discard()
@@ -375,55 +321,3 @@ def ranks() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def profile(
-    logdir: Path | str,
-    model: nn.Module | None = None,
-    optimizer: Optimizer | None = None,
-    *,
-    wait: int = 0,
-    warmup: int = 0,
-    active: int | None = None,
-    repeat: int | None = None,
-    every: int | None = None,
-    trigger: Trigger | None = None,
-    memory: bool = True,
-    shapes: bool = False,
-    stack: bool = False,
-    raw: bool = False,
-    strict: bool = False,
-) -> Profiler:
-    """Profile what runs inside a `with`, into `<logdir>/profile/`, for TensorBoard's PyTorch Profiler tab.
-
-        with gradlab.profile("runs/mlp", model, wait=5, warmup=2, active=3) as p:
-            for batch in loader:
-                train(batch)
-                p.step()
-
-    Without `active` everything is recorded until the end; without a call of `step` it counts as one step.
-    The other arguments are those of `Profile` and `Profiler`.
-    """
-    options = Profile(
-        wait=wait,
-        warmup=warmup,
-        active=UNTIL_CLOSED if active is None else active,
-        repeat=repeat,
-        every=every,
-        trigger=trigger,
-        memory=memory,
-        shapes=shapes,
-        stack=stack,
-        raw=raw,
-    )
-    optimizers = () if optimizer is None else (optimizer,)
-    rank, world_size = ranks()
-    return Profiler(
-        options,
-        Path(logdir) / "profile",
-        model,
-        optimizers=lambda: optimizers,
-        rank=rank,
-        world_size=world_size,
-        strict=strict,
-    )

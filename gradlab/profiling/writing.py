@@ -41,8 +41,8 @@ class Written:
     """The verdict."""
     missing: tuple[str, ...]
     """Sentences for the user about what this machine did not give."""
-    request: str
-    """The id of the request that it answers, or ""."""
+    turn: Turn
+    """Why there was a window, and whose request it answers."""
     num_bytes: int
     seconds: float
     """What writing took, waiting for other ranks not counted."""
@@ -70,7 +70,7 @@ def write_window(
         window=window,
         finding=finding_of(summary),
         missing=tuple(note for note in summary["notes"] if note.startswith("no kernels")),
-        request=turn.request,
+        turn=turn,
         num_bytes=sum(path.stat().st_size for path in window.iterdir()) if window.is_dir() else 0,
         seconds=seconds,
     )

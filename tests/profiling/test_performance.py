@@ -204,6 +204,27 @@ def test_tokens_are_counted_where_the_model_takes_them():
     assert values["samples_per_second"] == pytest.approx(6 / (values["step_ms"] * MS), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("batch", "samples"),
+    [
+        (torch.ones(5, 3), 5),
+        ([torch.ones(4, 2), torch.ones(9)], 4),
+        ({"input_ids": torch.ones(3, 7, dtype=torch.int64)}, 3),
+        ((("text", {"x": torch.ones(6)}),), 6),
+        (torch.tensor(1.0), 0),
+        (None, 0),
+        ([], 0),
+        ("text", 0),
+    ],
+)
+def test_a_batch_of_any_form_has_its_size_counted_or_none(run, batch, samples):
+    always_on = Performance(run.model, lambda *_: None, strict=True)
+    always_on.batch(batch)
+    always_on.batch((batch,), {})
+    assert always_on._samples == 2 * samples
+    always_on.close()
+
+
 def test_nothing_is_measured_where_nobody_listens(run, monkeypatch):
     monkeypatch.setattr(Performance, "attach", lambda self: pytest.fail("attached"))
     monitor = gradlab.watch(run.model, run.optimizer)

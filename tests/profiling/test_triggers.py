@@ -150,7 +150,7 @@ def test_a_request_during_a_window_waits_for_its_end(run, tmp_path, impatient):
 
 def test_a_request_that_cannot_be_met_is_answered_with_a_sentence(run, tmp_path, impatient):
     profiler = Profiler(Profile(repeat=0, max_megabytes=1), tmp_path, run.model, strict=True)
-    profiler._budget.num_bytes = 2_000_000
+    profiler.opener.budget.num_bytes = 2_000_000
     request = ask(tmp_path, active=2)
     run.train(profiler, 3)
     assert answer_to(tmp_path, request)["error"] == "no window: the windows' files take 2 MB (max_megabytes=1)."
@@ -166,6 +166,15 @@ def test_a_broken_request_is_no_request(content, run, tmp_path, impatient):
     run.train(profiler, 3)
     profiler.close()
     assert profiler.windows == []
+
+
+def test_a_run_that_ends_before_it_could_answer_says_so(run, tmp_path, impatient):
+    profiler = Profiler(ON_DEMAND, tmp_path, run.model, strict=True)
+    run.train(profiler, 2)
+    request = ask(tmp_path, active=2)
+    run.train(profiler, 1)
+    profiler.close()
+    assert answer_to(tmp_path, request)["error"] == "no window: training ended before a whole step was recorded."
 
 
 def test_looking_for_requests_is_rare(tmp_path, monkeypatch):
