@@ -137,11 +137,11 @@ class Performance:
     def batch(self, *batch: Any) -> None:
         """A batch is about to be trained on: its size counts."""
         try:
-            self._count(batch)
+            self._add_size(batch)
         except Exception as error:
             self.fail(error)
 
-    def _count(self, batch: tuple[Any, ...]) -> None:
+    def _add_size(self, batch: tuple[Any, ...]) -> None:
         first: Any = batch[0][0] if batch and isinstance(batch[0], tuple) and batch[0] else None
         if not isinstance(first, Tensor):
             first = next(tensors_in(batch), None)
