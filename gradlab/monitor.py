@@ -6,11 +6,9 @@ is closed, and who gets it.
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
@@ -23,33 +21,30 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.diagnose import Diagnosis
+from gradlab.delivery import Delivery, Pending
 from gradlab.errors import GradlabWarning, TapError, did_you_mean
-from gradlab.frame import Finding, Frame, JacobianBlock, Series
+from gradlab.frame import Finding, Series
 from gradlab.jacobians.spec import Measurement
 from gradlab.profiling.performance import Performance
 from gradlab.profiling.phases import Phase
 from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.taps import visit
-from gradlab.taps.compiled import why_unseen
-from gradlab.taps.derived import with_derived
 from gradlab.taps.modules import ModuleHooks
 from gradlab.taps.parameters import ParameterWatch, measurable
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
-from gradlab.taps.sites import module_names, parameter_names, reaches, require_match, shortlist, unwrapped
+from gradlab.taps.scaling import LossScale
+from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist, unwrapped
 from gradlab.taps.slots import HostCopy
 from gradlab.taps.tripwire import NonFinite, Tripwire
+from gradlab.taps.unmatched import unmatched, why_unmatched
 from gradlab.taps.wrappers import inner_optimizer
 
 if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
-    from gradlab.taps.ranks import RankCopy, Ranks
-
-_BATCH, _LATE_SECONDS = 16, 0.1
-"""So many frames wait at most before they are handed out, and so long."""
+    from gradlab.taps.ranks import Ranks
 
 _watched: weakref.WeakKeyDictionary[nn.Module, Monitor] = weakref.WeakKeyDictionary()
 
@@ -61,16 +56,6 @@ class _Armed(NamedTuple):
     hooks: ModuleHooks
     parameters: ParameterWatch
     ranks: Ranks | None
-
-
-class _Pending(NamedTuple):
-    """A frame on its way to the host."""
-
-    step: int
-    wall_time: float
-    plan: Plan
-    copy: HostCopy | RankCopy
-    scaled: frozenset[str]
 
 
 class Monitor:
@@ -127,23 +112,15 @@ class Monitor:
         self.strict = strict
         self.step = first_step
         """The number of the optimizer step under way, counted from 0."""
-        self._findings: list[Finding] = []
-        self.on_finding: Callable[[Finding], None] | None = None
-        """Called with each new finding."""
         self._inner = unwrapped(model)
         self._parameters = parameter_names(model)
         self._check(optimizer)
-        self._scaler = scaler
+        self._scale = LossScale(scaler)
         self._across_ranks = across_ranks and _world_size() > 1
-        self._sinks = list(sinks)
-        if logdir is not None and not (self._across_ranks and torch.distributed.get_rank()):
-            self._sinks.append(_tensorboard(Path(logdir)))
+        writes = logdir is not None and not (self._across_ranks and torch.distributed.get_rank())
+        own = [_tensorboard(Path(logdir))] if logdir is not None and writes else []
+        self._delivery = Delivery([*sinks, *own], strict=strict, history=history)
         self._closes_sinks = closes_sinks
-        self._diagnosis = Diagnosis()
-        self._frames: deque[Frame] = deque(maxlen=history)
-        self._pending: deque[_Pending] = deque()
-        self._delivered = time.monotonic()
-        self._first_step = first_step
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
         self._stepped: set[int] = set()
@@ -156,7 +133,7 @@ class Monitor:
         self._profiler = _profiler(profile, logdir, self)
         if self._profiler is not None:
             self.on_finding = self._profiler.found
-        self._performance = self._always_on() if performance or (performance is None and self._sinks) else None
+        self._performance = self._always_on() if performance or (performance is None and self.sinks) else None
         self._tripwire = Tripwire(model, nonfinite, Path(logdir) if logdir else None) if nonfinite else None
         self._attach()
 
@@ -223,7 +200,16 @@ class Monitor:
     @property
     def sinks(self) -> tuple[Sink, ...]:
         """Where results go, without those that were switched off."""
-        return tuple(self._sinks)
+        return tuple(self._delivery.sinks)
+
+    @property
+    def on_finding(self) -> Callable[[Finding], None] | None:
+        """Called with each new finding."""
+        return self._delivery.on_finding
+
+    @on_finding.setter
+    def on_finding(self, function: Callable[[Finding], None] | None) -> None:
+        self._delivery.on_finding = function
 
     def add_optimizer(self, optimizer: Optimizer) -> None:
         """Count the steps of one more optimizer. It takes the place of those that own some of the same parameters."""
@@ -242,8 +228,7 @@ class Monitor:
         """Let go of the model and of the sinks without handing anything out: in a child process made by fork."""
         if _watched.get(self._inner) is self:
             del _watched[self._inner]
-            self._sinks.clear()
-            self._pending.clear()
+            self._delivery.abandon()
             self._detach()
             if self._performance is not None:
                 self._performance.abandon()
@@ -254,13 +239,12 @@ class Monitor:
             return
         del _watched[self._inner]
         self._detach()
-        self._deliver(wait=True)
+        self._delivery.deliver(wait=True)
         if self._performance is not None:
             self._performance.close()
         if self._profiler is not None:
             self._profiler.close()
-        for sink in list(self._sinks):
-            self._guarded(sink, sink.close if self._closes_sinks else sink.flush)
+        self._delivery.close(sinks_too=self._closes_sinks)
 
     def _detach(self) -> None:
         self._disarm()
@@ -290,11 +274,7 @@ class Monitor:
 
     def latest(self) -> dict[str, Series]:
         """The newest series of every metric: `latest()["output_grad.norm"]["encoder/relu"]` is a float."""
-        self._deliver(wait=True)
-        newest: dict[str, Series] = {}
-        for frame in self._frames:
-            newest.update(frame)
-        return newest
+        return self._delivery.latest()
 
     def history(self, metric: str, site: str) -> tuple[np.ndarray, np.ndarray]:
         """The logged steps of one value: ([n] int64 steps, [n] float32 values), oldest first.
@@ -302,21 +282,7 @@ class Monitor:
         Raises:
             KeyError: no such metric, or no such site in it; the message has the near misses.
         """
-        self._deliver(wait=True)
-        pairs = [
-            (frame.step, frame[metric][site])
-            for frame in self._frames
-            if metric in frame and site in frame[metric].schema.sites
-        ]
-        if not pairs:
-            metrics = {name for frame in self._frames for name in frame}
-            sites = {s for frame in self._frames if metric in frame for s in frame[metric].schema.sites}
-            known = sites if metric in metrics else metrics
-            raise KeyError(
-                f"nothing logged for {metric!r} at {site!r}.{did_you_mean(site if sites else metric, known)}"
-            )
-        steps, values = zip(*pairs, strict=True)
-        return np.array(steps, np.int64), np.array(values, np.float32)
+        return self._delivery.history(metric, site)
 
     def sites(self) -> list[str]:
         """The sites that taps have met so far, in forward order, then the parameters. Before a step: the parameters.
@@ -354,8 +320,8 @@ class Monitor:
     @property
     def findings(self) -> list[Finding]:
         """All findings so far, oldest first."""
-        self._deliver(wait=False, hurry=True)
-        return self._findings
+        self._delivery.deliver()
+        return self._delivery.findings
 
     # The edges of a step.
 
@@ -456,7 +422,7 @@ class Monitor:
         if self._armed is None and self._tripwire is None:
             return
         try:
-            scale = _loss_scale(self._scaler, optimizer) if self._scaler is not None else self._find_scaler(optimizer)
+            scale = self._scale.now()
             self._note_before_update(optimizer, scale)
             if self._tripwire is not None and scale is None:  # a GradScaler skips such steps by itself
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -476,19 +442,6 @@ class Monitor:
             if getattr(optimizer, "grad_scale", None) is not None:
                 self._fused.add("weight_grad@clipped")
             self._armed.parameters.before_update(row)
-
-    def _find_scaler(self, optimizer: Optimizer) -> Tensor | None:
-        """The scale of the GradScaler whose `step` is calling the optimizer, if one is."""
-        frame = sys._getframe(2)
-        for _ in range(8):
-            if frame is None:
-                return None
-            owner = frame.f_locals.get("self") if frame.f_code.co_name in ("step", "_maybe_opt_step") else None
-            if isinstance(owner, torch.amp.GradScaler):
-                self._scaler = owner
-                return _loss_scale(owner, optimizer)
-            frame = frame.f_back  # type: ignore[assignment]
-        return None
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._performance is not None:
@@ -516,7 +469,7 @@ class Monitor:
         ended, self.step = self.step, self.step + 1
         if self._handles:
             self._arm()
-        self._deliver(wait=False, hurry=self._is_young())
+        self._delivery.deliver(hurry=False)
         if self._jacobians is not None:
             self._jacobians.end(ended)
             if self._handles:
@@ -527,17 +480,13 @@ class Monitor:
             waited = self._performance.data_seconds if self._performance is not None else None
             self._profiler.step(ended, data_seconds=waited)
 
-    def _is_young(self) -> bool:
-        """Whether this is one of the first steps, which show how the next ones may be watched."""
-        return self.step - self._first_step <= 8
-
     def _send_frame(self) -> None:
         if self._armed is not None:
             plan = self._armed.plan
             scaled = frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused})
             rows, ranks = self._recorder.rows(), self._armed.ranks
             copy = HostCopy(rows) if ranks is None else ranks.copy(rows)
-            self._pending.append(_Pending(self.step, time.time(), plan, copy, scaled))
+            self._delivery.send(Pending(self.step, time.time(), plan, copy, scaled))
             self._fused.clear()
             self._armed.parameters.step_ended()
             for memory in plan.memories:
@@ -546,38 +495,13 @@ class Monitor:
 
     # Handing out.
 
-    def _deliver(self, *, wait: bool, hurry: bool = True) -> None:
-        """Hand out the frames that have arrived.
-
-        Where steps are short, several at once and no more than a tenth of a second late: code that has just run runs
-        two to three times as fast as code that the training step has driven out of the processor's caches.
-        """
-        now = time.monotonic()
-        if not (wait or hurry) and len(self._pending) < _BATCH and now - self._delivered < _LATE_SECONDS:
-            return
-        self._delivered = now
-        while self._pending and (wait or self._pending[0].copy.done()):
-            pending = self._pending.popleft()
-            series = with_derived(pending.plan.series(pending.copy, pending.scaled))
-            frame = Frame(pending.step, pending.wall_time, series)
-            self._frames.append(frame)
-            for sink in list(self._sinks):
-                self._guarded(sink, sink.frame, frame)
-            for finding in self._diagnosis.look(frame):
-                self.report(finding, frame.wall_time)
-
     def report(self, finding: Finding, wall_time: float | None = None) -> None:
         """Add a finding and hand it to the sinks."""
-        self._findings.append(finding)
-        if self.on_finding is not None:
-            self.on_finding(finding)
-        for sink in list(self._sinks):
-            self._guarded(sink, sink.finding, finding, time.time() if wall_time is None else wall_time)
+        self._delivery.report(finding, wall_time)
 
     def log(self, values: Mapping[str, float], step: int, wall_time: float) -> None:
         """Hand named numbers to the sinks."""
-        for sink in list(self._sinks):
-            self._guarded(sink, sink.scalars, values, step, wall_time)
+        self._delivery.scalars(values, step, wall_time)
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Count what runs in a `with` block as a phase of the step: `with monitor.phase("data"): batch = read()`."""
@@ -586,16 +510,6 @@ class Monitor:
     def _always_on(self) -> Performance:
         pause = self._profiler.pause if self._profiler is not None else None
         return Performance(self.model, self.log, on_evaluation=pause, strict=self.strict)
-
-    def _guarded(self, sink: Sink, action: Callable[..., None], *args: Any) -> None:
-        """Call a sink; one that raises is dropped with one warning."""
-        try:
-            action(*args)
-        except Exception as error:
-            if self.strict:
-                raise
-            self._sinks = [one for one in self._sinks if one is not sink]
-            _warn(f"the sink {sink.name!r} was switched off: {error}")
 
     def _tap_failed(self, site: str, error: BaseException) -> None:
         """A tap raised: its site is left alone from now on. Without a site, nothing more can be trusted: let go."""
@@ -619,27 +533,11 @@ class Monitor:
                 continue
             self._seen_once.add(id(rule))
             names = [*plan.targets, *self._parameters]
-            for pattern in rule.patterns:
-                bare = pattern.removeprefix("!")
-                if any(reaches(bare, name) for name in names):
-                    continue
-                reason = self._why_unmatched(bare, names)
+            for pattern in unmatched(rule, names):
+                reason = why_unmatched(pattern, names, self.model)
                 if self.strict:
                     raise TapError(reason)
                 _warn(f"a tap saw nothing in its first step: {reason}")
-
-    def _why_unmatched(self, pattern: str, names: list[str]) -> str:
-        """The likely reason why a pattern met no tensor."""
-        idle = [name for name in module_names(self.model).values() if name and reaches(pattern, name)]
-        if idle:
-            return (
-                f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent "
-                f"that uses a child's weights without calling it shows nothing of it (nn.MultiheadAttention.out_proj)."
-            )
-        known = dict.fromkeys([*names, *filter(None, module_names(self.model).values())])
-        seen = f"{did_you_mean(pattern, known)} The step had: {shortlist(names)}."
-        compiled = why_unseen(self.model)
-        return f"no tensor matches {pattern!r}.{seen}" + (f" {compiled}" if compiled else "")
 
     # Jacobians.
 
@@ -647,7 +545,7 @@ class Monitor:
         """What measures Jacobians; imported only where there are any."""
         from gradlab.jacobians.schedule import Schedule
 
-        return Schedule(jacobians, self.model, probe, self._hand_out, self._jacobian_failed)
+        return Schedule(jacobians, self.model, probe, self._delivery.jacobian, self._jacobian_failed)
 
     def _take_probe(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._jacobians is not None and self._jacobians.wants():
@@ -669,10 +567,6 @@ class Monitor:
             raise error
         _warn(f"{title} was switched off: {error}")
 
-    def _hand_out(self, block: JacobianBlock, step: int) -> None:
-        for sink in list(self._sinks):
-            self._guarded(sink, sink.jacobian, block, step, time.time())
-
 
 def watch(
     model: nn.Module,
@@ -689,13 +583,6 @@ def watch(
 def _world_size() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _loss_scale(scaler: Any, optimizer: Optimizer) -> Tensor | None:
-    """The scale that the gradients of this step's backward carry, on the device."""
-    if not scaler.is_enabled():
-        return None
-    return getattr(scaler, "_scale", None)
 
 
 def _tensorboard(logdir: Path) -> Sink:

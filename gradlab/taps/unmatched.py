@@ -1,0 +1,35 @@
+"""Why a pattern met no tensor: the likely reason, in a sentence for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from gradlab.errors import did_you_mean
+from gradlab.taps.compiled import why_unseen
+from gradlab.taps.rule import Tap
+from gradlab.taps.sites import module_names, reaches, shortlist
+
+
+def unmatched(rule: Tap, names: Sequence[str]) -> Iterator[str]:
+    """The patterns of a rule, an exclusion's without its `!`, that reach none of the names."""
+    for pattern in rule.patterns:
+        bare = pattern.removeprefix("!")
+        if not any(reaches(bare, name) for name in names):
+            yield bare
+
+
+def why_unmatched(pattern: str, names: Sequence[str], model: nn.Module) -> str:
+    """The likely reason why a pattern met no tensor in a step that had these sites."""
+    modules = [name for name in module_names(model).values() if name]
+    idle = [name for name in modules if reaches(pattern, name)]
+    if idle:
+        return (
+            f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent "
+            f"that uses a child's weights without calling it shows nothing of it (nn.MultiheadAttention.out_proj)."
+        )
+    near = did_you_mean(pattern, dict.fromkeys([*names, *modules]))
+    compiled = why_unseen(model)
+    reason = f"no tensor matches {pattern!r}.{near} The step had: {shortlist(names)}."
+    return f"{reason} {compiled}" if compiled else reason
