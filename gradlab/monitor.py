@@ -29,6 +29,7 @@ from gradlab.profiling.performance import Performance
 from gradlab.profiling.phases import Phase
 from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.sinks import Sink
+from gradlab.steps import Steps
 from gradlab.taps import visit
 from gradlab.taps.modules import ModuleHooks
 from gradlab.taps.parameters import ParameterWatch, measurable
@@ -40,7 +41,6 @@ from gradlab.taps.sites import module_names, parameter_names, require_match, sho
 from gradlab.taps.slots import HostCopy
 from gradlab.taps.tripwire import NonFinite, Tripwire
 from gradlab.taps.unmatched import unmatched, why_unmatched
-from gradlab.taps.wrappers import inner_optimizer
 
 if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
@@ -114,7 +114,8 @@ class Monitor:
         """The number of the optimizer step under way, counted from 0."""
         self._inner = unwrapped(model)
         self._parameters = parameter_names(model)
-        self._check(optimizer)
+        self._check()
+        self._steps = Steps(optimizer, lambda: self._parameters, self)
         self._scale = LossScale(scaler)
         self._across_ranks = across_ranks and _world_size() > 1
         writes = logdir is not None and not (self._across_ranks and torch.distributed.get_rank())
@@ -123,7 +124,6 @@ class Monitor:
         self._closes_sinks = closes_sinks
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
-        self._stepped: set[int] = set()
         self._fused: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._warned: set[str] = set()
@@ -137,16 +137,9 @@ class Monitor:
         self._tripwire = Tripwire(model, nonfinite, Path(logdir) if logdir else None) if nonfinite else None
         self._attach()
 
-    def _check(self, optimizer: Optimizer | Sequence[Optimizer] | None) -> None:
+    def _check(self) -> None:
         if self._inner in _watched:
             raise TapError("this model is watched already; call close() on its monitor before watching it again.")
-        one = inner_optimizer(optimizer)
-        given = () if one is None else (one,) if isinstance(one, Optimizer) else tuple(map(inner_optimizer, one))
-        self._optimizer_refs = tuple(map(weakref.ref, given))
-        ours = {id(p) for p in self._parameters.values()}
-        for one in self._optimizers:
-            if not any(id(p) in ours for group in one.param_groups for p in group["params"]):
-                raise TapError(f"the optimizer {type(one).__name__} owns none of the model's parameters.")
         for rule in self.taps:
             if all(q in PARAMETER_QUANTITIES for q in rule.quantities):
                 for pattern in rule.patterns:
@@ -154,17 +147,7 @@ class Monitor:
 
     def _attach(self) -> None:
         _watched[self._inner] = self
-        self._counts_by_own_hooks = bool(self._optimizer_refs)
-        if self._counts_by_own_hooks:
-            for one in self._optimizers:
-                self._count(one)
-        else:
-            from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-            self._handles += [
-                register_optimizer_step_pre_hook(self._before_any_step),
-                register_optimizer_step_post_hook(self._after_any_step),
-            ]
+        self._steps.attach()
         if self._jacobians is not None:
             self._jacobians.begin(self.step)
             if self._jacobians.wants():
@@ -180,22 +163,15 @@ class Monitor:
             self._profiler.begin(self.step)
         self._arm()
 
-    def _count(self, optimizer: Optimizer) -> None:
-        """Count the steps of an optimizer by hooks of its own."""
-        self._handles += [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-
-    @property
-    def _optimizers(self) -> tuple[Optimizer, ...]:
-        """The optimizers whose steps are counted. Their state is large: what watches a model must not keep it alive."""
-        return tuple([one for ref in self._optimizer_refs if (one := ref()) is not None])
-
     @property
     def inner(self) -> nn.Module:
         """The model inside its wrappers, whose names the sites have."""
         return self._inner
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """The optimizers whose steps are counted."""
+        return self._steps.optimizers
 
     @property
     def sinks(self) -> tuple[Sink, ...]:
@@ -213,16 +189,7 @@ class Monitor:
 
     def add_optimizer(self, optimizer: Optimizer) -> None:
         """Count the steps of one more optimizer. It takes the place of those that own some of the same parameters."""
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        others = [
-            one
-            for one in self._optimizers
-            if one is not optimizer and not any(id(p) in mine for group in one.param_groups for p in group["params"])
-        ]
-        is_new = optimizer not in self._optimizers
-        self._optimizer_refs = tuple(map(weakref.ref, [*others, optimizer]))
-        if is_new and self._counts_by_own_hooks and self._handles:
-            self._count(optimizer)
+        self._steps.add(optimizer)
 
     def abandon(self) -> None:
         """Let go of the model and of the sinks without handing anything out: in a child process made by fork."""
@@ -258,6 +225,7 @@ class Monitor:
             self._tripwire.close()
         if self in visit.listeners:
             visit.listeners.remove(self)
+        self._steps.detach()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -382,43 +350,13 @@ class Monitor:
         if self._armed is not None:
             self._armed.parameters.backward_ended(self._recorder.step_row())
 
-    def _before_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        return self._before_step(optimizer, args, kwargs) if self._is_ours(optimizer) else None
-
-    def _after_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._is_ours(optimizer):
-            self._after_step(optimizer, args, kwargs)
-
-    def _is_ours(self, optimizer: Optimizer) -> bool:
-        if any(ref() is optimizer for ref in self._optimizer_refs):
-            return True
-        ours = {id(p) for p in self._parameters.values()}
-        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
-            self.add_optimizer(optimizer)
-            return True
-        return False
-
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """Step pre-hook. Where a closure is given, the gradients exist only after it: then it is wrapped."""
-        closure = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._before_update(optimizer)
+    def optimizer_begins(self) -> None:
+        """An optimizer's `step` has been entered; called by the steps' count, as are those that follow."""
         if self._performance is not None:
             self._performance.optimizer_begins()
-        if closure is None:
-            return None
 
-        def then_look(*a: Any, **k: Any) -> Any:
-            loss = closure(*a, **k)
-            self._before_update(optimizer)
-            return loss
-
-        rest = {key: value for key, value in kwargs.items() if key != "closure"}
-        return (args[0], then_look), rest
-
-    def _before_update(self, optimizer: Optimizer) -> None:
-        if id(optimizer) in self._stepped:
-            self._end_step()
+    def before_update(self, optimizer: Optimizer) -> None:
+        """The gradients are complete: read them, clipped and scaled as they are."""
         if self._armed is None and self._tripwire is None:
             return
         try:
@@ -443,7 +381,8 @@ class Monitor:
                 self._fused.add("weight_grad@clipped")
             self._armed.parameters.before_update(row)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def after_update(self) -> None:
+        """An optimizer has stepped: read the update."""
         if self._performance is not None:
             self._performance.optimizer_ended()
         if self._armed is not None:
@@ -453,13 +392,9 @@ class Monitor:
                 self._tap_failed("", error)
         if self._tripwire is not None:
             self._tripwire.updated()
-        self._stepped.add(id(optimizer))
-        if all(id(one) in self._stepped for one in self._optimizers):
-            self._end_step()
 
-    def _end_step(self) -> None:
+    def step_ended(self) -> None:
         """Close the frame of this step, send it on its way, and get ready for the next step."""
-        self._stepped.clear()
         try:
             self._send_frame()
         except Exception as error:
@@ -467,12 +402,12 @@ class Monitor:
         if self._tripwire is not None:
             self._tripwire.step_ended()
         ended, self.step = self.step, self.step + 1
-        if self._handles:
+        if self._steps.are_counted:
             self._arm()
         self._delivery.deliver(hurry=False)
         if self._jacobians is not None:
             self._jacobians.end(ended)
-            if self._handles:
+            if self._steps.are_counted:
                 self._jacobians.begin(self.step)
         if self._performance is not None:
             self._performance.step_ended(ended)
@@ -604,7 +539,7 @@ def _profiler(profile: Profile | None, logdir: str | Path | None, monitor: Monit
         profile or ON_DEMAND,
         Path(logdir) / "profile",
         monitor.model,
-        optimizers=lambda: monitor._optimizers,
+        optimizers=lambda: monitor.optimizers,
         on_window=monitor.report,
         rank=rank,
         world_size=world_size,

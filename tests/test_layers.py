@@ -13,7 +13,7 @@ ROOT = Path(gradlab.__file__).parent
 LAYERS = [
     {"errors", "stats", "frame", "events"},
     {"taps", "jacobians", "profiling", "diagnose", "sinks"},
-    {"delivery"},
+    {"delivery", "steps"},
     {"monitor"},
     {"lightning", "integrations", "models", "data"},
     {"config", "runs"},
