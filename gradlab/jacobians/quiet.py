@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -70,12 +70,18 @@ def _quiet(
     with (
         muting(),
         random_numbers_kept(devices),
-        _plain_numbers(devices),
+        _plain_numbers(devices) if _are_special(devices) else nullcontext(),
         _eager(),
         _modules_kept(modules, mode),
         _only_these_require_grad(parameters, wanted),
     ):
         yield
+
+
+def _are_special(devices: set[torch.device]) -> bool:
+    """Whether the caller is in inference mode or under autocast."""
+    kinds = {"cpu", *(device.type for device in devices if device.type != "meta")}
+    return torch.is_inference_mode_enabled() or any(map(torch.is_autocast_enabled, kinds))
 
 
 @contextmanager
@@ -135,7 +141,7 @@ def _modules_kept(modules: list[nn.Module], mode: Mode) -> Iterator[None]:
     registers: list[tuple[Any, dict[str, Any]]] = [
         (register, dict(register)) for m in plain for register in (m._parameters, m._buffers, m._modules)
     ]
-    with _scripted_kept(scripted, mode):
+    with _scripted_kept(scripted, mode) if scripted else nullcontext():
         try:
             copies: dict[int, Tensor] = {}
             for module in plain:

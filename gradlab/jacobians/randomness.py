@@ -23,16 +23,25 @@ def random_numbers_kept(devices: set[torch.device]) -> Iterator[None]:
         devices: whose generators are kept, besides that of the CPU.
     """
     python, numpy, cpu = random.getstate(), _NumpyState(), torch.get_rng_state()
+    try:
+        if any(device.type not in ("cpu", "meta") for device in devices):
+            with _devices_kept(devices):
+                yield
+        else:
+            yield
+    finally:
+        torch.set_rng_state(cpu)
+        random.setstate(python)
+        numpy.restore()
+
+
+@contextmanager
+def _devices_kept(devices: set[torch.device]) -> Iterator[None]:
     with ExitStack() as stack:
         for device_type in {device.type for device in devices} - {"cpu", "meta"}:
             indices = {device.index or 0 for device in devices if device.type == device_type}
             stack.enter_context(torch.random.fork_rng(devices=sorted(indices), device_type=device_type))
-        try:
-            yield
-        finally:
-            torch.set_rng_state(cpu)
-            random.setstate(python)
-            numpy.restore()
+        yield
 
 
 class _NumpyState:

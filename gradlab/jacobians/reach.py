@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,22 +45,25 @@ def reaching(core: nn.Module, visitor: Visitor, sites: Iterable[str]) -> Iterato
         core: the model, inside any wrappers.
         visitor: as in `gradlab.taps.visit.visiting`.
         sites: names without functional ops.
-    Cost: three hooks a module that owns a site.
+    Cost: two hooks a module that owns a site.
     """
     owners = {_owner(site) for site in sites}
     names = {module: name for name in sorted(owners) if (module := module_at(core, name)) is not None}
     watch = _Watch(visitor)
-    with ExitStack() as hooks:
-        for module, name in names.items():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            before, after, left = watch.hooks_of(name, is_root=module is core)
-            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(after).remove)
-            hooks.callback(module.register_forward_hook(left, always_call=True).remove)
-        listeners.append(watch)
-        hooks.callback(listeners.remove, watch)
+    handles = []
+    for module, name in names.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        before, after = watch.hooks_of(name, is_root=module is core)
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, always_call=True))
+    listeners.append(watch)
+    try:
         yield
+    finally:
+        listeners.remove(watch)
+        for handle in handles:
+            handle.remove()
 
 
 def _owner(site: str) -> str:
@@ -93,14 +96,11 @@ class _Watch:
             return values[: len(args)], dict(zip(kwargs, values[len(args) :], strict=True))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
-            called = entered[-1]
+            called = entered.pop()  # Called after an exception too, with nothing to see.
             new = self.see(f"output{called}" if is_root else called, output)
             return replace_leaves(output, new) if new else None
 
-        def left(module: nn.Module, args: Any, output: Any) -> None:
-            entered.pop()
-
-        return before, after, left
+        return before, after
 
     def repeated(self, name: str) -> str:
         self.calls[name] += 1

@@ -86,7 +86,7 @@ def replay(core: nn.Module, inputs: Any, *, of: str, wrt: str, known: bool = Fal
     parameter = parameter_named(core, wrt)
     if parameter is not None and not parameter.is_floating_point():
         raise JacobianError(f"wrt={wrt!r} is {_dtype(parameter)}, which has no gradient.")
-    inputs = replace_leaves(inputs, {suffix: tensor.detach().clone() for suffix, tensor in leaves(inputs)})
+    inputs = _copied(inputs)
     cut = _Cut(of, wrt, parameter, graph)
     cut.look_for_layer(core)
     if known and is_simple(of) and is_simple(wrt):
@@ -104,13 +104,19 @@ def replay(core: nn.Module, inputs: Any, *, of: str, wrt: str, known: bool = Fal
 
 def _rerun(core: nn.Module, inputs: Any, of: str, wrt: str, value: Tensor) -> Tensor:
     """The tensor at `of` where `value` stands in the place of the one at `wrt`, a site; for forward mode."""
-    inputs = replace_leaves(inputs, {suffix: tensor.detach().clone() for suffix, tensor in leaves(inputs)})
+    inputs = _copied(inputs)
     cut = _Cut(of, wrt, None, graph=True, leaf=value)
     simple = is_simple(of) and is_simple(wrt)
     with reaching(core, cut, (of, wrt)) if simple else visiting(core, cut, functional=True):
         cut.run(core, inputs)
     assert cut.value is not None
     return cut.value
+
+
+def _copied(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.detach().clone()
+    return replace_leaves(inputs, {suffix: tensor.detach().clone() for suffix, tensor in leaves(inputs)})
 
 
 class _Reached(BaseException):
