@@ -1,12 +1,16 @@
 /** The profiler's windows: where a step's time and memory go, by phase, module and operator. Needs no network. */
 
-import { lineColours } from "./chart.js";
+import { axis, draw, layout, lineColours } from "./chart.js";
 import { el, empty, fillSelect, labelled, put, select } from "./dom.js";
 import { bytes, count, milliseconds, number, percent, step as stepText } from "./format.js";
 import { key } from "./legend.js";
 
 const PHASES = [["data_ms", "waiting for data"], ["forward_ms", "forward"], ["backward_ms", "backward"], ["optimizer_ms", "optimizer"], ["other_ms", "other"]];
 const IDLE = [["data_ms", "waiting for a batch"], ["sync_ms", "host had waited for the device"], ["host_ms", "host launched late"], ["queue_ms", "dependencies and launch gaps"]];
+/** The phases of every step, as `perf/*` has them, and their line colours. */
+const ALWAYS = [["perf/data_ms", "waiting for data", 5], ["perf/h2d_ms", "copy to the device", 3], ["perf/forward_ms", "forward", 0], ["perf/loss_ms", "loss", 4], ["perf/backward_ms", "backward", 1], ["perf/optimizer_ms", "optimizer", 2], ["perf/callbacks_ms", "callbacks", 6], ["perf/other_ms", "other", 7]];
+/** What else is always measured: scalar, name, how it is written. @type {[string, string, (value: number) => string][]} */
+const RATES = [["perf/step_ms", "a step", milliseconds], ["perf/samples_per_second", "samples a second", number], ["perf/tokens_per_second", "tokens a second", number], ["perf/tflops_per_second", "TFLOP a second", number], ["perf/mfu", "model FLOP utilization", percent], ["perf/memory_peak_bytes", "peak device memory", bytes], ["perf/host_memory_bytes", "host memory", bytes], ["perf/gpu_utilization", "GPU utilization", percent]];
 const ROW = 22;
 /** Which line colour each phase has. */
 const HUES = [5, 0, 1, 2, 7];
@@ -18,6 +22,8 @@ export class ProfileView {
   constructor(app) {
     this.app = app;
     this.window = "";
+    /** Draws the chart of every step, once it stands on the page. */
+    this.drawAlways = () => {};
     this.pass = "forward";
     this.runSelect = select([], "", (run) => app.choose({ run }));
     this.windowSelect = select([], "", (name) => this.#choose(name));
@@ -37,10 +43,13 @@ export class ProfileView {
   async update(choice, run) {
     this.choice = choice;
     fillSelect(this.runSelect, this.app.index.runs.map((/** @type {any} */ one) => ({ value: one.name, text: one.name })), choice.run);
+    const always = await this.#always(run);
+    if (this.choice !== choice) return;
     if (!run.profiles.length) {
       this.windows = [];
       this.#controls();
-      put(this.box, empty("No profile of this run", "A window of a few steps under the profiler is one argument:", el("pre", { text: "gradlab.watch(model, optimizer, profile=gradlab.Profile(wait=5, warmup=2, active=3))" }), el("p", { text: "Windows are read from the run's folder, so they are shown where the log directory is on this machine." })));
+      put(this.box, always, empty("No profile of this run", "A window of a few steps under the profiler is one argument:", el("pre", { text: "gradlab.watch(model, optimizer, profile=gradlab.Profile(wait=5, warmup=2, active=3))" }), el("p", { text: "Windows are read from the run's folder, so they are shown where the log directory is on this machine." })));
+      this.drawAlways();
       return;
     }
     const asked = (this.#asked += 1);
@@ -48,6 +57,7 @@ export class ProfileView {
       const found = await this.app.ask("profile", { run: choice.run });
       if (asked !== this.#asked) return;
       this.windows = found.windows;
+      this.always = always;
       this.#show();
     } catch (error) {
       put(this.box, empty("The profile cannot be shown", /** @type {Error} */ (error).message));
@@ -75,7 +85,7 @@ export class ProfileView {
     const shown = this.#controls();
     if (!shown) return;
     if (shown.problem) {
-      put(this.box, empty("This window has no summary", shown.problem));
+      put(this.box, this.always, empty("This window has no summary", shown.problem));
       return;
     }
     const s = shown.summary;
@@ -85,8 +95,28 @@ export class ProfileView {
       () => el("div", { class: "two" }, operators(s), memory(s, colours) || kernels(s)),
       () => device(s, colours), () => (memory(s, colours) && kernels(s) ? kernels(s) : null), () => ranks(s, colours),
     ];
-    put(this.box, ...parts.map((part) => attempt(part)));
+    put(this.box, this.always, ...parts.map((part) => attempt(part)));
+    this.drawAlways();
     this.#icicle(s, colours);
+  }
+
+  /** Where the time of every step goes, from scalars; null where they were not logged. @param {any} run */
+  async #always(run) {
+    const phases = ALWAYS.filter(([tag]) => run.scalars.includes(tag));
+    this.drawAlways = () => {};
+    if (!phases.length) return null;
+    const rates = RATES.filter(([tag]) => run.scalars.includes(tag));
+    const tags = [...phases, ...rates].map(([tag]) => tag);
+    const found = await this.app.ask("scalars", { run: run.name, tag: tags, columns: 600 }).catch(() => null);
+    if (!found) return null;
+    const series = tags.map((_, i) => ({ x: Array.from(found.arrays[`${i}.steps`]), y: Array.from(found.arrays[`${i}.values`]) }));
+    const colours = lineColours(this.app.host.theme);
+    const traces = phases.map(([, name, hue], i) => ({ ...series[i], name, stackgroup: "step", mode: "lines", line: { width: 0.5, color: colours[Number(hue)] }, fillcolor: colours[Number(hue)], hovertemplate: "%{y:.3~g} ms" }));
+    const chart = el("div", { class: "chart" });
+    const facts = rates.map(([, name, text], i) => el("div", { class: "fact" }, el("span", { text: name }), el("b", { text: text(Number(series[phases.length + i].y.at(-1))) })));
+    this.drawAlways = () => draw(this.app.source, chart, traces, layout({ height: 190, width: chart.clientWidth || 1180, margin: { l: 56, r: 10, t: 10, b: 36 }, showlegend: false, xaxis: axis({ title: { text: "step", standoff: 4 }, tickformat: ",d" }), yaxis: axis({ title: { text: "ms a step", standoff: 6 }, rangemode: "tozero" }) })).catch(() => {});
+    return el("div", { class: "card" }, el("h2", { text: "Every step" }), el("div", { class: "sub", text: "means over ten steps, without the profiler; the last one:" }),
+      el("div", { class: "facts" }, ...facts), chart, el("div", { class: "keys" }, ...phases.map(([, name, hue]) => key(colours[Number(hue)], String(name)))));
   }
 
   /** @param {any} s @param {string[]} colours */
