@@ -34,6 +34,13 @@ export class HttpSource {
   live = true;
   /** @type {Promise<any> | null} */
   #plotly = null;
+  /** @type {Record<string, Promise<Response>>} */
+  #early;
+
+  /** @param {Record<string, Promise<Response>>} early requests that are under way already; each answers one question once */
+  constructor(early = {}) {
+    this.#early = early;
+  }
 
   /** @param {string} name @param {Record<string, any>} [params] */
   async ask(name, params = {}) {
@@ -45,7 +52,9 @@ export class HttpSource {
     }
     let response;
     try {
-      response = await fetch(`./${name}?${query}`);
+      const early = this.#early[name];
+      delete this.#early[name];
+      response = await (early ?? fetch(`./${name}?${query}`));
     } catch {
       throw new BoardError("TensorBoard does not answer. Is it still running?");
     }
