@@ -88,3 +88,15 @@ def test_a_problem_found_later_has_the_place_of_its_setting_or_the_nearest_above
     ]  # fmt: skip
     assert str(experiment.problem(("trainer", "devices"), "x")).startswith("experiment.yaml:3:1: x\n")
     assert str(experiment.problem("profile.wait", "x")).startswith("experiment.yaml:1:1: x\n")
+
+
+def test_the_sites_of_depth_growth_are_checked_too(loaded):
+    good = "depth_growth: [{at: encoder.0, of: head}, {at: ['encoder*', '!*relu'], wrt: encoder.0}]\n"
+    loaded(HEAD + good).check_patterns(SITES, PARAMETERS)
+    wrong = loaded(HEAD + "depth_growth:\n  - {at: 'encdoer.*', of: haed}\n  - {at: [encoder, 'x*']}\n")
+    assert said(wrong, SITES, PARAMETERS) == [
+        "experiment.yaml:4:10: no tensor matches 'encdoer.*'. Did you mean 'encoder.*'?",
+        "experiment.yaml:4:27: depth_growth.0.of is one site, and the model has no 'haed'. Did you mean 'head'?",
+        "experiment.yaml:5:20: no tensor matches 'x*'. The model has: input, encoder.0:in, encoder.0, encoder.0[1], "
+        "encoder.0#2, encoder/relu, encoder, head, output.",
+    ]
