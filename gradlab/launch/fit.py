@@ -39,6 +39,8 @@ class Session:
     gradlab: GradlabCallback
     sinks: tuple[Sink, ...]
     started: float
+    began: float
+    """The same by the clock on the wall."""
 
     def fit(self) -> None:
         """Train, from the last checkpoint where there is one.
@@ -120,6 +122,7 @@ def open_session(
         gradlab=gradlab,
         sinks=results.sinks,
         started=time.monotonic(),
+        began=time.time(),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gradlab.errors import MachineError, UsageError
+from gradlab.launch.ranks import launched_devices
 
 _FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -28,7 +29,7 @@ def device_options(trainer: Mapping[str, Any], resources: Any) -> dict[str, Any]
     if nodes != 1:
         asked.setdefault("num_nodes", nodes)
     _check(asked)
-    return asked
+    return {**asked, **launched_devices(asked)}
 
 
 def machine_fault(error: BaseException) -> MachineError | None:

@@ -1,30 +1,65 @@
-"""A run on several devices: Lightning starts the same command once more for each further rank, in the same folder.
+"""A run of several processes: rank zero makes the folder and does all the writing, the others find it and only train.
 
-Rank zero makes the folder and does all the writing; the others find it in their environment and only train.
+Lightning starts the same command once more for each further rank, which is told the folder by its environment; where
+torchrun has started all of them, by torchrun's own store. A rank that fails leaves a note, by which rank zero, which
+sees no more than a lost connection, can say who was first.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from gradlab.errors import UsageError
-from gradlab.runs.folder import RunFolder
+from gradlab.runs.folder import RunFolder, read_json, write_json
 
 _FOLDER = "GRADLAB_RUN_FOLDER"
+_PATIENCE_SECONDS = 3.0
+_STORE_SECONDS = 300
 
 
 def own_rank() -> int:
-    """This process's rank among those of its node; 0 where there is one process."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """This process's rank: among all of a torchrun, else among those of its node; 0 where there is one process."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0")
+
+
+def is_under_torchrun() -> bool:
+    """Whether torchrun has started this process and those beside it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def launched_devices(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Lightning's `devices` and `num_nodes` under torchrun, which has settled both.
+
+    Raises:
+        UsageError: where the experiment asks for another number.
+    """
+    if not is_under_torchrun():
+        return {}
+    here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    found = {"devices": here, "num_nodes": world // here}
+    for name, number in found.items():
+        given = asked.get(name, "auto")
+        if given not in ("auto", -1, "-1", number, str(number)):
+            raise UsageError(
+                f"trainer.{name} is {given!r}, but torchrun has started {here} processes on each of {world // here} "
+                f"nodes. Leave trainer.{name} out, or start as many."
+            )
+    return found
 
 
 @contextmanager
 def announced(folder: RunFolder) -> Iterator[None]:
-    """Tell the processes that start during the `with` block where the run is."""
+    """Tell the processes that take part in the run during the `with` block where it is."""
     os.environ[_FOLDER] = str(folder.path.resolve())
+    if is_under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+        _store().set(_key(), os.environ[_FOLDER])
     try:
         yield
     finally:
@@ -37,9 +72,65 @@ def announced_folder() -> RunFolder:
     Raises:
         UsageError: where nobody has told.
     """
-    if _FOLDER not in os.environ:
-        raise UsageError(
-            "gradlab run starts the processes of further devices itself: call it once, without torchrun, "
-            "and say trainer.devices=N."
-        )
-    return RunFolder(Path(os.environ[_FOLDER]))
+    if _FOLDER in os.environ:
+        return RunFolder(Path(os.environ[_FOLDER]))
+    if is_under_torchrun():
+        return RunFolder(Path(_store().get(_key()).decode()))
+    raise UsageError(
+        "this process is told to be a further rank (LOCAL_RANK), but not of which run. Start the ranks with torchrun, "
+        "or call gradlab run once and say trainer.devices=N."
+    )
+
+
+def _store() -> Any:
+    """The store that torchrun keeps for its processes."""
+    from torch.distributed import TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STORE_SECONDS))
+
+
+def _key() -> str:
+    return f"gradlab/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How a further rank ended."""
+
+    rank: int
+    code: int
+    reason: str
+    at: float
+    """When, in seconds since the epoch."""
+
+
+def note_failure(folder: RunFolder, *, code: int, reason: str) -> None:
+    """This rank has failed: leave word for rank zero."""
+    path = folder.path / f"exit-rank{own_rank()}.json"
+    write_json(path, {"rank": own_rank(), "code": code, "reason": reason, "at": time.time()})
+
+
+def first_failure(folder: RunFolder, processes: Sequence[Any] = (), *, since: float, patience: bool) -> Failure | None:
+    """The further rank that failed first, by its note or by what its process ended with.
+
+    Args:
+        folder: of the run.
+        processes: of ranks 1, 2, ..., where this one has started them.
+        since: when this attempt began.
+        patience: wait a little, where this rank itself knows no more than that another one is gone.
+    """
+    deadline = time.monotonic() + (_PATIENCE_SECONDS if patience else 0.0)
+    while True:
+        notes = [note for path in folder.path.glob("exit-rank*.json") if (note := read_json(path))]
+        failures = [Failure(**note) for note in notes if note["at"] >= since]
+        if failures:
+            return min(failures, key=lambda failure: failure.at)
+        for rank, process in enumerate(processes, start=1):
+            code = process.poll()
+            if code:
+                reason = f"killed by signal {-code}" if code < 0 else f"left with exit code {code}"
+                return Failure(rank=rank, code=code if code > 0 else 128 - code, reason=reason, at=time.time())
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.05)

@@ -19,7 +19,7 @@ from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
 from gradlab.launch.outputs import Outputs, outputs
 from gradlab.launch.prepare import Prepared, prepare
-from gradlab.launch.ranks import announced, announced_folder, own_rank
+from gradlab.launch.ranks import announced, announced_folder, first_failure, note_failure, own_rank
 from gradlab.launch.signals import STOPS, StopRequest
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, read_json
@@ -123,6 +123,8 @@ def _follow(prepared: Prepared) -> Outcome:
     with messages_to(folder.path / f"log-rank{own_rank()}.txt") as log, StopRequest() as request:
         opened = open_session(prepared, folder, Outputs(), request=request, progress=_nothing)
         outcome = replace(_fit(opened, request), follows=True)
+        if outcome.error is not None:
+            note_failure(folder, code=outcome.code, reason=outcome.reason)
         log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
     return outcome
 
@@ -146,16 +148,32 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
     folder = opened.folder
     try:
         opened.fit()
-    except STOPS:
-        return _stopped(folder, request, f"after step {opened.trainer.global_step}")
+    except STOPS as error:
+        return _blamed(opened, error) or _stopped(folder, request, f"after step {opened.trainer.global_step}")
     except (Exception, SystemExit) as error:
         if request.at_once:  # Lightning makes a SystemExit of the second SIGINT
             raise KeyboardInterrupt from error
+        if (blamed := _blamed(opened, error)) is not None:
+            return blamed
         full = opened.gradlab.out_of_memory
         if full is not None and isinstance(error, torch.OutOfMemoryError):
             return Outcome(code=FAILED, reason=full.sentence, folder=folder, error=error, explained=True)
         return _failure(error, folder)
     return Outcome(code=DONE, reason="done", folder=folder)
+
+
+def _blamed(opened: Session, error: BaseException) -> Outcome | None:
+    """On rank zero of several: the outcome of the rank that failed first, where that is another one."""
+    if own_rank() or opened.trainer.world_size == 1:
+        return None
+    processes = getattr(opened.trainer.strategy.launcher, "procs", ())
+    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("Connection", "NCCL", "gloo"))
+    failure = first_failure(opened.folder, processes, since=opened.began, patience=is_lost)
+    if failure is None:
+        return None
+    log = opened.folder.path / f"log-rank{failure.rank}.txt"
+    reason = f"rank {failure.rank} failed, {failure.reason} ({log})"
+    return Outcome(code=failure.code, reason=reason, folder=opened.folder)
 
 
 def _stopped(folder: RunFolder, request: StopRequest, when: str) -> Outcome:

@@ -345,5 +345,5 @@ def test_a_rank_that_gradlab_did_not_start_is_explained(gradlab, experiment, mon
     monkeypatch.setenv("LOCAL_RANK", "1")
     result = gradlab("run", experiment)
     assert result.exit_code == 2
-    assert "without torchrun" in result.stderr
+    assert "Start the ranks with torchrun" in result.stderr
     assert not (experiment.parent / "runs").exists()
