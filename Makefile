@@ -13,7 +13,7 @@ run: $(READY)  ## Train on handwritten digits and show what happened inside back
 	@$(BIN)/gradlab run experiments/digits.yaml
 
 test: $(READY)  ## Run the tests that need nothing special (about two minutes)
-	@$(BIN)/pytest -m "not slow and not gpu and not ray"
+	@$(BIN)/pytest -m "not slow and not gpu and not ray and not integrations"
 
 check: $(READY)  ## Check format, lint and types
 	@$(BIN)/ruff format --check --quiet .

@@ -31,6 +31,7 @@ from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.steps import Steps
 from gradlab.taps import visit
+from gradlab.taps.in_backward import StepsInBackward
 from gradlab.taps.modules import ModuleHooks
 from gradlab.taps.parameters import ParameterWatch, measurable
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
@@ -115,6 +116,7 @@ class Monitor:
         self._inner = unwrapped(model)
         self._parameters = parameter_names(model)
         self._check()
+        self._in_backward: StepsInBackward | None = None
         self._steps = Steps(optimizer, lambda: self._parameters, self)
         self._scale = LossScale(scaler)
         self._across_ranks = across_ranks and _world_size() > 1
@@ -347,8 +349,29 @@ class Monitor:
         return value
 
     def _backward_ended(self) -> None:
-        if self._armed is not None:
+        if self._in_backward is not None:
+            self._end_step_in_backward(self._in_backward)
+        elif self._armed is not None:
             self._armed.parameters.backward_ended(self._recorder.step_row())
+
+    def in_backward(self, optimizer: Optimizer, *, has_stepped: bool) -> None:
+        """An optimizer is about to step, or has stepped, while the backward goes on, with which the step will end."""
+        if self._in_backward is None:
+            self._in_backward = StepsInBackward()
+            self._recorder.notice_backward()
+        if self._armed is not None:
+            note = self._in_backward.after if has_stepped else self._in_backward.before
+            try:
+                note(optimizer, self._armed.parameters, self._recorder.step_row())
+            except Exception as error:
+                self._tap_failed("", error)
+
+    def _end_step_in_backward(self, steps: StepsInBackward) -> None:
+        self._in_backward = None
+        if self._armed is not None:
+            steps.backward_ended(self._armed.parameters, self._recorder.step_row())
+        if steps.is_all(self.optimizers):
+            self._steps.end()
 
     def optimizer_begins(self) -> None:
         """An optimizer's `step` has been entered; called by the steps' count, as are those that follow."""

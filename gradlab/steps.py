@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.errors import TapError
+from gradlab.taps.in_backward import is_in_backward
 from gradlab.taps.wrappers import inner_optimizer
 
 
@@ -30,6 +31,9 @@ class Listener(Protocol):
 
     def after_update(self) -> None:
         """An optimizer has stepped."""
+
+    def in_backward(self, optimizer: Optimizer, *, has_stepped: bool) -> None:
+        """An optimizer is about to step, or has stepped, while the backward goes on."""
 
     def step_ended(self) -> None:
         """All optimizers have stepped."""
@@ -131,6 +135,9 @@ class Steps:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Where a closure is given, the gradients exist only after it: then it is wrapped."""
+        if is_in_backward():
+            self._listener.in_backward(optimizer, has_stepped=False)
+            return None
         closure = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
         if closure is None:
             self._before_update(optimizer)
@@ -148,15 +155,20 @@ class Steps:
 
     def _before_update(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._stepped:
-            self._end()
+            self.end()
         self._listener.before_update(optimizer)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_in_backward():
+            self._listener.in_backward(optimizer, has_stepped=True)
+            self._stepped.add(id(optimizer))
+            return
         self._listener.after_update()
         self._stepped.add(id(optimizer))
         if all(id(one) in self._stepped for one in self.optimizers):
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The step ends here."""
         self._stepped.clear()
         self._listener.step_ended()

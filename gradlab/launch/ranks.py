@@ -84,10 +84,11 @@ def announced_folder() -> RunFolder:
 
 def _store() -> Any:
     """The store that torchrun keeps for its processes."""
-    from torch.distributed import TCPStore
+    import torch.distributed as dist
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STORE_SECONDS))
+    limit = timedelta(seconds=_STORE_SECONDS)
+    return dist.TCPStore(host, port, is_master=False, timeout=limit)  # type: ignore[attr-defined]
 
 
 def _key() -> str:

@@ -25,7 +25,7 @@ from gradlab.taps.tripwire import NonFinite
 
 
 class GradlabCallback(pl.Callback):
-    """Watch a LightningModule while it is fitted: `Trainer(callbacks=[GradlabCallback(sinks=[...])])`.
+    """Watch a LightningModule while it is fitted: `Trainer(callbacks=[GradlabCallback()])`.
 
     Works with automatic and manual optimization, several optimizers, accumulation and every precision. Steps are
     Lightning's `global_step`, so they go on where a checkpoint left off.
@@ -37,7 +37,8 @@ class GradlabCallback(pl.Callback):
         profile: windows of torch.profiler, below `profile_dir`; where left out, those that `gradlab profile` asks for.
         performance: log where the time of steps goes (`perf/*`); where left out, if there is a sink.
         nonfinite: what to do before an update whose gradients are not finite.
-        sinks: where results go; the caller closes them.
+        sinks: where results go; the caller closes them. Where left out, an event file in `logdir`.
+        logdir: the folder of that event file; `gradlab` in the trainer's `log_dir` where left out.
         strict: raise where a tap or a sink fails, instead of one warning.
         profile_dir: folder for the profile windows; the trainer's `default_root_dir` where left out.
     """
@@ -50,7 +51,8 @@ class GradlabCallback(pl.Callback):
         profile: Profile | None = None,
         performance: bool | None = None,
         nonfinite: NonFinite | None = None,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink] | None = None,
+        logdir: str | Path | None = None,
         strict: bool = False,
         profile_dir: str | Path | None = None,
     ) -> None:
@@ -59,8 +61,11 @@ class GradlabCallback(pl.Callback):
         self._loss: TrainingLoss | None = None
         self._validation_probe: Any = None
         self.profile = profile
-        self.performance = bool(sinks) if performance is None else performance
-        self.sinks = tuple(sinks)
+        self.performance = sinks is None or bool(sinks) if performance is None else performance
+        self.sinks = tuple(sinks or ())
+        self.logdir = logdir
+        self._has_own_file = sinks is None
+        self._own: tuple[Sink, ...] = ()
         self.nonfinite = nonfinite
         self.strict = strict
         self.profile_dir = profile_dir
@@ -82,6 +87,7 @@ class GradlabCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach, once the optimizers exist and a checkpoint has been loaded."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._own = self._own_file(trainer)
         self.monitor = Monitor(
             pl_module,
             trainer.optimizers,
@@ -89,7 +95,7 @@ class GradlabCallback(pl.Callback):
             jacobians=self._measurements(pl_module),
             nonfinite=self.nonfinite,
             scaler=scaler,
-            sinks=self.sinks,
+            sinks=[*self.sinks, *self._own],
             performance=False,  # Lightning says itself when a phase begins
             across_ranks=trainer.world_size > 1,
             strict=self.strict,
@@ -190,7 +196,23 @@ class GradlabCallback(pl.Callback):
             self.monitor.report(found.finding)
 
     def _folder(self, trainer: pl.Trainer) -> Path:
-        return Path(self.profile_dir or trainer.default_root_dir) / "profile"
+        root = self.profile_dir or (self._events(trainer) if self._has_own_file else trainer.default_root_dir)
+        return Path(root) / "profile"
+
+    def _events(self, trainer: pl.Trainer) -> Path:
+        return Path(self.logdir or Path(trainer.log_dir or trainer.default_root_dir) / "gradlab")
+
+    def _own_file(self, trainer: pl.Trainer) -> tuple[Sink, ...]:
+        """The event file of this fit, where no sinks were given; rank zero writes."""
+        if not self._has_own_file:
+            return ()
+        folder = self._events(trainer)  # on every rank: `log_dir` asks the others
+        if not trainer.is_global_zero:
+            return ()
+        from gradlab.events import EventWriter
+        from gradlab.sinks import TensorBoardSink
+
+        return (TensorBoardSink(EventWriter(folder)),)
 
     def _close(self, *, failed: bool = False) -> None:
         if self._actions is not None:
@@ -201,6 +223,9 @@ class GradlabCallback(pl.Callback):
             self.profiler.close(failed=failed)
         if self.monitor is not None:
             self.monitor.close()
+        for sink in self._own:
+            sink.close()
+        self._own = ()
 
 
 def _declared_taps(module: pl.LightningModule) -> Sequence[Tap] | None:

@@ -7,9 +7,10 @@ A sink that fails raises; the Monitor then switches it off, says so once, and tr
 from __future__ import annotations
 
 from gradlab.sinks.callback import CallbackSink
+from gradlab.sinks.imported import sinks_of_trackers
 from gradlab.sinks.jsonl import JsonlSink
 from gradlab.sinks.memory import MemorySink
 from gradlab.sinks.protocol import Sink
 from gradlab.sinks.tensorboard import TensorBoardSink
 
-__all__ = ["CallbackSink", "JsonlSink", "MemorySink", "Sink", "TensorBoardSink"]
+__all__ = ["CallbackSink", "JsonlSink", "MemorySink", "Sink", "TensorBoardSink", "sinks_of_trackers"]

@@ -200,6 +200,14 @@ class Recorder:
             self._open(task)
             self.open_tasks[task] = None
 
+    def notice_backward(self) -> None:
+        """The backward under way is one of the step's own, whatever its gradients look like at its end."""
+        task = task_id()
+        if self.plan is not None:
+            if task not in self.open_tasks:
+                self._open(task)
+            self.open_tasks[next(iter(self.open_tasks))] = None
+
     def enter_task(self, task: int, of_pass: Pass) -> None:
         """The first gradient of a backward arrives at a pass: choose the row to write to."""
         if task not in self.open_tasks:

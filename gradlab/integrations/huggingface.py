@@ -1,0 +1,113 @@
+"""GradlabCallback for the Trainer of Hugging Face transformers: a Monitor for the length of one `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gradlab.frame import Finding
+from gradlab.jacobians.spec import JacobianSlice
+from gradlab.monitor import Monitor
+from gradlab.profiling.schedule import Profile
+from gradlab.sinks import CallbackSink, Sink
+from gradlab.taps.rule import Tap
+
+
+class GradlabCallback(TrainerCallback):
+    """Watch a model while a Trainer trains it: `Trainer(..., callbacks=[GradlabCallback()])`.
+
+    Steps are the Trainer's `global_step`, counted from 0. Each time the Trainer logs, the newest curated scalars (the
+    global gradient norm, its percentiles over parameters, `perf/*`) go into its own dictionary and its log history, and
+    so to whatever comes after this callback: the console, and integrations that were added later. `first_of(trainer)`
+    puts it before all others, so that the Trainer's `report_to` gets them as well.
+
+    Args:
+        taps: what to watch; the gradient norm of every parameter where left out.
+        jacobians: Jacobian slices to log.
+        profile: windows of torch.profiler, below `logdir`.
+        sinks: further places where results go; the caller closes them.
+        logdir: a folder for the event file; `<output_dir>/gradlab` where left out.
+        strict: raise where a tap or a sink fails, instead of one warning.
+    """
+
+    def __init__(
+        self,
+        *,
+        taps: Sequence[Tap] | None = None,
+        jacobians: Sequence[JacobianSlice] = (),
+        profile: Profile | None = None,
+        sinks: Sequence[Sink] = (),
+        logdir: str | Path | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.monitor: Monitor | None = None
+        """The monitor of the training under way, or of the last one."""
+        self._options: dict[str, Any] = {"taps": taps, "jacobians": jacobians, "profile": profile, "strict": strict}
+        self._sinks = tuple(sinks)
+        self._logdir = logdir
+        self._newest: dict[str, float] = {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far."""
+        return self.monitor.findings if self.monitor is not None else []
+
+    def first_of(self, trainer: Trainer) -> GradlabCallback:
+        """Join a trainer as its first callback; returns itself."""
+        handler = trainer.callback_handler
+        if self not in handler.callbacks:
+            handler.add_callback(self)
+        handler.callbacks.remove(self)
+        handler.callbacks.insert(0, self)
+        return self
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach, once the optimizer exists and a checkpoint has been loaded."""
+        self._close()
+        self._newest.clear()
+        self.monitor = Monitor(
+            kwargs["model"],
+            kwargs.get("optimizer"),
+            sinks=[*self._sinks, CallbackSink(self._take, name="trainer")],
+            logdir=self._logdir or Path(args.output_dir or ".") / "gradlab",
+            first_step=state.global_step,
+            closes_sinks=False,
+            **self._options,
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the newest scalars into what the Trainer logs about training."""
+        if self.monitor is None or logs is None or "loss" not in logs:
+            return
+        self.monitor.latest()  # hands out what has not been yet
+        logs.update(self._newest)
+        if state.log_history:
+            state.log_history[-1].update(self._newest)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go of the model."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()
+            for sink in self.monitor.sinks:
+                if sink not in self._sinks:
+                    sink.close()
+
+    def _take(self, values: dict[str, float], step: int) -> None:
+        self._newest.update(values)

@@ -1,0 +1,63 @@
+"""Sinks for the experiment trackers that a script uses already: no tracker is ever imported here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gradlab.sinks.callback import CallbackSink
+from gradlab.sinks.summary import Scalars
+
+
+def sinks_of_trackers(scalars: Scalars = "few") -> list[CallbackSink]:
+    """A sink for each tracker that is imported and has a run open: W&B, MLflow, Trackio, SwanLab, Comet.
+
+        gradlab.watch(model, optimizer, sinks=gradlab.sinks.sinks_of_trackers())
+
+    W&B gets the numbers with the script's own next `wandb.log`, since steps that go back would lose the script's.
+    """
+    found = []
+    for name, find in _FINDERS.items():
+        module = sys.modules.get(name)
+        function = find(module) if module is not None else None
+        if function is not None:
+            found.append(CallbackSink(function, scalars=scalars, name=name))
+    return found
+
+
+Log = Callable[[dict[str, float], int], Any]
+
+
+def _wandb(module: Any) -> Log | None:
+    if getattr(module, "run", None) is None:
+        return None
+    return lambda values, step: module.log({**values, "gradlab/step": step}, commit=False)
+
+
+def _mlflow(module: Any) -> Log | None:
+    if module.active_run() is None:
+        return None
+    return lambda values, step: module.log_metrics(values, step=step)
+
+
+def _trackio(module: Any) -> Log | None:
+    return lambda values, step: module.log({**values, "gradlab/step": step})
+
+
+def _swanlab(module: Any) -> Log | None:
+    return (lambda values, step: module.log(values, step=step)) if module.get_run() is not None else None
+
+
+def _comet(module: Any) -> Log | None:
+    experiment = module.get_running_experiment()
+    return None if experiment is None else lambda values, step: experiment.log_metrics(values, step=step)
+
+
+_FINDERS: dict[str, Callable[[Any], Log | None]] = {
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "trackio": _trackio,
+    "swanlab": _swanlab,
+    "comet_ml": _comet,
+}
