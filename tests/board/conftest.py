@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import torch
+from board.windows import write_windows
 from torch import nn
 
 import gradlab
@@ -107,6 +108,7 @@ def logdir(tmp_path_factory) -> Path:
         sink.frame(Frame(step, 1e9 + step, {"weight_grad.norm": Series(schema, row)}))
     sink.finding(Finding(step=12, kind="nonfinite", site=sites[2], message=f"{HOSTILE} is bad", severity="error"), 1e9)
     sink.close()
+    write_windows(root / "hostile")
     other = EventWriter(root / "plain")
     other.scalars({"loss": 1.0}, 0)
     other.close()

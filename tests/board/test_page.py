@@ -162,7 +162,7 @@ def test_two_runs_are_subtracted(chromium, server):
     with opened(chromium, server.url("&p.gradlab.run=trained")) as page:
         frame = tab(page)
         painted(frame)
-        frame.get_by_label("Less run").select_option("other")
+        frame.get_by_label("Compared with").select_option("other")
         frame.wait_for_function("document.querySelector('.flow-title').innerText.includes('log2 ratio')")
         assert "×" in hover(page, frame, 10, 50, 0, 4)
 
@@ -242,8 +242,40 @@ def test_a_run_without_jacobians_or_profiles_says_so(chromium, server):
         frame = tab(page)
         frame.wait_for_selector(".empty-title")
         assert frame.locator(".empty-title").inner_text() == "No Jacobians in this run"
-        frame.get_by_role("tab", name="Profile").click()
-        frame.wait_for_function("document.querySelector('.empty-title').innerText === 'No profile of this run'")
+    with opened(chromium, server.url("&p.gradlab.run=trained&p.gradlab.view=profile")) as page:
+        frame = tab(page)
+        frame.wait_for_function("document.querySelector('.empty-title')?.innerText === 'No profile of this run'")
+
+
+def test_a_window_of_the_profiler_shows_all_its_parts(chromium, server):
+    with opened(chromium, server.url("&p.gradlab.run=hostile&p.gradlab.view=profile")) as page:
+        frame = tab(page)
+        frame.wait_for_selector(".empty-title")
+        assert frame.locator(".empty-title").inner_text() == "This window has no summary"
+        frame.get_by_label("Window").select_option("step_000003")
+        frame.wait_for_selector(".icicle div")
+        titles = frame.locator(".card h2").all_inner_texts()
+        assert titles == [
+            "Time by step",
+            "Time by module",
+            "Operators",
+            "Memory at its peak",
+            "Device: A device",
+            "Kernels",
+            "2 ranks",
+        ]
+        text = frame.locator(".scrolls").inner_text()
+        for part in (
+            "Straggler-bound. Rank 1 is late.",
+            "step 2 took 40 ms",
+            "5.00 MB on cuda:0",
+            "blocks.0.fc",
+            "61 %",
+        ):
+            assert part in text
+        frame.get_by_role("button", name="backward").click()
+        frame.wait_for_function("document.querySelector('[aria-pressed=true]').innerText === 'backward'")
+        assert "Save for Perfetto" in frame.locator(".links").inner_text()
 
 
 @pytest.mark.parametrize("arguments", [(), ("--load_fast=false", "--path_prefix=/foo/tb")])

@@ -1,10 +1,12 @@
 """Every route, with both of TensorBoard's data providers: the numbers of the file, and a sentence for what is wrong."""
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 from board.conftest import HOSTILE, NAN_STEP, log_values, some_values
+from board.windows import TRACE, summary
 from tensorboard.backend import application
 from tensorboard.plugins import base_plugin
 from tensorboard_loaders import LOADERS, _python, _rust
@@ -169,6 +171,24 @@ def test_a_jacobian_at_a_step_is_the_one_in_the_file(page, truth):
 
 def test_a_run_without_a_profile_has_no_windows(page):
     assert page.json("profile", run="trained")["windows"] == []
+
+
+def test_windows_of_the_profiler_and_what_is_wrong_with_them(page):
+    found = {one["name"]: one for one in page.json("profile", run="hostile")["windows"]}
+    assert found["step_000003"]["summary"] == summary()
+    assert [trace["name"] for trace in found["step_000003"]["traces"]] == [TRACE]
+    assert found["step_000010"]["problem"] == (
+        "This window was written by a newer gradlab (schema 99; this board knows 2). Its trace can still be opened."
+    )
+    assert found["step_000020"]["problem"].startswith("The summary of this window cannot be read (JSONDecodeError: ")
+    assert found["step_000030"]["problem"].startswith("This window has a trace but no summary.json")
+
+
+def test_a_trace_can_be_saved(page):
+    answer = page.get("trace", run="hostile", window="step_000003", name=TRACE)
+    assert answer.status_code == 200
+    assert gzip.decompress(answer.data) == b'{"traceEvents": []}'
+    assert answer.headers["Content-Disposition"] == f'attachment; filename="{TRACE}"'
 
 
 @pytest.mark.parametrize(

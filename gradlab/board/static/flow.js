@@ -62,7 +62,7 @@ export class FlowView {
     this.rowsSelect = select([{ value: "fit", text: "fit to page" }, { value: "read", text: "readable" }], "fit", (rows) => app.choose({ rows }));
     this.foldButton = el("button", { class: "quiet", text: "Fold all", on: { click: () => this.#foldAll() } });
     this.bar = el("div", { class: "bar" },
-      labelled("Run", this.runSelect, "wide"), labelled("Metric", this.metricSelect, "wide"), labelled("Less run", this.minusSelect),
+      labelled("Run", this.runSelect, "wide"), labelled("Metric", this.metricSelect, "wide"), labelled("Compared with", this.minusSelect),
       labelled("Sites", this.search), labelled("Colours", this.cut), labelled("Pixel shows", this.pixel), labelled("Rows", this.rowsSelect));
     this.canvas = el("canvas", { class: "heat", tabindex: 0, role: "img" });
     this.heat = new HeatMap(this.canvas);
@@ -118,7 +118,7 @@ export class FlowView {
     const metrics = sorted(Object.keys(info.metrics)).filter((name) => !info.metrics[name].hist);
     fillSelect(this.metricSelect, metrics.map((value) => ({ value, text: value, group: parts(value).group })), choice.metric);
     const others = names.filter((/** @type {string} */ name) => name !== choice.run && choice.metric in (this.app.run(name)?.metrics || {}));
-    fillSelect(this.minusSelect, [{ value: "", text: "none" }, ...others.map((/** @type {string} */ value) => ({ value, text: value }))], choice.minus);
+    fillSelect(this.minusSelect, [{ value: "", text: "no run" }, ...others.map((/** @type {string} */ value) => ({ value, text: value }))], choice.minus);
     this.minusSelect.disabled = !others.length;
     if (document.activeElement !== this.search) this.search.value = choice.match;
     const fixed = choice.low !== null || choice.high !== null;
