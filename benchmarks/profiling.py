@@ -13,6 +13,7 @@ Not called profile.py: Python's own `cProfile` imports a module of that name.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import shutil
 import statistics
@@ -33,12 +34,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import gradlab
+from gradlab.events import EventWriter
 from gradlab.lightning.callback import GradlabCallback
+from gradlab.profiling.performance import Performance
 from gradlab.profiling.recording import Recording
 from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.profiling.summary import summarize
 from gradlab.profiling.trace import save_traces
 from gradlab.profiling.window import Profiler
+from gradlab.sinks import TensorBoardSink
 
 STEPS = 4
 AFTER_WINDOW = range(12, 40)
@@ -85,8 +89,14 @@ def folder() -> Iterator[Path]:
 
 def steps_of_loops(rounds: int, logdirs: Path) -> list[dict[str, Any]]:
     """Plain steps, steps with the always-on layer, and steps outside windows."""
-    plain, always, outside, again = (Training() for _ in range(4))
-    monitor = gradlab.watch(always.model, always.optimizer, taps=[], logdir=logdirs, strict=True)
+    plain, again, always, watched, outside = (Training() for _ in range(5))
+    sink = TensorBoardSink(EventWriter(logdirs / "always"))
+    scalars = Performance(always.model, sink.scalars, strict=True)
+    scalars.attach()
+    always.optimizer.register_step_pre_hook(lambda *_: scalars.optimizer_begins())
+    always.optimizer.register_step_post_hook(lambda *_: scalars.optimizer_ended())
+    numbers = itertools.count()
+    monitor = gradlab.watch(watched.model, watched.optimizer, taps=[], logdir=logdirs / "watched", strict=True)
     profiler = Profiler(ON_DEMAND, logdirs / "outside", outside.model, strict=True)
     profiler.begin()
 
@@ -95,10 +105,15 @@ def steps_of_loops(rounds: int, logdirs: Path) -> list[dict[str, Any]]:
         outside.step()
         profiler.step()
 
+    def always_step() -> None:
+        always.step()
+        scalars.step_ended(next(numbers))
+
     variants = {
         "unwatched": plain.step,
         "unwatched again": again.step,
-        "always on, with windows on demand": always.step,
+        "always-on scalars": always_step,
+        "a monitor without taps, with all of this": watched.step,
         "outside windows": outside_step,
     }
     found: dict[str, list[float]] = {name: [] for name in variants}
@@ -108,6 +123,7 @@ def steps_of_loops(rounds: int, logdirs: Path) -> list[dict[str, Any]]:
             if number >= 5:  # the first rounds pay for imports, caches and the counting of FLOPs
                 found[name].append(spent)
     monitor.close()
+    scalars.close()
     profiler.close()
     return rows("step", found, "unwatched")
 

@@ -43,7 +43,7 @@ class Performance:
         on_evaluation: called when an evaluation interrupts a plain loop.
         strict: raise where something fails, instead of one warning and going on without.
 
-    Cost (benchmarks/profiling.py): some ten microseconds a step, and once, in the third step, the counting of FLOPs.
+    Cost (benchmarks/profiling.py): some forty microseconds a step, and once, in the third step, the counting of FLOPs.
     """
 
     def __init__(
