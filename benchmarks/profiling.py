@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import os
+import random
 import shutil
 import statistics
 import tempfile
@@ -22,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +121,8 @@ def steps_of_loops(rounds: int, logdirs: Path) -> list[dict[str, Any]]:
     }
     found: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(10 * rounds + 5):
-        for name, step in variants.items():
+        for name in random.sample(list(variants), len(variants)):
+            step = variants[name]
             spent = cpu_ms(lambda step=step: [step() for _ in range(STEPS)]) / STEPS
             if number >= 5:  # the first rounds pay for imports, caches and the counting of FLOPs
                 found[name].append(spent)
@@ -247,14 +251,15 @@ def lightning(rounds: int) -> list[dict[str, Any]]:
             schedule = torch.profiler.schedule(wait=5, warmup=2, active=3)
             theirs = PyTorchProfiler(dirpath=path, filename="theirs", schedule=schedule, profile_memory=True)
             ours = GradlabCallback(taps=[], profile=Profile(), performance=True, profile_dir=path)
-            spent = (
-                fit(path, callbacks=[]),
-                fit(path, callbacks=[ours]),
-                fit(path, callbacks=[], profiler=theirs),
-            )
-        if number > 0:
-            for values, value in zip(found.values(), spent, strict=True):
-                values.append(value)
+            ways = {
+                "unwatched": partial(fit, path, callbacks=[]),
+                "gradlab": partial(fit, path, callbacks=[ours]),
+                "Lightning's PyTorchProfiler": partial(fit, path, callbacks=[], profiler=theirs),
+            }
+            for name in random.sample(list(ways), len(ways)):
+                spent = ways[name]()
+                if number > 0:
+                    found[name].append(spent)
     return rows("Lightning batch after a window", found, "unwatched")
 
 
@@ -320,6 +325,7 @@ def main() -> None:
         *("gradlab", "pytorch-lightning"),
         rounds=arguments.rounds,
         threads=1,
+        load_average=round(os.getloadavg()[1], 1),
         clock="CPU time of the training thread; the large trace: of the process",
     )
 
