@@ -40,6 +40,7 @@ from gradlab.taps.rule import Tap
 from gradlab.taps.scaling import LossScale
 from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist, unwrapped
 from gradlab.taps.slots import HostCopy
+from gradlab.taps.stand import Hook
 from gradlab.taps.tripwire import NonFinite, Tripwire
 from gradlab.taps.unmatched import unmatched, why_unmatched
 
@@ -57,6 +58,18 @@ class _Armed(NamedTuple):
     hooks: ModuleHooks
     parameters: ParameterWatch
     ranks: Ranks | None
+
+
+class _TakeProbe(Hook):
+    """Shows a monitor what goes into the model. A copy of the model has no part in it."""
+
+    __slots__ = ("monitor",)
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.monitor.take_probe(args, kwargs)
 
 
 class Monitor:
@@ -153,7 +166,7 @@ class Monitor:
         if self._jacobians is not None:
             self._jacobians.begin(self.step)
             if self._jacobians.wants():
-                self._handles.append(self.model.register_forward_pre_hook(self._take_probe, with_kwargs=True))
+                self._handles.append(self.model.register_forward_pre_hook(_TakeProbe(self), with_kwargs=True))
         visit.listeners.append(self)
         self._recorder.on_first_pass = self._look_again
         self._recorder.watch_parameters()
@@ -505,7 +518,8 @@ class Monitor:
 
         return Schedule(jacobians, self.model, probe, self._delivery.jacobian, self._jacobian_failed)
 
-    def _take_probe(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def take_probe(self, args: Any, kwargs: Any) -> None:
+        """Take what goes into a forward as the probe batch, where one is wanted."""
         if self._jacobians is not None and self._jacobians.wants():
             from gradlab.jacobians.schedule import as_probe
 

@@ -6,6 +6,8 @@ Belongs here: the hooks on optimizers, closures, several optimizers a step. Does
 
 from __future__ import annotations
 
+import inspect
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -64,6 +66,8 @@ class Steps:
         self._has_own_hooks = bool(optimizers)
         self._handles: list[RemovableHandle] = []
         self._stepped: set[int] = set()
+        self._depth: dict[int, int] = {}
+        """How many calls of an optimizer's hooks are inside each other: `super().step()` may call them once more."""
         for one in self.optimizers:
             if not self._owns_some(one):
                 raise TapError(f"the optimizer {type(one).__name__} owns none of the model's parameters.")
@@ -138,6 +142,11 @@ class Steps:
         if is_in_backward():
             self._listener.in_backward(optimizer, has_stepped=False)
             return None
+        outer = self._depth.get(id(optimizer), 0)
+        if outer and _steps_under_way(optimizer) > 1:
+            self._depth[id(optimizer)] = outer + 1
+            return None
+        self._depth[id(optimizer)] = 1
         closure = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
         if closure is None:
             self._before_update(optimizer)
@@ -163,6 +172,9 @@ class Steps:
             self._listener.in_backward(optimizer, has_stepped=True)
             self._stepped.add(id(optimizer))
             return
+        depth = self._depth[id(optimizer)] = self._depth.get(id(optimizer), 1) - 1
+        if depth > 0:
+            return
         self._listener.after_update()
         self._stepped.add(id(optimizer))
         if all(id(one) in self._stepped for one in self.optimizers):
@@ -172,3 +184,16 @@ class Steps:
         """The step ends here."""
         self._stepped.clear()
         self._listener.step_ended()
+
+
+def _steps_under_way(optimizer: Optimizer) -> int:
+    """How many of torch's wrappers around `step` are running for an optimizer; one whose step raised has none left."""
+    count, frame = 0, sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _WRAPPER and frame.f_locals.get("self") is optimizer:
+            count += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return count
+
+
+_WRAPPER = inspect.getfile(Optimizer)

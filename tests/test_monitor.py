@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -484,3 +485,60 @@ def test_a_non_finite_gradient_is_a_finding_at_the_site_nearest_the_loss() -> No
         found = [f for f in monitor.findings if f.kind == "nonfinite" and "output_grad.norm" in f.evidence]
     assert [f.site for f in found] == ["/mul"]
     assert "that of /sqrt, nearer the loss, is finite" in found[0].message and found[0].step == 0
+
+
+class Twice(torch.optim.SGD):
+    """An optimizer of the user's whose step calls that of its base class."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_an_optimizer_that_calls_its_base_class_steps_once(with_closure: bool) -> None:
+    plain = nn.Linear(4, 2)
+    torch.optim.SGD(plain.parameters(), lr=0.1)  # torch puts hooks on a class when it first makes one
+    model = nn.Linear(4, 2)
+    optimizer = Twice(model.parameters(), lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(batch(1).float()).sum()
+        loss.backward()
+        return loss
+
+    with gradlab.watch(model, optimizer, strict=True) as monitor:
+        for _ in range(3):
+            if with_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        assert monitor.step == 3
+        assert list(monitor.history("weight_grad.norm", "weight")[0]) == [0, 1, 2]
+
+
+def test_a_step_that_raised_is_followed_by_steps_that_count() -> None:
+    model = nn.Linear(4, 2)
+    optimizer = sgd(model)
+
+    def failing() -> float:
+        raise ArithmeticError
+
+    with gradlab.watch(model, optimizer, strict=True) as monitor:
+        with pytest.raises(ArithmeticError):
+            optimizer.step(failing)
+        for _ in range(2):
+            model(batch(1).float()).sum().backward()
+            optimizer.step()
+        assert monitor.step == 2
+
+
+def test_a_copy_of_a_model_whose_jacobians_are_watched_is_a_model_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    jacobians = [gradlab.JacobianSlice(of="output", wrt="input", rows=1)]
+    with gradlab.watch(model, sgd(model), jacobians=jacobians):
+        twin = copy.deepcopy(model)
+        before = len(twin._forward_pre_hooks)
+        twin(batch(1).float())
+    assert [type(hook).__module__ for hook in twin._forward_pre_hooks.values()] == ["builtins"] * before
