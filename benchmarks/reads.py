@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from variants import VARIANTS, Step
 
-from gradlab.profiling.kineto import MEMORY, read_events
+from gradlab.profiling.kineto import read_allocations, read_events
 from gradlab.taps.slots import HostCopy
 
 SCALAR_READ = "aten::_local_scalar_dense"
@@ -96,9 +96,10 @@ def peak_bytes(step: Step, steps: int, device: str) -> int:
                 step()
     events = read_events(recorded.profiler.kineto_results)  # type: ignore[union-attr]
     began = next(event.start for event in events if event.name == MEASURED and not event.on_device)
-    changes = [e for e in events if e.name == MEMORY and e.on_device == (device != "cpu") and e.start >= began]
+    allocations = read_allocations(recorded.profiler.kineto_results)  # type: ignore[union-attr]
+    changes = [a for a in allocations if (a.device != "cpu") == (device != "cpu") and a.time >= began]
     now = peak = least = 0
-    for change in sorted(changes, key=lambda event: event.start):
+    for change in sorted(changes, key=lambda change: change.time):
         now += change.num_bytes
         peak, least = max(peak, now), min(least, now)
     return peak - least

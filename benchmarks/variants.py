@@ -49,11 +49,13 @@ def unwatched(subject: Subject) -> Step:
     return subject.step
 
 
-def with_taps(*taps: Tap) -> Callable[[Subject], Step]:
-    """gradlab with these taps, writing an event file."""
+def with_taps(*taps: Tap, performance: bool = False) -> Callable[[Subject], Step]:
+    """gradlab with these taps, writing an event file; the times of the steps (`perf/*`) are a variant of their own."""
 
     def watched(subject: Subject) -> Step:
-        gradlab.watch(subject.model, subject.optimizer, taps=taps, logdir=tempfile.mkdtemp(), strict=True)
+        folder = tempfile.mkdtemp()
+        options = {"taps": taps, "logdir": folder, "performance": performance, "strict": True}
+        gradlab.watch(subject.model, subject.optimizer, **options)
         return subject.step
 
     return watched
@@ -163,6 +165,7 @@ VARIANTS: dict[str, Variant] = {
     "gradlab: everything": Variant(attach=with_taps(*everything()), share=3),
     "gradlab: everything, every 10th step": Variant(attach=with_taps(*everything(10)), share=3, period=10),
     "gradlab: nothing due": Variant(attach=with_taps(*everything(10**9)), share=3),
+    "gradlab: times of steps alone": Variant(attach=with_taps(*everything(10**9), performance=True), share=3),
     "wandb.watch gradients": Variant(attach=wandb_watch, needs="wandb"),
     "Lightning grad_norm": Variant(attach=lightning_grad_norm, share=3, needs="pytorch_lightning"),
     "detect_anomaly": Variant(attach=detect_anomaly),
