@@ -72,7 +72,7 @@ class Delivery:
         """Hand out the frames that have arrived.
 
         Without hurry, where steps are short, several at once and no more than a tenth of a second late: code that has
-        just run runs two to three times as fast as code that the training step has driven out of the processor's
+        just run runs about twice as fast as code that the training step has driven out of the processor's
         caches.
         """
         if not self._pending:

@@ -56,8 +56,8 @@ class TensorHooks(dict[Any, Any]):
 class GradHook:
     """Reduces a gradient into the slots of its pass when it comes. Holds ids and slots, never a tensor.
 
-    It is put into the tensor's dictionary of hooks by hand, which is three times cheaper than `register_hook` (see
-    benchmarks/overhead.py on the dispatch-bound model).
+    It is put into the tensor's dictionary of hooks by hand, which costs less than half of `register_hook` and of a
+    node's pre-hook: no handle is made.
     """
 
     __slots__ = ("also", "entry", "number", "of_pass", "recorder")

@@ -134,6 +134,8 @@ class Row:
         elif count > 0:
             self.waiting.append((entry, tensor, tensor._version))
             self.room -= count
+            if self.room < 0:
+                self.flush()
 
     def flush(self) -> None:
         """Reduce all that waits: a call a shape, and one write of all the results."""
