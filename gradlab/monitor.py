@@ -38,6 +38,7 @@ from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
 from gradlab.taps.scaling import LossScale
+from gradlab.taps.sharded import gradient_reader
 from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist, unwrapped
 from gradlab.taps.slots import HostCopy
 from gradlab.taps.stand import Hook
@@ -143,7 +144,8 @@ class Monitor:
         self._handles: list[RemovableHandle] = []
         self._warned: set[str] = set()
         self._seen_once: set[int] = set()
-        self._recorder = Recorder(list(self._parameters.values()), self._backward_ended, self._tap_failed)
+        self._recorder = Recorder([], self._backward_ended, self._tap_failed)
+        self._use(self._parameters)
         self._jacobians = self._schedule(jacobians, probe) if jacobians else None
         self._profiler = _profiler(profile, logdir, self)
         if self._profiler is not None:
@@ -339,12 +341,16 @@ class Monitor:
         """At the first forward: parameters may be others by now, which `fully_shard` and the like do not tell."""
         now = parameter_names(self.model)
         if any(one is not other for one, other in zip_longest(now.values(), self._parameters.values())):
-            self._parameters = now
             self._recorder.ignore_parameters()
-            self._recorder.use(list(now.values()))
+            self._use(now)
             self._recorder.watch_parameters()
             for armed in self._plans.values():
                 armed.parameters.use(self._measurable())
+
+    def _use(self, parameters: dict[str, nn.Parameter]) -> None:
+        self._parameters = parameters
+        ones = list(parameters.values())
+        self._recorder.use(ones, gradient_reader(self.model, ones))
 
     def _measurable(self) -> dict[str, nn.Parameter]:
         return measurable(self._parameters, across_ranks=self._across_ranks)

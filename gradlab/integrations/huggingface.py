@@ -22,7 +22,8 @@ class GradlabCallback(TrainerCallback):
     Steps are the Trainer's `global_step`, counted from 0. Each time the Trainer logs, the newest curated scalars (the
     global gradient norm, its percentiles over parameters, `perf/*`) go into its own dictionary and its log history, and
     so to whatever comes after this callback: the console, and integrations that were added later. `first_of(trainer)`
-    puts it before all others, so that the Trainer's `report_to` gets them as well.
+    puts it before all others, so that the Trainer's `report_to` gets them as well. With several processes (DDP, FSDP2)
+    the numbers are those of all of them together, and the main process writes the event file.
 
     Args:
         taps: what to watch; the gradient norm of every parameter where left out.
@@ -76,6 +77,7 @@ class GradlabCallback(TrainerCallback):
             sinks=[*self._sinks, CallbackSink(self._take, name="trainer")],
             logdir=self._logdir or Path(args.output_dir or ".") / "gradlab",
             first_step=state.global_step,
+            across_ranks=args.world_size > 1,
             closes_sinks=False,
             **self._options,
         )

@@ -96,6 +96,11 @@ def measurable(parameters: dict[str, nn.Parameter], *, across_ranks: bool) -> di
 
 
 def _why_not(parameter: nn.Parameter, *, across_ranks: bool) -> str:
+    if getattr(parameter, "_fsdp_flattened", False):
+        return (
+            "FullyShardedDataParallel (FSDP1) has made it a part of a flat parameter, of which each rank holds some "
+            "piece; shard with torch.distributed.fsdp.fully_shard (FSDP2), which keeps parameters apart"
+        )
     placements = getattr(parameter, "placements", None)
     if placements is None:
         return ""

@@ -24,7 +24,6 @@ from gradlab.taps.segments import Segment, SegmentHook
 from gradlab.taps.sites import is_input, leaves, without_call_number
 from gradlab.taps.slots import NORM_IN_ONE, Row
 
-_grad_of = attrgetter("grad")
 _MOST_PASSES = 1024
 
 
@@ -57,9 +56,12 @@ class Recorder:
         self._sentinels: list[RemovableHandle] = []
         self._shown_by_output = False
 
-    def use(self, parameters: Sequence[nn.Parameter]) -> None:
-        """These are the model's parameters now."""
+    def use(
+        self, parameters: Sequence[nn.Parameter], grad_of: Callable[[nn.Parameter], Any] = attrgetter("grad")
+    ) -> None:
+        """These are the model's parameters now, and this is how their gradients are found (`sharded`)."""
         self.parameters = parameters
+        self._grad_of = grad_of
         self._no_gradients: list[int | None] = [None] * len(parameters)
         self._sample = parameters[:: max(1, len(parameters) // 16)]
 
@@ -224,7 +226,7 @@ class Recorder:
         return self.plan.rows.take(self.device)
 
     def _open(self, task: int) -> None:
-        grads = list(map(_grad_of, self.parameters))
+        grads = list(map(self._grad_of, self.parameters))
         if not self.open_tasks and self._were_thrown_away(grads):
             self._abandon_committed()
         some = any(grad is not None for grad in grads)
@@ -245,7 +247,7 @@ class Recorder:
                 self._discard(task)
                 return
             self.committed.add(task)
-            self._left = [(p, p.grad._version) for p in self._sample if p.grad is not None]
+            self._left = [(p, grad._version) for p in self._sample if (grad := self._grad_of(p)) is not None]
             self.current = None
             if self._shown_by_output:
                 self.ignore_parameters()
@@ -263,13 +265,13 @@ class Recorder:
             return False
         noticed = bool(self._sentinels)
         there = sum(grad is not None for grad in grads)
-        same = any(p.grad is not None and p.grad._version == version for p, version in self._left)
+        same = any((grad := self._grad_of(p)) is not None and grad._version == version for p, version in self._left)
         return there <= noticed or (bool(self._left) and not same and there > noticed)
 
     def _has_changed_since(self, before: list[int | None]) -> bool:
         """Whether the gradient of any parameter has changed; the first one tells, nearly always."""
         for p, version in zip(self.parameters, before, strict=True):
-            grad = p.grad
+            grad = self._grad_of(p)
             if (None if grad is None else grad._version) != version:
                 return True
         return False

@@ -77,6 +77,23 @@ def shard() -> tuple[list[str], list[str]]:
             return [str(one.message) for one in caught], sorted(monitor.latest())
 
 
+def flat(use_orig_params: bool) -> tuple[list[str], list[str]]:
+    """FSDP1: the warnings, and which metrics there are."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    network = FullyShardedDataParallel(model(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        taps = [Tap("*", of="weight_grad"), Tap("*", of="output_grad")]
+        with gradlab.watch(network, optimizer, taps=taps, across_ranks=True) as monitor:
+            for step in range(2):
+                optimizer.zero_grad()
+                network(batch(step, 0)).square().mean().backward()
+                optimizer.step()
+            return [str(one.message) for one in caught], sorted(monitor.latest())
+
+
 def work(rank: int, port: int, folder: str) -> None:
     """One rank: all kinds, one after another in one process group, and their numbers into a file."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -88,6 +105,7 @@ def work(rank: int, port: int, folder: str) -> None:
         pieces = [2 * rank, 2 * rank + 1] if kind == "no_sync" else [rank]
         found[kind] = train(DistributedDataParallel(model(), **options), kind, pieces, 1.0 / len(pieces))
     found["fully_shard"] = shard()
+    found["flat"] = [flat(use_orig_params) for use_orig_params in (False, True)]
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -117,6 +135,15 @@ def test_sharded_parameters_are_left_out_with_a_warning_and_tensors_are_measured
         warned, metrics = found[rank]["fully_shard"]
         assert any("across_ranks=True" in message for message in warned)
         assert metrics == ["output_grad.norm"]
+
+
+@pytest.mark.slow
+def test_flat_parameters_are_left_out_with_a_warning_that_says_what_to_use(found: list[dict[str, Any]]) -> None:
+    for rank in range(2):
+        for warned, metrics in found[rank]["flat"]:
+            (said,) = [message for message in warned if "gradlab" in message]
+            assert "a part of a flat parameter" in said and "fully_shard (FSDP2)" in said
+            assert metrics == ["output_grad.norm"]
 
 
 @pytest.mark.slow
