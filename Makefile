@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# A worker for each core, up to four; one that has run its share takes over tests of another.
+SPREAD := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench gpu board clean
@@ -13,7 +15,7 @@ run: $(READY)  ## Train on handwritten digits and show what happened inside back
 	@$(BIN)/gradlab run experiments/digits.yaml
 
 test: $(READY)  ## Run the tests that need nothing special (about two minutes)
-	@$(BIN)/pytest -m "not slow and not gpu and not ray and not integrations"
+	@$(BIN)/pytest $(SPREAD) -m "not slow and not gpu and not ray and not integrations"
 
 check: $(READY)  ## Check format, lint and types
 	@$(BIN)/ruff format --check --quiet .

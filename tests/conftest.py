@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, a fixed seed, the device of the tests."""
+"""Shared fixtures: a fixed seed, the device of the tests; and one thread for each of several workers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 
 import pytest
 import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where the tests are spread over the cores, a worker and every process that its tests start have one thread."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
