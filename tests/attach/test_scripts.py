@@ -378,7 +378,7 @@ dist.destroy_process_group()
 """
     script.write(code)
     torchrun = (sys.executable, "-m", "gradlab", "attach", "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    ended = script.call(*torchrun, "--master-port", "29517", "train.py")
+    ended = script.call(*torchrun, "--standalone", "train.py")
     assert ended.code == 0, ended.stderr
     assert sorted(ended.stdout.splitlines()) == ["rank 0", "rank 1"]
     assert steps_of(ended) == list(range(5))

@@ -79,7 +79,7 @@ def norms(folder: Path) -> list[float]:
 
 
 def test_under_torchrun_it_is_one_run_with_the_numbers_of_one_process(experiment: Path, tmp_path: Path) -> None:
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = call(experiment, *torchrun, "-m", "gradlab", "run", "mine.yaml")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" board ") == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,9 +67,9 @@ def train(kind: str, specs: list[Any]) -> tuple[list[Tensor], MemorySink]:
     return [whole(p) for p in network.parameters()], sink
 
 
-def work() -> None:
+def work(folder: str) -> None:
     """What each rank does."""
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=int(os.environ["RANK"]), world_size=2)
     for kind in KINDS:
         plain, _ = train(kind, [])
         for name, specs in (("replay", REPLAY), ("live", LIVE)):
@@ -82,20 +81,16 @@ def work() -> None:
 
 
 @pytest.fixture(scope="module")
-def reports() -> list[list[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     here = Path(__file__)
     environment = {
         **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(Path(gradlab.__file__).parent.parent), str(here.parent)]),
     }
-    command = [sys.executable, "-W", "ignore", "-c", "import test_distributed; test_distributed.work()"]
+    command = [sys.executable, "-W", "ignore", "-c", "import sys, test_distributed; test_distributed.work(sys.argv[1])"]
+    command.append(str(tmp_path_factory.mktemp("ranks")))
     ranks = [
         subprocess.Popen(
             command,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import warnings
@@ -145,11 +143,10 @@ def sharded(mesh: tuple[int, ...]) -> Net:
     return fully_shard(network, mesh=device_mesh)
 
 
-def work(rank: int, port: int, folder: str) -> None:
+def work(rank: int, folder: str) -> None:
     """One rank: all kinds, one after another in one process group, and their numbers into a file."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=SIZE)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
     ddp = DistributedDataParallel
     pieces = [2 * rank, 2 * rank + 1]
     found = {
@@ -173,10 +170,7 @@ def work(rank: int, port: int, folder: str) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank has logged."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    command = [sys.executable, __file__, str(port), str(folder)]
+    command = [sys.executable, __file__, str(folder)]
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(SIZE)]
     try:
         for process in ranks:
@@ -241,4 +235,4 @@ def test_ranks_with_different_models_are_told_so(found: list[dict[str, Any]]) ->
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
+    work(int(sys.argv[2]), sys.argv[1])
