@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gradlab.diagnose import Diagnosis
-from gradlab.errors import GradlabWarning, did_you_mean
+from gradlab.errors import GradlabWarning, RanksError, did_you_mean
 from gradlab.frame import Finding, Frame, JacobianBlock, Series
 from gradlab.sinks import Sink
 from gradlab.taps.derived import with_derived
@@ -56,6 +56,8 @@ class Delivery:
         self.findings: list[Finding] = []
         self.on_finding: Callable[[Finding], None] | None = None
         """Called with each new finding."""
+        self.on_loss: Callable[[BaseException], None] | None = None
+        """Called where frames cannot arrive any more, since another rank is gone."""
         self._strict = strict
         self._diagnosis = Diagnosis()
         self._frames: deque[Frame] = deque(maxlen=history)
@@ -84,7 +86,14 @@ class Delivery:
         self._delivered = now
         while self._pending and (wait or self._pending[0].copy.done()):
             pending = self._pending.popleft()
-            series = with_derived(pending.plan.series(pending.copy, pending.scaled))
+            try:
+                series = with_derived(pending.plan.series(pending.copy, pending.scaled))
+            except RanksError as error:
+                self._pending.clear()
+                if self.on_loss is None:
+                    raise
+                self.on_loss(error)
+                return
             self._hand_out(Frame(pending.step, pending.wall_time, series))
 
     def _hand_out(self, frame: Frame) -> None:

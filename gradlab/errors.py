@@ -48,6 +48,10 @@ class TapError(GradlabError):
     exit_code = 2
 
 
+class RanksError(GradlabError):
+    """The ranks of a distributed run no longer watch together."""
+
+
 class JacobianError(GradlabError):
     """A Jacobian that does not exist (no dependence, integer tensors) or cannot be computed here."""
 

@@ -47,6 +47,7 @@ from gradlab.taps.unmatched import unmatched, why_unmatched
 
 if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
+    from gradlab.taps.exchange import Exchange
     from gradlab.taps.ranks import Ranks
 
 _watched: weakref.WeakKeyDictionary[nn.Module, Monitor] = weakref.WeakKeyDictionary()
@@ -93,7 +94,9 @@ class Monitor:
         sinks: where results go.
         logdir: a folder for a TensorBoard event file, added to the sinks.
         across_ranks: in a distributed run, log the numbers of all ranks together, sharded parameters (FSDP2) included,
-            by one collective a logged step. Every rank has to watch, with the same taps; rank 0 writes.
+            by one collective a logged step, on a gloo group of gradlab's own. Every rank has to watch, with the same
+            taps; rank 0 writes. False: each rank by itself, with a `logdir` of its own. Left out: likewise, but rank 0
+            alone writes into `logdir`.
         strict: raise where a tap or a sink fails, instead of one warning and going on without it.
         history: how many frames are kept for `history()`.
         first_step: the number of the next optimizer step, where training is resumed.
@@ -116,7 +119,7 @@ class Monitor:
         scaler: Any = None,
         sinks: Sequence[Sink] = (),
         logdir: str | Path | None = None,
-        across_ranks: bool = False,
+        across_ranks: bool | None = None,
         strict: bool = False,
         history: int = 1000,
         first_step: int = 0,
@@ -133,10 +136,11 @@ class Monitor:
         self._in_backward: StepsInBackward | None = None
         self._steps = Steps(optimizer, lambda: self._parameters, self)
         self._scale = LossScale(scaler)
-        self._across_ranks = across_ranks and _world_size() > 1
-        writes = logdir is not None and not (self._across_ranks and torch.distributed.get_rank())
+        self._exchange = _exchange() if across_ranks and _world_size() > 1 else None
+        writes = logdir is not None and (across_ranks is False or _writes(logdir, told=bool(across_ranks)))
         own = [_tensorboard(Path(logdir))] if logdir is not None and writes else []
         self._delivery = Delivery([*sinks, *own], strict=strict, history=history)
+        self._delivery.on_loss = lambda error: self._tap_failed("", error)
         self._closes_sinks = closes_sinks
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
@@ -222,7 +226,7 @@ class Monitor:
         if _watched.get(self._inner) is not self:
             return
         del _watched[self._inner]
-        self._detach()
+        self._detach()  # which waits for other ranks, where there are any
         self._delivery.deliver(wait=True)
         if self._performance is not None:
             self._performance.close()
@@ -232,6 +236,8 @@ class Monitor:
 
     def _detach(self) -> None:
         self._disarm()
+        if self._exchange is not None:
+            self._exchange.leave()
         if self._jacobians is not None:
             self._jacobians.close()
         self._recorder.start(None)
@@ -253,6 +259,8 @@ class Monitor:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if isinstance(error, torch.OutOfMemoryError) and self._profiler is not None:
             self.report(self._profiler.out_of_memory(error).finding)
+        if error is not None and self._exchange is not None:
+            self._exchange.leave(seconds=1.0)
         self.close()
 
     # What people ask for.
@@ -331,11 +339,11 @@ class Monitor:
         self._recorder.start(armed.plan)
 
     def _ranks(self, plan: Plan) -> Ranks | None:
-        if not self._across_ranks:
+        if self._exchange is None:
             return None
         from gradlab.taps.ranks import Ranks
 
-        return Ranks(plan, lambda: self._parameters)
+        return Ranks(plan, lambda: self._parameters, self._exchange)
 
     def _look_again(self) -> None:
         """At the first forward: parameters may be others by now, which `fully_shard` and the like do not tell."""
@@ -353,7 +361,7 @@ class Monitor:
         self._recorder.use(ones, gradient_reader(self.model, ones))
 
     def _measurable(self) -> dict[str, nn.Parameter]:
-        return measurable(self._parameters, across_ranks=self._across_ranks)
+        return measurable(self._parameters, across_ranks=self._exchange is not None)
 
     def _disarm(self) -> None:
         if self._armed is not None:
@@ -459,10 +467,12 @@ class Monitor:
 
     def _send_frame(self) -> None:
         if self._armed is not None:
+            if self._exchange is not None:
+                self._exchange.check(self.model)
             plan = self._armed.plan
             scaled = frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused})
             rows, ranks = self._recorder.rows(), self._armed.ranks
-            copy = HostCopy(rows) if ranks is None else ranks.copy(rows)
+            copy = HostCopy(rows) if ranks is None else ranks.copy(rows, self.step)
             self._delivery.send(Pending(self.step, time.time(), plan, copy, scaled))
             self._fused.clear()
             self._armed.parameters.step_ended()
@@ -561,6 +571,24 @@ def watch(
 def _world_size() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _writes(logdir: str | Path, *, told: bool) -> bool:
+    """Whether this rank writes for all: rank 0 does. Unless the user has been told, rank 1 says so."""
+    rank = torch.distributed.get_rank() if _world_size() > 1 else 0
+    if rank == 1 and not told:
+        _warn(
+            f"rank 0 alone writes into {logdir}, what it sees itself; across_ranks=True makes its numbers those of all "
+            f"ranks, across_ranks=False lets each rank write, into a logdir of its own."
+        )
+    return rank == 0
+
+
+def _exchange() -> Exchange:
+    """The way to the other ranks; imported only where there are any."""
+    from gradlab.taps.exchange import Exchange
+
+    return Exchange()
 
 
 def _tensorboard(logdir: Path) -> Sink:

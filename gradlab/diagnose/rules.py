@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlab.diagnose import nonfinite
+from gradlab.diagnose import nonfinite, ranks
 from gradlab.frame import Finding, Frame
 
 _BACKWARD = ("output_grad.norm", "weight_grad.norm")
@@ -19,12 +19,14 @@ class Diagnosis:
 
     def __init__(self) -> None:
         self._said: set[str] = set()
+        self._odd: set[int] = set()
+        """The ranks that stood out in the last frame that tells."""
         self._zeros: dict[str, np.ndarray] = {}
         """By tag, in how many frames in a row each site's gradient was zero."""
 
     def look(self, frame: Frame) -> list[Finding]:
         """The new findings of a frame."""
-        return [*self._nonfinite(frame), *self._silent(frame)]
+        return [*self._nonfinite(frame), *self._silent(frame), *self._odd_ranks(frame)]
 
     def _nonfinite(self, frame: Frame) -> Iterator[Finding]:
         finding = nonfinite.first(frame)
@@ -33,6 +35,13 @@ class Diagnosis:
         elif "nonfinite" not in self._said:
             self._said.add("nonfinite")
             yield finding
+
+    def _odd_ranks(self, frame: Frame) -> Iterator[Finding]:
+        if not any(metric.endswith("@ranks") for metric in frame):
+            return
+        found = ranks.standing_out(frame)
+        yield from (finding for rank, finding in found.items() if rank not in self._odd)
+        self._odd = set(found)
 
     def _silent(self, frame: Frame) -> Iterator[Finding]:
         for metric in _BACKWARD:

@@ -32,6 +32,8 @@ from gradlab.taps.slots import Entry, HostCopy, Row, Rows
 
 TENSOR_QUANTITIES = ("output", "output_grad")
 PARAMETER_QUANTITIES = ("weight", "weight_grad", "update")
+_LOCAL = ("output", "output_grad", "weight_grad@micro")
+"""What each rank has by itself."""
 # A gradient's statistics that grow with the loss scale, and so are divided by it.
 _SCALED = frozenset({"norm", "rms", "mean", "std", "max_abs"})
 
@@ -70,6 +72,9 @@ class CombinedCopy(Copy, Protocol):
     def micro(self) -> tuple[np.ndarray, np.ndarray]:
         """[parameters]: the squared norms of all backwards added up, and how many these are."""
 
+    def local(self) -> np.ndarray:
+        """[ranks, sites]: each rank's own norms of what is watched `per_rank`; negative where it has none."""
+
 
 class Plan:
     """The rules due together, the slots of every site that they choose, and the way back to named series."""
@@ -83,6 +88,8 @@ class Plan:
         self.metrics: dict[tuple[str, str], list[Entry]] = {}
         self.memories: list[CosineWithPrevious] = []
         """What stats remember from one logged step to the next."""
+        self.per_rank: list[Entry] = []
+        """Those of whose norms every rank's own is wanted."""
         self._series: _SeriesMaker | None = None
 
     @cached_property
@@ -117,6 +124,8 @@ class Plan:
         entry = self.rows.layout.add(site, label, parts_of(stats), own)
         for stat in stats:
             self.metrics.setdefault((label, stat), []).append(entry)
+        if label in _LOCAL and any(rule.per_rank and "norm" in rule.statistics for rule in rules):
+            self.per_rank.append(entry)
         self._series = None
         return entry
 
@@ -145,7 +154,7 @@ class Plan:
     def series(self, copy: HostCopy | CombinedCopy, scaled: frozenset[str]) -> dict[str, Series]:
         """Named series from the rows of a step, with the loss scale taken out of the quantities that carry it."""
         if self._series is None:
-            self._series = _SeriesMaker(self.metrics)
+            self._series = _SeriesMaker(self.metrics, self.per_rank)
         return self._series(copy, self.scale, scaled)
 
 
@@ -164,7 +173,8 @@ class _Metric:
 class _SeriesMaker:
     """From the rows of a step to series: index arrays that are made once for a set of entries."""
 
-    def __init__(self, metrics: dict[tuple[str, str], list[Entry]]) -> None:
+    def __init__(self, metrics: dict[tuple[str, str], list[Entry]], per_rank: Sequence[Entry]) -> None:
+        self.per_rank = per_rank
         self.metrics = [_Metric(label, stat, entries) for (label, stat), entries in metrics.items()]
         self._numel: list[int] = []
         self._counts: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -188,7 +198,32 @@ class _SeriesMaker:
             if absent is not None:
                 numbers[absent] = ABSENT
             result[metric.schema.metric] = Series(metric.schema, numbers)
+        if self.per_rank and not isinstance(copy, HostCopy):
+            result |= self._of_ranks(copy.local(), scale, scaled)
         return result | self._noise_scale(copy, rows, result, scale)
+
+    def _of_ranks(self, local: np.ndarray, scale: float, scaled: frozenset[str]) -> dict[str, Series]:
+        """`<quantity>.norm@ranks`: the norm at each site on each rank, and of each rank's gradient as a whole."""
+        result = {}
+        for label in _LOCAL:
+            places = [place for place, entry in enumerate(self.per_rank) if entry.quantity == label]
+            if not places:
+                continue
+            norms = local[:, places] / (scale if label in scaled else 1.0)
+            absent = local[:, places] < 0
+            sites = [self.per_rank[place].site for place in places]
+            if label.startswith("weight_grad"):
+                with np.errstate(over="ignore"):
+                    whole = np.sqrt(np.square(np.where(absent, 0.0, norms)).sum(1, keepdims=True))
+                norms, sites = np.hstack([whole, norms]), ["all parameters", *sites]
+                absent = np.hstack([absent.all(1, keepdims=True), absent])
+            with np.errstate(over="ignore"):
+                values = norms.T.ravel().astype(np.float32)
+            values[absent.T.ravel()] = ABSENT
+            names = tuple(f"{site}@rank{rank}" for site in sites for rank in range(len(norms)))
+            schema = Schema(f"{label.partition('@')[0]}.norm@ranks", names)
+            result[schema.metric] = Series(schema, values)
+        return result
 
     def _noise_scale(
         self, copy: HostCopy | CombinedCopy, rows: Sequence[np.ndarray], series: dict[str, Series], scale: float

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gradlab
 from gradlab import Tap
+from gradlab.errors import GradlabWarning
 from gradlab.frame import is_absent
+from gradlab.taps import exchange, packing
+from gradlab.taps.ranks import RankCopy
 
 SIZE, STEPS = 2, 4
 STATS = ["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "hist"]
@@ -134,6 +138,155 @@ def other_model(rank: int) -> str:
     return " ".join(str(one.message) for one in caught)
 
 
+def told(action: Any) -> tuple[str, Any]:
+    """The warnings of gradlab's while something runs, and what it gives."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = action()
+    return " ".join(str(one.message) for one in caught if issubclass(one.category, GradlabWarning)), result
+
+
+def alone(network: nn.Module, steps: int, *, on_step: Any = None, **options: Any) -> list[Tensor]:
+    """Train without anything that makes ranks wait for each other; gives the weights at the end."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    monitor = gradlab.watch(network, optimizer, taps=NORMS, **options)
+    for step in range(steps):
+        optimizer.zero_grad()
+        network(batch(step, 0)).square().mean().backward()
+        optimizer.step()
+        if on_step is not None:
+            on_step(step, monitor, optimizer)
+    monitor.close()
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def a_rank_goes(rank: int, how: str, **options: Any) -> dict[str, Any]:
+    """Rank 1 stops watching after its second step, in one way or another, and both go on training."""
+
+    def on_step(step: int, monitor: gradlab.Monitor, optimizer: Any) -> None:
+        if rank and step == 1:
+            if how == "closes":
+                monitor.close()
+            elif how == "fails":
+                monitor._recorder.rows = None  # type: ignore[method-assign, assignment]
+            elif how == "steps more":
+                optimizer.step()
+
+    said, weights = told(lambda: alone(model(), 6, on_step=on_step, across_ranks=True, **options))
+    _, bare = told(lambda: alone(model(), 6, on_step=on_step if how == "steps more" else None))
+    return {"said": said, "same": all(map(torch.equal, weights, bare))}
+
+
+def not_on_all(rank: int) -> dict[str, Any]:
+    """Rank 0 alone watches over ranks."""
+    patience, exchange._PATIENCE = exchange._PATIENCE, timedelta(seconds=1)
+    said, weights = told(lambda: alone(model(), 3, across_ranks=rank == 0))
+    exchange._PATIENCE = patience
+    exchange._made += rank  # in a real run, that rank would go on being one behind
+    _, bare = told(lambda: alone(model(), 3))
+    return {"said": said, "same": all(map(torch.equal, weights, bare))}
+
+
+def joined(rank: int) -> dict[str, Any]:
+    """DDP's `join`, where rank 1 has more batches."""
+
+    def train_joined() -> list[Tensor]:
+        network = DistributedDataParallel(model())
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        with gradlab.watch(network, optimizer, taps=NORMS, across_ranks=True), network.join():
+            for step in range(3 + 2 * rank):
+                optimizer.zero_grad()
+                network(batch(step, rank)).square().mean().backward()
+                optimizer.step()
+        return []
+
+    return {"said": told(train_joined)[0], "same": True}
+
+
+def files(rank: int, folder: str) -> dict[str, Any]:
+    """What ranks write that were given the same folder and were not told to watch together."""
+    found = {}
+    for across_ranks in (None, False):
+        place = Path(folder) / f"logdir-{across_ranks}"
+        said, _ = told(lambda p=place, a=across_ranks: alone(model(), 2, logdir=p, across_ranks=a, performance=False))
+        dist.barrier()
+        found[str(across_ranks)] = (len([*place.glob("events.out.*")]), said)
+        dist.barrier()
+    return found
+
+
+def met_late(rank: int) -> list[Any]:
+    """The numbers of a site that rank 1 alone meets, from its third step on."""
+    network = DistributedDataParallel(model())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    found = []
+    with gradlab.watch(network, optimizer, taps=NORMS, across_ranks=True, strict=True) as monitor:
+        for step in range(8):
+            optimizer.zero_grad()
+            network(batch(step, rank), rank == 1 and step >= 2).square().mean().backward()
+            optimizer.step()
+            found.append(logged(monitor)["output.norm"].get("rare"))
+    return found
+
+
+def by_rank(rank: int) -> list[Any]:
+    """Each rank's own norms, of two backwards a step, and what autograd says of this rank's."""
+    taps = [
+        Tap(["a", "c"], of=["output", "output_grad"], per_rank=True),
+        Tap("*", of="weight_grad", stage=["final", "micro"], per_rank=True),
+    ]
+    network = DistributedDataParallel(model())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    found = []
+    with gradlab.watch(network, optimizer, taps=taps, across_ranks=True, strict=True) as monitor:
+        for step in range(3):
+            optimizer.zero_grad()
+            for piece in (2 * rank, 2 * rank + 1):
+                with network.no_sync() if piece == 2 * rank else nullcontext():
+                    (0.5 * network(batch(step, piece)).square().mean()).backward()
+            want = own_norms(network.module, [batch(step, piece) for piece in (2 * rank, 2 * rank + 1)])
+            optimizer.step()
+            found.append((logged(monitor), want))
+    return found
+
+
+def own_norms(network: Net, batches: list[Tensor]) -> dict[str, float]:
+    """By plain autograd: the norms of one rank's own tensors."""
+    outputs, squares = {"a": 0.0, "c": 0.0}, {"a": 0.0, "c": 0.0}
+    for x in batches:
+        a = network.a(x)
+        c = network.c(torch.relu(network.b(torch.tanh(a))))
+        loss = 0.5 * c.square().mean()
+        grads = torch.autograd.grad(loss, [a, c, *network.parameters()])
+        for name, value, grad in zip("ac", (a, c), grads, strict=False):
+            outputs[name] += float(value.detach().square().sum())
+            squares[name] += float(grad.square().sum())
+    names = [name for name, _ in network.named_parameters()]
+    micro = {f"weight_grad {name}": float(grad.norm()) for name, grad in zip(names, grads[2:], strict=True)}
+    micro["weight_grad all parameters"] = sum(norm**2 for norm in micro.values()) ** 0.5
+    tensors = {f"output {name}": value**0.5 for name, value in outputs.items()}
+    return micro | tensors | {f"output_grad {name}": value**0.5 for name, value in squares.items()}
+
+
+def in_the_background(rank: int) -> list[Any]:
+    """As on a GPU, where the values of a step come to the host only later."""
+    at_once = RankCopy.on_host
+    RankCopy.on_host = lambda self: False  # type: ignore[method-assign]
+    try:
+        return train(DistributedDataParallel(model()), [rank], FULL, rare=1)
+    finally:
+        RankCopy.on_host = at_once  # type: ignore[method-assign]
+
+
+def large_table(rank: int) -> list[Any]:
+    """As with many ranks, where extremes take a collective of their own."""
+    most, packing._MOST_GATHERED = packing._MOST_GATHERED, 0
+    try:
+        return train(DistributedDataParallel(model()), [rank], FULL)
+    finally:
+        packing._MOST_GATHERED = most
+
+
 def sharded(mesh: tuple[int, ...]) -> Net:
     network = model()
     names = ("replicate", "shard") if len(mesh) == 2 else ("shard",)
@@ -161,6 +314,17 @@ def work(rank: int, folder: str) -> None:
         "noise accumulated": train(ddp(model()), pieces, NOISE, num_pieces=4),
         "collectives": collectives(rank),
         "other model": other_model(rank),
+        "in the background": in_the_background(rank),
+        "large table": large_table(rank),
+        "met late": met_late(rank),
+        "by rank": by_rank(rank),
+        "closes": a_rank_goes(rank, "closes"),
+        "fails": a_rank_goes(rank, "fails"),
+        "steps more": a_rank_goes(rank, "steps more"),
+        "resumed apart": a_rank_goes(rank, "", first_step=rank),
+        "not on all": not_on_all(rank),
+        "joined": joined(rank),
+        "files": files(rank, folder),
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -190,6 +354,8 @@ CASES = {
     "hsdp 2x1": ([0, 1], FULL, {}),
     "hsdp 1x2": ([0, 1], FULL, {}),
     "fsdp2 late": ([0, 1], NORMS, {}),
+    "in the background": ([0, 1], FULL, {"rare": 1}),
+    "large table": ([0, 1], FULL, {}),
 }
 
 
@@ -198,8 +364,7 @@ CASES = {
 def test_all_ranks_log_what_one_process_logs_of_the_whole_batch(kind: str, found: list[dict[str, Any]]) -> None:
     pieces, taps, options = CASES[kind]
     single = train(model(), pieces, taps, **options)
-    first = 2 if kind == "ddp uneven sites" else 0  # a site that one rank alone has met is agreed upon one step later
-    for step in range(first, STEPS):
+    for step in range(STEPS):
         for rank in range(SIZE):
             got = found[rank][kind][step]
             assert got.keys() == single[step].keys()
@@ -227,6 +392,54 @@ def test_a_logged_step_adds_one_collective(found: list[dict[str, Any]]) -> None:
     for rank in range(SIZE):
         bare, watched = found[rank]["collectives"]
         assert watched == bare + 1
+
+
+@pytest.mark.slow
+def test_a_site_that_one_rank_meets_late_is_agreed_upon_two_steps_later(found: list[dict[str, Any]]) -> None:
+    for rank in range(SIZE):
+        seen = [number is not None for number in found[rank]["met late"]]
+        assert seen == [False] * 4 + [True] * 4
+    assert found[0]["met late"] == found[1]["met late"]
+
+
+@pytest.mark.slow
+def test_each_rank_has_its_own_norms(found: list[dict[str, Any]]) -> None:
+    for rank in range(SIZE):
+        for step, (got, _) in enumerate(found[rank]["by rank"]):
+            for other in range(SIZE):
+                _, want = found[other]["by rank"][step]
+                for name, value in want.items():
+                    quantity, site = name.split(" ", 1)
+                    assert got[f"{quantity}.norm@ranks"][f"{site}@rank{other}"] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        ("closes", ["another rank has ended, or has switched its watching off", ""]),
+        ("fails", ["another rank has ended, or has switched its watching off", "'NoneType' object is not callable"]),
+        ("steps more", ["", "another rank has ended, or has switched its watching off"]),
+        ("resumed apart", ["the ranks count steps differently: by rank, this is step 0, 1"] * 2),
+        ("not on all", ["rank 1 does not watch: across_ranks=True is for all ranks", ""]),
+        ("joined", ["within join() ranks take different numbers of steps"] * 2),
+    ],
+)
+def test_where_ranks_no_longer_watch_together_training_goes_on(
+    how: str, says: list[str], found: list[dict[str, Any]]
+) -> None:
+    for rank in range(SIZE):
+        assert found[rank][how]["same"]
+        assert says[rank] in found[rank][how]["said"]
+        assert found[rank][how]["said"].count("gradlab:") == bool(says[rank]), found[rank][how]["said"]
+
+
+@pytest.mark.slow
+def test_rank_zero_alone_writes_unless_told_otherwise(found: list[dict[str, Any]]) -> None:
+    for rank in range(SIZE):
+        assert [count for count, _ in found[rank]["files"].values()] == [1, SIZE]
+    said = [found[rank]["files"]["None"][1] for rank in range(SIZE)]
+    assert said[0] == "" and "rank 0 alone writes into" in said[1] and "across_ranks=True makes" in said[1]
 
 
 @pytest.mark.slow
