@@ -325,6 +325,28 @@ def test_a_stage_that_a_quantity_does_not_have_is_refused() -> None:
         Tap("*", of=["output_grad", "weight_grad"], stage="clipped")
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"of": "weight_grad"}, "per_rank of weight_grad needs stage='micro'; at stage final ranks have been reduced"),
+        ({"of": ["output", "update"]}, "per_rank is not for update, which is the same on every rank"),
+        ({"of": "output", "stats": "zeros"}, "per_rank logs norms; add 'norm' to its stats"),
+    ],
+)
+def test_per_rank_is_refused_where_ranks_do_not_differ(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(TapError, match=rf"Tap\('\*'\): {says}"):
+        Tap("*", per_rank=True, **options)
+
+
+def test_per_rank_adds_nothing_in_one_process() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=[Tap("*", of="output", per_rank=True)], across_ranks=True) as monitor:
+        model(batch(1)).square().sum().backward()
+        optimizer.step()
+        assert monitor.latest().keys() == {"output.norm"}
+
+
 def test_watching_twice_is_refused_and_possible_again_after_close() -> None:
     model = mlp()
     monitor = gradlab.watch(model, sgd(model))
