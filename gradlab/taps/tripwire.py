@@ -39,7 +39,8 @@ class NonFinite:
     explain: bool = True
     """Run the step again on the side, once for each run of bad steps, and name the op, the line and its inputs."""
     save: bool | str | Path = False
-    """Save the batch, the random state and the origin to `nonfinite-step<n>.pt`, in this folder or the log folder."""
+    """Save the batch, the random state and the origin to `nonfinite-step<n>.pt`, in this folder or the log folder.
+    With several ranks each saves its own, to `nonfinite-step<n>-rank<r>.pt`."""
 
 
 class _Batch:
@@ -163,12 +164,12 @@ class Tripwire:
 
     def _explain(self) -> Origin | None:
         """The origin in the first batch of the step that has one."""
+        first = None
         for batch in self._batches:
-            if batch.gradients:
+            if batch.gradients and (first is None or _ranks() > 1):  # every rank replays what the others replay
                 origin = replay_origin(self.model, partial(self._again, batch), random_state=batch.random_state)
-                if origin is not None:
-                    return origin
-        return None
+                first = first or origin
+        return first
 
     def _again(self, batch: _Batch) -> None:
         """The forward and the backward of a batch, from the gradients that the loss gave to the outputs."""
@@ -178,7 +179,8 @@ class Tripwire:
 
     def _save(self, step: int, origin: Origin | None) -> Path:
         assert self.folder is not None
-        path = self.folder / f"nonfinite-step{step}.pt"
+        of_rank = f"-rank{torch.distributed.get_rank()}" if _ranks() > 1 else ""
+        path = self.folder / f"nonfinite-step{step}{of_rank}.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
 
         def on_host(tensor: Tensor) -> Tensor:
@@ -195,6 +197,11 @@ class Tripwire:
         ]
         torch.save({"step": step, "origin": origin.sentence() if origin else "", "batches": batches}, path)
         return path
+
+
+def _ranks() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

@@ -56,13 +56,17 @@ def train(network: Any, kind: str, pieces: list[int], share: float) -> dict[str,
     return found
 
 
-def shard() -> tuple[list[str], list[str]]:
-    """FSDP2: the warnings, and which metrics there are."""
+def sharded_model() -> nn.Module:
+    """With FSDP2."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    network = model()
-    fully_shard(network, mesh=init_device_mesh("cpu", (2,)))
+    return fully_shard(model(), mesh=init_device_mesh("cpu", (2,)))
+
+
+def shard() -> tuple[list[str], list[str]]:
+    """FSDP2: the warnings, and which metrics there are."""
+    network = sharded_model()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -92,6 +96,22 @@ def flat(use_orig_params: bool) -> tuple[list[str], list[str]]:
             return [str(one.message) for one in caught], sorted(monitor.latest())
 
 
+def guarded(network: nn.Module, rank: int, folder: Path) -> tuple[list[str], bool]:
+    """Rank 1 meets infinity in the first micro-batch of step 1: the findings, and whether weights stay finite."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    wire = gradlab.NonFinite(skip=True, save=folder)
+    taps = [Tap("*", of="weight_grad")]
+    with gradlab.watch(network, optimizer, taps=taps, across_ranks=True, nonfinite=wire) as monitor:
+        for step in range(3):
+            optimizer.zero_grad()
+            for piece in (0, 1):
+                is_bad = (step, piece, rank) == (1, 0, 1)
+                network(batch(step, piece) * (float("inf") if is_bad else 1.0)).square().mean().backward()
+            optimizer.step()
+        found = [one.message for one in monitor.findings if one.kind == "nonfinite_origin"]
+    return found, all(p.detach().isfinite().all() for p in network.parameters())
+
+
 def work(rank: int, folder: str) -> None:
     """One rank: all kinds, one after another in one process group, and their numbers into a file."""
     torch.set_num_threads(1)
@@ -103,14 +123,21 @@ def work(rank: int, folder: str) -> None:
         found[kind] = train(DistributedDataParallel(model(), **options), kind, pieces, 1.0 / len(pieces))
     found["fully_shard"] = shard()
     found["flat"] = [flat(use_orig_params) for use_orig_params in (False, True)]
+    found["guarded"] = guarded(DistributedDataParallel(model()), rank, Path(folder) / "ddp")
+    found["guarded sharded"] = guarded(sharded_model(), rank, Path(folder) / "fsdp2")
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks write."""
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
     """What each rank has logged."""
-    folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, __file__, str(folder)]
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
     try:
@@ -138,6 +165,17 @@ def test_flat_parameters_are_left_out_with_a_warning_that_says_what_to_use(found
             (said,) = [message for message in warned if "gradlab" in message]
             assert "a part of a flat parameter" in said and "fully_shard (FSDP2)" in said
             assert metrics == ["output_grad.norm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, place", [("guarded", "ddp"), ("guarded sharded", "fsdp2")])
+def test_all_ranks_leave_out_an_update_that_one_of_them_spoils(
+    kind: str, place: str, found: list[dict[str, Any]], folder: Path
+) -> None:
+    for rank in range(2):
+        (message,), is_finite = found[rank][kind]
+        assert "The update was left out." in message and is_finite
+        assert (folder / place / f"nonfinite-step1-rank{rank}.pt").is_file()
 
 
 @pytest.mark.slow
