@@ -427,17 +427,21 @@ class Monitor:
                 self._recorder.watch_parameters()
             if scale is not None:
                 row.write(plan.scale, scale)
+                if self._recorder.thrown_away:
+                    self._report_skipped(self._recorder.thrown_away, f"before step {self.step}")
+            self._recorder.thrown_away = 0
             if getattr(optimizer, "grad_scale", None) is not None:
                 self._fused.add("weight_grad@clipped")
             self._armed.parameters.before_update(row)
 
-    def after_update(self) -> None:
+    def after_update(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped: read the update."""
         if self._performance is not None:
             self._performance.optimizer_ended()
         if self._armed is not None:
             try:
-                self._armed.parameters.after_update(self._recorder.step_row())
+                self._recorder.optimizer_stepped()
+                self._armed.parameters.after_update(self._recorder.step_row(), optimizer)
             except Exception as error:
                 self._tap_failed("", error)
         if self._tripwire is not None:
@@ -464,6 +468,32 @@ class Monitor:
         if self._profiler is not None:
             waited = self._performance.data_seconds if self._performance is not None else None
             self._profiler.step(ended, data_seconds=waited)
+
+    def skip_to(self, step: int) -> None:
+        """Go on with this step: the loop has counted updates that were left out, as a GradScaler leaves them out."""
+        if step <= self.step or not self._steps.are_counted:
+            return
+        self._report_skipped(step - self.step, f"before step {step}")
+        self.step = step
+        self._arm()
+        if self._jacobians is not None:
+            self._jacobians.begin(step)
+
+    def _report_skipped(self, count: int, when: str) -> None:
+        what = f"{count} updates were" if count > 1 else "an update was"
+        message = f"{what} left out {when}: the gradients were thrown away, as by a GradScaler where they overflow."
+        advice = "A few while the loss scale finds its place are as they should be; if they go on, lower the scale."
+        evidence = {"updates": count}
+        finding = Finding(
+            step=self.step,
+            kind="skipped_update",
+            site="",
+            message=message,
+            evidence=evidence,
+            advice=advice,
+            severity="info",
+        )
+        self.report(finding)
 
     def _send_frame(self) -> None:
         if self._armed is not None:

@@ -31,7 +31,7 @@ class Listener(Protocol):
     def optimizer_begins(self) -> None:
         """An optimizer's `step` has been entered."""
 
-    def after_update(self) -> None:
+    def after_update(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped."""
 
     def in_backward(self, optimizer: Optimizer, *, has_stepped: bool) -> None:
@@ -175,7 +175,7 @@ class Steps:
         depth = self._depth[id(optimizer)] = self._depth.get(id(optimizer), 1) - 1
         if depth > 0:
             return
-        self._listener.after_update()
+        self._listener.after_update(optimizer)
         self._stepped.add(id(optimizer))
         if all(id(one) in self._stepped for one in self.optimizers):
             self.end()

@@ -82,6 +82,11 @@ class GradlabCallback(TrainerCallback):
             **self._options,
         )
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The Trainer has counted a step, be it one whose update a GradScaler has left out."""
+        if self.monitor is not None:
+            self.monitor.skip_to(state.global_step)
+
     def on_log(
         self,
         args: TrainingArguments,

@@ -143,6 +143,8 @@ class GradlabCallback(pl.Callback):
         """A whole batch has passed: the unit of a profile. The scalars go by optimizer steps."""
         if self.profiler is not None:
             self.profiler.step()
+        if self.monitor is not None and pl_module.automatic_optimization:
+            self.monitor.skip_to(trainer.global_step)
         if self._performance is not None and trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
             self._performance.step_ended(trainer.global_step - 1)

@@ -4,11 +4,13 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.errors import GradlabWarning
@@ -29,6 +31,8 @@ class ParameterWatch:
         self.micro = _Quantity(parameters, plan, "weight_grad", "micro")
         self._before: list[Tensor] = []
         self._begun = False
+        self._stepped: list[weakref.ref[Optimizer]] = []
+        """The optimizers that have stepped in this step: what later backwards add to their gradients was not used."""
         self._handles: list[RemovableHandle] = []
 
     def use(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -54,19 +58,29 @@ class ParameterWatch:
 
     def backward_ended(self, row: Row) -> None:
         """All gradients of a backward are accumulated and reduced, none is clipped yet."""
-        self.final.write(row, self.final.gradients())
+        self.final.write(row, self._unused(self.final))
 
     def before_update(self, row: Row) -> None:
         """An optimizer is about to step: the first of this step, or another, or once more within a closure."""
-        self.clipped.write(row, self.clipped.gradients())
+        self.clipped.write(row, self._unused(self.clipped))
         if not self._begun:
             self._begun = True
             self.weight.write(row, self.weight.values())
             # One copy of the watched weights, alive from the first update of a step to its end.
             self._before = [p.clone() for p in self.update.values()]
 
-    def after_update(self, row: Row) -> None:
+    def _unused(self, quantity: _Quantity) -> list[Tensor | None]:
+        """The gradients, without those that an optimizer has used already in this step: they have been read."""
+        gradients = quantity.gradients()
+        if not self._stepped:
+            return gradients
+        optimizers = [one for ref in self._stepped if (one := ref()) is not None]
+        used = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+        return [None if id(p) in used else g for p, g in zip(quantity.parameters, gradients, strict=True)]
+
+    def after_update(self, row: Row, optimizer: Optimizer) -> None:
         """An optimizer has stepped: the update so far, by all optimizers of this step."""
+        self._stepped.append(weakref.ref(optimizer))
         if self._before:
             changes = torch._foreach_sub(self.update.values(), self._before)
             self.update.write(row, list(changes))
@@ -75,6 +89,7 @@ class ParameterWatch:
         """All optimizers have stepped."""
         self._before = []
         self._begun = False
+        self._stepped.clear()
 
 
 def local(tensor: Any) -> Any:

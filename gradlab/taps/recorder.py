@@ -46,6 +46,10 @@ class Recorder:
         self.ignoring = False
         self.open_tasks: dict[int, list[int | None] | None] = {}
         self.committed: set[int] = set()
+        self._consumed: set[int] = set()
+        """Backwards whose gradients an optimizer of this step has used: to throw these away voids nothing."""
+        self.thrown_away = 0
+        """How often gradients were thrown away that no optimizer had used, since whoever reads this set it to 0."""
         self.backward_pass: Pass | None = None
         self.kept: dict[str, Tensor] = {}
         self.keeps_are_old = True
@@ -84,6 +88,7 @@ class Recorder:
         self._segments.clear()
         self._left = []
         self.committed.clear()
+        self._consumed.clear()
         self.keeps_are_old = True
 
     def begin_pass(self) -> Pass | None:
@@ -196,6 +201,10 @@ class Recorder:
             handle.remove()
         self._sentinels = []
 
+    def optimizer_stepped(self) -> None:
+        """An optimizer has used the gradients that there are; others may follow in this step."""
+        self._consumed |= self.committed
+
     def _accumulated(self, parameter: Tensor) -> None:
         task = task_id()
         if self.plan is not None and task not in self.open_tasks and not muted():
@@ -261,7 +270,7 @@ class Recorder:
         The latter is what `zero_grad(set_to_none=False)` does, as far as some of them tell. A parameter that noticed
         the backward has its gradient already.
         """
-        if not self.committed:
+        if self.committed <= self._consumed:
             return False
         noticed = bool(self._sentinels)
         there = sum(grad is not None for grad in grads)
@@ -278,9 +287,11 @@ class Recorder:
 
     def _abandon_committed(self) -> None:
         """Gradients were thrown away since the last backward (a skipped step): what was recorded for them is void."""
-        if self.committed and self.plan is not None:
-            self._drop([one for one in self.passes if self.committed & one.task_rows.keys()])
-            self.committed.clear()
+        void = self.committed - self._consumed
+        if void and self.plan is not None:
+            self._drop([one for one in self.passes if void & one.task_rows.keys()])
+            self.committed -= void
+            self.thrown_away += 1
             self._left = []
 
     def _drop(self, passes: Sequence[Pass]) -> None:

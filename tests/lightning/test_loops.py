@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning.demos.boring_classes import BoringModel, ManualOptimBoringModel
 from torch import Tensor, nn
 
+from gradlab import Tap
 from gradlab.lightning.callback import GradlabCallback
 from gradlab.sinks import MemorySink
 
@@ -56,7 +58,7 @@ LOOPS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
-def fit(cls: type, folder: Path, *callbacks: pl.Callback, **options: Any) -> list[Tensor]:
+def fit(cls: Callable[[], pl.LightningModule], folder: Path, *callbacks: pl.Callback, **options: Any) -> list[Tensor]:
     """Train six batches; the weights."""
     torch.manual_seed(0)
     model = cls()
@@ -77,6 +79,99 @@ def test_loops_of_all_kinds(kind: str, tmp_path: Path) -> None:
     expected = truth.norms[1::2] if kind == "several" else truth.norms
     assert len(logged) == len(expected) == (2 if kind == "accumulation" else 6)
     for found, norms in zip(logged, expected, strict=True):
+        assert found == pytest.approx(norms, rel=1e-5)
+
+
+class Gan(pl.LightningModule):
+    """Two networks and two optimizers by hand, a step every second batch; notes the gradients that each step uses."""
+
+    def __init__(self, order: str, *, toggles: bool, clip: tuple[float, str]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.g = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+        self.d = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))
+        self.order, self.toggles, self.clip = order, toggles, clip
+        self.truth: list[dict[str, dict[str, float]]] = []
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.g.parameters(), 0.1), torch.optim.Adam(self.d.parameters(), 0.01)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(torch.randn(8, 4, 4), batch_size=None)
+
+    def losses(self, who: str, real: Tensor) -> Tensor:
+        fake = self.g(torch.randn(4, 3))
+        if who == "g":
+            return (self.d(fake) - 1).square().mean()
+        return (self.d(real) - 1).square().mean() + self.d(fake.detach()).square().mean()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        now: dict[str, dict[str, float]] = {"weight_grad.norm": {}, "weight_grad.norm@clipped": {}}
+        for who in self.order:
+            optimizer, net = self.optimizers()["gd".index(who)], getattr(self, who)
+            if self.toggles:
+                self.toggle_optimizer(optimizer)
+            if batch_idx % 2 == 0:
+                optimizer.zero_grad()
+            self.manual_backward(self.losses(who, batch) / 2)
+            if batch_idx % 2 == 1:
+                now["weight_grad.norm"] |= self.norms(who, net)
+                self.clip_gradients(optimizer, *self.clip)
+                now["weight_grad.norm@clipped"] |= self.norms(who, net)
+                optimizer.step()
+            if self.toggles:
+                self.untoggle_optimizer(optimizer)
+        if batch_idx % 2 == 1:
+            self.truth.append(now)
+
+    def norms(self, who: str, net: nn.Module) -> dict[str, float]:
+        return {f"{who}.{name}": p.grad.double().norm().item() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("order", ["gd", "dg"])
+@pytest.mark.parametrize("toggles", [False, True])
+@pytest.mark.parametrize("clip", [(0.05, "norm"), (0.01, "value")])
+def test_two_optimizers_by_hand_that_reach_each_others_gradients(
+    order: str, toggles: bool, clip: tuple[float, str], tmp_path: Path
+) -> None:
+    """The step of one leaves gradients behind in the other's parameters, which that one's own step has not used."""
+
+    def make() -> Gan:
+        return Gan(order, toggles=toggles, clip=clip)
+
+    sink, taps = MemorySink(), [Tap("*", of="weight_grad", stage=["final", "clipped"]), Tap("*", of="output_grad")]
+    models: list[Gan] = []
+    watched = fit(lambda: models.append(make()) or models[0], tmp_path, GradlabCallback(taps=taps, sinks=[sink]))
+    assert all(torch.equal(a, b) for a, b in zip(watched, fit(make, tmp_path), strict=True))
+    assert len(sink.frames) == len(models[0].truth) == 3
+    for frame, truth in zip(sink.frames, models[0].truth, strict=True):
+        for metric, expected in truth.items():
+            assert dict(frame[metric].items()) == pytest.approx(expected, rel=1e-5)
+        assert {"g.2", "d.2", "d.2#2"} <= set(frame["output_grad.norm"].schema.sites)
+
+
+class Lbfgs(BoringModel):
+    """An optimizer that runs its closure several times a step."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=3)
+
+
+def test_an_optimizer_that_runs_its_closure_several_times_is_read_after_the_last(tmp_path: Path) -> None:
+    class LastOfBatch(GradientsBeforeStep):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.first = len(self.norms)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            assert len(self.norms) > self.first + 1
+            del self.norms[self.first : -1]
+
+    truth, sink = LastOfBatch(), MemorySink()
+    weights = fit(Lbfgs, tmp_path, truth, GradlabCallback(sinks=[sink], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, fit(Lbfgs, tmp_path), strict=True))
+    logged = [dict(frame["weight_grad.norm"].items()) for frame in sink.frames]
+    assert len(logged) == len(truth.norms) == 6
+    for found, norms in zip(logged, truth.norms, strict=True):
         assert found == pytest.approx(norms, rel=1e-5)
 
 

@@ -1,0 +1,184 @@
+"""Every precision of Lightning and Fabric: numbers without the loss scale, and updates that a GradScaler leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning_fabric
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import MixedPrecision as FabricMixedPrecision
+from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor, nn
+from two_ranks import Numbers, numbers
+
+import gradlab
+from gradlab import Tap
+from gradlab.lightning.callback import GradlabCallback
+from gradlab.sinks import MemorySink
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and loggers
+TAPS = [
+    Tap("*", of="weight_grad", stage=["final", "clipped"]),
+    Tap("*", of=["weight", "update", "output", "output_grad"]),
+]
+
+
+def scaler() -> torch.amp.GradScaler:
+    """Overflows in the first step, and again after every two good ones."""
+    return torch.amp.GradScaler(
+        "cpu", init_scale=2.0**30, backoff_factor=2.0**-15, growth_factor=2.0**15, growth_interval=2
+    )
+
+
+def mixed_16() -> MixedPrecision:
+    """Lightning makes `16-mixed` on the CPU to `bf16-mixed` without a word; this is the real one."""
+    return MixedPrecision("16-mixed", "cpu", scaler())
+
+
+class Model(BoringModel):
+    """Two layers, and a batch of its own for every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def train_dataloader(self) -> Any:
+        data = torch.randn(7, 4, 32, generator=torch.Generator().manual_seed(1))
+        return torch.utils.data.DataLoader(data, batch_size=None)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def norms(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """In float64."""
+    return {name: tensor.detach().double().norm().item() for name, tensor in tensors.items()}
+
+
+class Truth(pl.Callback):
+    """What there is at each update, read by hooks of torch alone: one entry a step of the optimizer."""
+
+    def __init__(self) -> None:
+        self.found: Numbers = []
+        self.steps: list[int] = []
+        self.scale = 1.0
+        self._tensors: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, module in pl_module.named_modules():
+            if name:
+                module.register_forward_hook(self.reader(name))
+        parameters = dict(pl_module.named_parameters())
+
+        def before(*_: Any) -> None:  # where there is a closure, no gradients are there yet
+            self.old = {n: p.detach().clone() for n, p in parameters.items()}
+            self.steps.append(trainer.global_step)
+
+        def after(*_: Any) -> None:
+            clipped = norms({n: p.grad for n, p in parameters.items()})
+            update = norms({n: p.detach() - self.old[n] for n, p in parameters.items()})
+            others = {"weight_grad.norm@clipped": clipped, "weight.norm": norms(self.old), "update.norm": update}
+            self.found.append(self.now | others)
+
+        trainer.optimizers[0].register_step_pre_hook(before)
+        trainer.optimizers[0].register_step_post_hook(after)
+
+    def reader(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            output.retain_grad()
+            self._tensors[name] = output
+
+        return hook
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        at_work = getattr(trainer.precision_plugin, "scaler", None)
+        self.scale = at_work.get_scale() if at_work is not None else 1.0
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self.now = {
+            "weight_grad.norm": norms({n: p.grad for n, p in pl_module.named_parameters()}),
+            "output.norm": norms(self._tensors),
+            "output_grad.norm": norms({n: t.grad.double() / self.scale for n, t in self._tensors.items()}),
+        }
+
+
+PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "16-mixed": lambda: {"plugins": [mixed_16()], "gradient_clip_val": 0.05},
+    "16-mixed, by value": lambda: {
+        "plugins": [mixed_16()],
+        "gradient_clip_val": 0.01,
+        "gradient_clip_algorithm": "value",
+    },
+    "bf16-mixed": lambda: {"precision": "bf16-mixed", "gradient_clip_val": 0.05},
+    "bf16-true": lambda: {"precision": "bf16-true"},
+    "16-true": lambda: {"precision": "16-true"},
+    "64-true": lambda: {"precision": "64-true", "gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+}
+
+
+def fit(folder: Path, *callbacks: pl.Callback, **options: Any) -> list[Tensor]:
+    """Train seven batches; the weights."""
+    model = Model()
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    limits = {"max_epochs": 1, "limit_val_batches": 0, "accelerator": "cpu"}
+    pl.Trainer(**limits, **off, default_root_dir=folder, callbacks=list(callbacks), **options).fit(model)
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_numbers_are_those_of_the_same_rounded_computation(precision: str, tmp_path: Path) -> None:
+    truth, sink = Truth(), MemorySink()
+    weights = fit(tmp_path, truth, GradlabCallback(sinks=[sink], taps=TAPS, strict=True), **PRECISIONS[precision]())
+    assert all(torch.equal(a, b) for a, b in zip(weights, fit(tmp_path, **PRECISIONS[precision]()), strict=True))
+    found = numbers(sink.frames)
+    assert [frame.step for frame in sink.frames] == truth.steps
+    assert len(truth.steps) == (4 if "16-mixed" in precision and "bf" not in precision else 7)
+    for got, want in zip(found, truth.found, strict=True):
+        for metric, values in want.items():
+            assert {site: got[metric].get(site) for site in values} == pytest.approx(values, rel=1e-5, abs=1e-12)
+
+
+def test_updates_that_a_scaler_leaves_out_are_told(tmp_path: Path) -> None:
+    sink = MemorySink()
+    fit(tmp_path, GradlabCallback(sinks=[sink], taps=TAPS, strict=True), plugins=[mixed_16()])
+    assert [frame.step for frame in sink.frames] == [1, 2, 4, 5]
+    skipped = [(one.step, one.severity) for one in sink.findings if one.kind == "skipped_update"]
+    assert skipped == [(0, "info"), (3, "info"), (6, "info")]
+
+
+def test_fabric_with_a_scaler(tmp_path: Path) -> None:
+    def train(*, is_watched: bool) -> tuple[list[Tensor], list[dict[str, float]], MemorySink]:
+        plugin = FabricMixedPrecision("16-mixed", "cpu", scaler())
+        fabric = lightning_fabric.Fabric(accelerator="cpu", plugins=[plugin])
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 2))
+        inner = torch.optim.SGD(net.parameters(), 0.1)
+        model, optimizer = fabric.setup(net, inner)
+        sink, truth = MemorySink(), []
+        inner.register_step_pre_hook(lambda *_: truth.append(norms({n: p.grad for n, p in net.named_parameters()})))
+        monitor = gradlab.watch(model, optimizer, taps=TAPS[:1], sinks=[sink], strict=True) if is_watched else None
+        for step in range(7):
+            optimizer.zero_grad()
+            batch = torch.randn(4, 32, generator=torch.Generator().manual_seed(step))
+            fabric.backward(model(batch).square().mean())
+            optimizer.step()
+        if monitor is not None:
+            monitor.close()
+        return list(net.parameters()), truth, sink
+
+    weights, truth, sink = train(is_watched=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights, train(is_watched=False)[0], strict=True))
+    assert len(truth) == 4
+    for got, want in zip(numbers(sink.frames), truth, strict=True):
+        assert got["weight_grad.norm"] == pytest.approx(want, rel=1e-5)
+    found = [one.evidence for one in sink.findings if one.kind == "skipped_update"]
+    assert found == [{"updates": 1}] * 2  # the last one was left out after the last update
