@@ -75,7 +75,7 @@ def _finding(frame: Frame, series: Series, rank: int, place: int) -> Finding:
     return Finding(
         step=frame.step,
         kind="rank_stands_out",
-        site=site,
+        site=f"{site}@rank{rank}",
         message=f"rank {rank} stands out at step {frame.step}: the norm of its {name} at {site} {how}.",
         evidence={f"{series.schema.metric} of rank {rank}": mine, of: middle},
         advice=f"Look at what rank {rank} reads: its share of the data, its preprocessing, its seed.",

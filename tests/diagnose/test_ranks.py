@@ -27,7 +27,7 @@ def looked(*frames: Frame) -> list[Finding]:
 def test_the_rank_and_the_first_site_are_named() -> None:
     values = {"a": [1.0, 1.1, 0.9], "b": [1.0, 0.9, 41.0], "c": [1.0, 1.0, 50.0]}
     (finding,) = looked(frame(7, "output.norm@ranks", values))
-    assert finding.kind == "rank_stands_out" and finding.site == "b" and finding.step == 7
+    assert finding.kind == "rank_stands_out" and finding.site == "b@rank2" and finding.step == 7
     assert finding.message == (
         "rank 2 stands out at step 7: the norm of its output at b is 41 times the median over ranks."
     )

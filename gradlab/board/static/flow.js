@@ -535,13 +535,18 @@ export class FlowView {
     const isHere = at >= 0 && step <= last[at];
     const canvas = el("canvas", { class: "spark", "aria-hidden": "true" });
     const log = ["log"].includes(makeScale(metric.metric, { all: [1], positive: [1], negative: false }, { cut: 0, unit: "" }).kind);
-    requestAnimationFrame(() => first.length && drawLine(canvas, 72, 20, first, mean, first[0], last[last.length - 1] + 1, token("--accent"), log));
+    requestAnimationFrame(() => first.length && drawLine(canvas, 56, 20, first, mean, first[0], last[last.length - 1] + 1, token("--accent"), log));
     const shown = at < 0 ? "–" : bad && bad[at] ? (Number.isFinite(high[at]) ? "not finite" : number(mean[at])) : withUnit(mean[at], metric.unit);
     const note = at >= 0 && !isHere ? `from step ${stepText(last[at])}` : at >= 0 && first[at] !== last[at] ? `mean of steps ${stepText(first[at])} – ${stepText(last[at])}` : "";
-    const nodes = [el("button", { class: "link", text: metric.metric, title: parts(metric.metric).meaning, on: { click: () => this.app.choose({ metric: metric.metric, low: null, high: null }) } })];
+    const nodes = [el("button", { class: "link", title: parts(metric.metric).meaning, on: { click: () => this.app.choose({ metric: metric.metric, low: null, high: null }) } }, ...breakable(metric.metric))];
     return el("tr", { class: metric.metric === choiceMetric(this) ? "on" : "" }, el("td", {}, ...nodes), el("td", {}, canvas),
       el("td", { class: bad && at >= 0 && bad[at] ? "value bad" : "value", title: note, text: shown + (note && at >= 0 && !isHere ? " *" : "") }));
   }
+}
+
+/** A metric's name, which may go on in a new line at its stage. @param {string} name */
+function breakable(name) {
+  return name.split(/(?=@)/).flatMap((piece, i) => (i ? [el("wbr"), piece] : [piece]));
 }
 
 /** @param {FlowView} view */

@@ -29,6 +29,8 @@ const DERIVED = {
   gain: "gain ‖∂L/∂input‖ / ‖∂L/∂output‖",
   noise_scale: "gradient noise scale tr(Σ) / |G|², in micro-batches",
 };
+/** @type {Record<string, string>} */
+const STAGE = { clipped: "after clipping", micro: "of the last backward alone", ranks: "each rank by itself" };
 const LOG = ["norm", "rms", "std", "max_abs"];
 const SHARE = ["zeros", "underflow"];
 
@@ -43,7 +45,8 @@ export function parts(name) {
   const group = of in OF ? OF[of] : DERIVED[plain] ? "Ratios" : "Other";
   const meaning = DERIVED[plain] || STAT[stat] || stat;
   const order = [...Object.keys(OF)].indexOf(of);
-  return { of, stat, stage, group, meaning: stage === "final" ? meaning : `${meaning}, ${stage}`, order: order < 0 ? 9 : order };
+  const whole = stage === "final" ? meaning : `${meaning}, ${STAGE[stage] || stage}`;
+  return { of, stat, stage, group, meaning: whole, order: order < 0 ? 9 : order };
 }
 
 /** The metrics in the order in which people look for them. @param {string[]} names */
