@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradlab import Tap
@@ -131,17 +131,17 @@ def are_equal(some: Iterable[Any], others: Iterable[Any]) -> bool:
 
 
 def launch(file: str, folder: Path, *, seconds: float = 240, **environment: str) -> list[Any]:
-    """Run a file twice as torchrun would, with a folder as its argument; what each rank has saved with `save`."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
+    """Run a file twice as torchrun would, with a folder as its argument; what each rank has saved with `save`.
+
+    The ranks call `meet` before anybody needs an address: a port that is free now may be somebody else's then.
+    """
     root = Path(__file__).parents[1]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests"))),
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": "1",
         "WORLD_SIZE": str(SIZE),
         "LOCAL_WORLD_SIZE": str(SIZE),
         "GROUP_RANK": "0",
@@ -167,6 +167,12 @@ def launch(file: str, folder: Path, *, seconds: float = 240, **environment: str)
         for process in ranks:
             process.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
+
+
+def meet() -> None:
+    """Make the process group, which Lightning, Fabric and Accelerate then take as they find it."""
+    store = f"file://{sys.argv[1]}/store"
+    dist.init_process_group("gloo", init_method=store, rank=int(os.environ["RANK"]), world_size=SIZE)
 
 
 def save(found: Any) -> None:

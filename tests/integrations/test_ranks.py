@@ -214,4 +214,5 @@ def test_two_ranks_log_what_autograd_says_of_the_whole_batch(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    two_ranks.meet()
     work(Path(sys.argv[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -221,6 +220,6 @@ def test_two_ranks_log_what_autograd_says_of_the_whole_batch(
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("RANK", "0")
     torch.set_num_threads(1)
+    two_ranks.meet()
     work(Path(sys.argv[1]))
