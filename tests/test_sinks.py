@@ -1,5 +1,6 @@
 """Sinks: what each makes of frames, scalars, findings, Jacobian blocks and texts."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ from tensorboard_loaders import LOADERS, opened
 from gradlab.errors import EventError, UsageError
 from gradlab.events import EventWriter, diverging, png, read_events
 from gradlab.frame import ABSENT, Finding, Frame, JacobianBlock, Schema, Series
-from gradlab.sinks import CallbackSink, JsonlSink, MemorySink, Sink, TensorBoardSink
+from gradlab.sinks import CallbackSink, CsvSink, JsonlSink, MemorySink, Sink, TensorBoardSink
 
 SITES = ("fc1.weight", "fc1.bias", "fc2.weight")
 NAN, INF = float("nan"), float("inf")
@@ -65,11 +66,12 @@ def lines(path):
     return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("make", [TensorBoardSink, JsonlSink, MemorySink, CallbackSink])
+@pytest.mark.parametrize("make", [TensorBoardSink, JsonlSink, CsvSink, MemorySink, CallbackSink])
 def test_every_sink_takes_everything_and_closes(make, tmp_path):
     place = {
         TensorBoardSink: lambda: EventWriter(tmp_path),
         JsonlSink: lambda: tmp_path / "m.jsonl",
+        CsvSink: lambda: tmp_path / "m.csv",
         MemorySink: lambda: 10,
         CallbackSink: lambda: lambda scalars, step: None,
     }[make]()
@@ -343,6 +345,70 @@ def test_a_finding_can_be_read_at_once(tmp_path):
     sink.finding(finding(0, "now"), 0.0)
     assert lines(tmp_path / "m.jsonl")[0]["finding"]["message"] == "now"
     sink.close()
+
+
+# A table
+
+
+def table(path):
+    """The rows of a CSV file as {column: text}, without empty fields."""
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file, strict=True)]
+
+
+def test_a_table_has_one_row_a_step_and_exact_numbers(tmp_path):
+    sink = CsvSink(tmp_path / "new" / "m.csv")
+    frame = make_frame(3, weight_grad_norm=[0.1, ABSENT, NAN], output_norm=[1, -INF, 3e30])
+    sink.scalars({"loss": 0.1}, 3, 9.5)
+    sink.frame(frame)
+    sink.jacobian(block(), 4, 9.5)
+    sink.close()
+    sink.close()
+    first, second = table(tmp_path / "new" / "m.csv")
+    assert list(first)[:3] == ["step", "wall_time", "loss"] and first["step"] == "3" and first["wall_time"] == "9.5"
+    assert float(first["loss"]) == 0.1
+    assert np.float32(first["weight_grad.norm/fc1.weight"]) == np.float32(0.1)
+    assert first["weight_grad.norm/fc2.weight"] == "nan" and "weight_grad.norm/fc1.bias" not in first
+    assert first["output.norm/fc1.bias"] == "-inf" and float(first["output.norm/fc2.weight"]) == np.float32(3e30)
+    assert second["step"] == "4" and float(second["jacobian/output__wrt__input/fro"]) == 1.5
+
+
+def test_a_site_that_comes_later_has_a_column_on_the_right_and_nothing_is_lost(tmp_path):
+    sink = CsvSink(tmp_path / "m.csv")
+    for step in range(300):
+        sites = SITES if step < 200 else (*SITES, 'odd,"name')
+        sink.frame(make_frame(step, sites, weight_grad_norm=np.arange(len(sites)) + step))
+    sink.frame(make_frame(10, ("late",), output_norm=[7]))  # its row has been written long ago
+    sink.close()
+    *rows, late = sorted(table(tmp_path / "m.csv"), key=lambda row: "output.norm/late" in row)
+    assert [int(row["step"]) for row in rows] == list(range(300))
+    assert all(float(row["weight_grad.norm/fc1.bias"]) == int(row["step"]) + 1 for row in rows)
+    odd = [float(row['weight_grad.norm/odd,"name']) for row in rows[200:]]
+    assert odd == [step + 3 for step in range(200, 300)]
+    assert late == {"step": "10", "wall_time": "1010.0", "output.norm/late": "7"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+    lengths = {len(row) for row in csv.reader((tmp_path / "m.csv").read_text().splitlines())}
+    assert lengths == {2 + 3 + 1 + 1}
+
+
+def test_a_table_is_gone_on_with_and_a_row_that_was_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("step,wall_time,x\n0,1.0,0.5\n1,2.0,0.2")
+    for step, name in ((1, "x"), (2, "y")):
+        sink = CsvSink(path)
+        sink.scalars({name: 0.25}, step, 3.0)
+        sink.close()
+    assert path.read_text() == "step,wall_time,x,y\n0,1.0,0.5,\n1,3.0,0.25,\n2,3.0,,0.25\n"
+
+
+def test_rows_can_be_read_after_a_flush_and_are_written_without_a_close(tmp_path):
+    sink = CsvSink(tmp_path / "m.csv")
+    sink.scalars({"x": 1.0}, 0, 0.0)
+    sink.flush()
+    assert len(table(tmp_path / "m.csv")) == 1
+    sink.scalars({"x": 1.0}, 1, 0.0)
+    del sink
+    assert len(table(tmp_path / "m.csv")) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -1,4 +1,4 @@
-"""Where the results of watching go: the Sink protocol, and sinks for TensorBoard, text, memory and your function.
+"""Where results go: the Sink protocol, and sinks for TensorBoard, JSON lines, a table, memory and your function.
 
 Belongs here: whatever turns frames, scalars, findings and Jacobian blocks into a record. Does not: tensors.
 A sink that fails raises; the Monitor then switches it off, says so once, and training goes on.
@@ -7,10 +7,11 @@ A sink that fails raises; the Monitor then switches it off, says so once, and tr
 from __future__ import annotations
 
 from gradlab.sinks.callback import CallbackSink
+from gradlab.sinks.csv import CsvSink
 from gradlab.sinks.imported import sinks_of_trackers
 from gradlab.sinks.jsonl import JsonlSink
 from gradlab.sinks.memory import MemorySink
 from gradlab.sinks.protocol import Sink
 from gradlab.sinks.tensorboard import TensorBoardSink
 
-__all__ = ["CallbackSink", "JsonlSink", "MemorySink", "Sink", "TensorBoardSink", "sinks_of_trackers"]
+__all__ = ["CallbackSink", "CsvSink", "JsonlSink", "MemorySink", "Sink", "TensorBoardSink", "sinks_of_trackers"]
