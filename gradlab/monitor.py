@@ -141,6 +141,7 @@ class Monitor:
         own = [_tensorboard(Path(logdir))] if logdir is not None and writes else []
         self._delivery = Delivery([*sinks, *own], strict=strict, history=history)
         self._delivery.on_loss = lambda error: self._tap_failed("", error)
+        self._is_prompt = any(getattr(sink, "prompt", False) for sink in sinks)
         self._closes_sinks = closes_sinks
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
@@ -458,7 +459,7 @@ class Monitor:
         ended, self.step = self.step, self.step + 1
         if self._steps.are_counted:
             self._arm()
-        self._delivery.deliver(hurry=False)
+        self._delivery.deliver(hurry=self._is_prompt)
         if self._jacobians is not None:
             self._jacobians.end(ended)
             if self._steps.are_counted:

@@ -22,6 +22,7 @@ class CallbackSink:
         on_finding: Callable[[Finding], object] | None = None,
         scalars: Scalars = "few",
         name: str = "callback",
+        prompt: bool = False,
     ) -> None:
         """Call `function` with numbers by tag and the step, and `on_finding` with each finding.
 
@@ -30,8 +31,11 @@ class CallbackSink:
             on_finding: takes a finding; left out, findings are not passed on.
             scalars: `few` or `all` numbers of a frame.
             name: how warnings call this sink.
+            prompt: call as soon as numbers have arrived. Where left out, those of several short steps may come at once,
+                up to a tenth of a second late.
         """
         check_scalars(scalars)
+        self.prompt = prompt
         self.name = name
         self._function = function
         self._on_finding = on_finding
