@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from gradlab.stats import LONG, norm_into
+
 if TYPE_CHECKING:
     from gradlab.taps.slots import Entry
 
@@ -53,20 +55,24 @@ def apart(waiting: Sequence[Waiting]) -> tuple[list[Entry], list[Tensor], list[E
 class Grouping:
     """How the tensors of some entries, always the same ones in the same order, are reduced: small ones by shape."""
 
-    __slots__ = ("_slots", "groups", "large", "order", "starts")
+    __slots__ = ("_slots", "groups", "large", "long", "order", "starts")
 
     def __init__(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> None:
         small = can_wait(tensors[0].device) if not tensors[0].is_cuda else 0
         groups: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
         self.large: list[int] = []
         """What goes to `_foreach_norm`: on a GPU all, where it is a kernel or two; on a CPU it is a call a tensor."""
+        self.long: list[int] = []
+        """What is too long for torch's own norm on a CPU (`stats.norm_into`)."""
         for number, tensor in enumerate(tensors):
             if tensor.numel() <= small:
                 groups.setdefault((tensor.shape, tensor.dtype), []).append(number)
+            elif tensor.numel() > LONG and tensor.is_cpu:
+                self.long.append(number)
             else:
                 self.large.append(number)
         self.groups = list(groups.values())
-        self.order = [number for group in self.groups for number in group] + self.large
+        self.order = [number for group in self.groups for number in group] + self.large + self.long
         self.starts = [entries[number].start for number in self.order]
         self._slots: Tensor | None = None
 
@@ -86,12 +92,17 @@ class Grouping:
         """[n] float32, group by group.
 
         Raises:
-            RuntimeError, TypeError: the shapes in a group are no longer one, or a tensor is None, sparse or elsewhere.
+            RuntimeError, TypeError, AttributeError: the shapes in a group are no longer one, or a tensor is None,
+                sparse or elsewhere.
         """
         results = [_norms_of_one_shape([tensors[number] for number in group]) for group in self.groups]
         if self.large:
             norms = torch._foreach_norm([tensors[number] for number in self.large], 2, dtype=torch.float32)
             results.append(torch.stack(norms))
+        if self.long:
+            results.append(torch.empty(len(self.long)))
+            for slot, number in zip(results[-1].unbind(), self.long, strict=True):
+                norm_into(tensors[number].detach(), slot)
         return torch.cat(results) if len(results) > 1 else results[0]
 
 

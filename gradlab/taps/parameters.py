@@ -3,6 +3,7 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.errors import GradlabWarning
+from gradlab.stats import LONG
 from gradlab.taps.gather import Grouping
 from gradlab.taps.plan import Plan
 from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
@@ -167,7 +169,7 @@ class _Quantity:
             return False
         try:
             norms = self._grouping.norms(tensors)
-        except (TypeError, RuntimeError):
+        except (AttributeError, TypeError, RuntimeError):
             return False  # a gradient is missing or sparse
         row.grow()
         row.put(self._grouping, norms)
@@ -180,7 +182,8 @@ class _Quantity:
         for entry, tensor in zip(self.entries, tensors, strict=True):
             if tensor is None or tensor.is_meta:
                 continue
-            if entry.is_norm and tensor.dtype in NORM_IN_ONE and tensor.layout is torch.strided and tensor.numel():
+            at_once = 0 < tensor.numel() <= (sys.maxsize if tensor.is_cuda else LONG)
+            if entry.is_norm and tensor.dtype in NORM_IN_ONE and tensor.layout is torch.strided and at_once:
                 batch.append((entry, tensor))
             else:
                 row.write_now(entry, tensor)

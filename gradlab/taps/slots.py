@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlab.stats import PARTS, WIDTHS, Part, dense_values
+from gradlab.stats import LONG, PARTS, WIDTHS, Part, dense_values, norm_into
 from gradlab.taps.gather import (
     MOST_ELEMENTS,
     NEVER,
@@ -205,7 +205,10 @@ class Row:
     def _reduce(self, entry: Entry, tensor: Tensor) -> None:
         if entry.is_norm and tensor.dtype in NORM_IN_ONE and tensor.layout is torch.strided:
             x = tensor.detach() if tensor.requires_grad else tensor
-            _vector_norm(x, dtype=torch.float32, out=self.views[entry.start])
+            if x.numel() > LONG:
+                norm_into(x, self.views[entry.start])
+            else:
+                _vector_norm(x, dtype=torch.float32, out=self.views[entry.start])
         else:
             x = dense_values(tensor)
             slot = entry.start

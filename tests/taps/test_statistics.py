@@ -13,7 +13,7 @@ import gradlab
 from gradlab import Tap
 from gradlab.errors import GradlabWarning, TapError
 from gradlab.events import event_files, read_events
-from gradlab.stats import HIST_EDGES, noise_scale
+from gradlab.stats import HIST_EDGES, LONG, noise_scale, norm_into
 
 
 def mlp() -> nn.Sequential:
@@ -188,3 +188,54 @@ def test_a_tensor_on_another_device_is_reduced_there_and_its_result_copied() -> 
     elsewhere = torch.cat([view[None] for view in row.views]).clone()
     row.write(entry, x)
     assert torch.equal(elsewhere, torch.cat([view[None] for view in row.views]))
+
+
+KINDS = {
+    "contiguous": lambda x: x,
+    "odd": lambda x: x[:-12_345],
+    "channels last": lambda x: x[: 1 << 22].view(16, 64, 64, 64).contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.view(2048, -1).T,
+    "strided": lambda x: x.view(1024, 4, -1)[:, ::2],
+    "every other": lambda x: x[::2],
+    "expanded": lambda x: x[:1].expand(1 << 22),
+    "a column": lambda x: x.view(-1, 1),
+    "bfloat16": lambda x: x.bfloat16(),
+    "float16": lambda x: x.half(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norm_of_a_long_tensor_is_that_of_float64(kind: str) -> None:
+    x = KINDS[kind](torch.randn(1 << 23, generator=torch.Generator().manual_seed(0)) + 0.5)
+    out = torch.zeros(())
+    norm_into(x, out)
+    assert out.item() == pytest.approx(x.double().norm().item(), rel=5e-6 if kind == "expanded" else 1e-6)
+
+
+def test_a_long_gradient_has_its_true_norm_wherever_it_is_taken() -> None:
+    model = nn.Linear(2048, 2048)
+    x = torch.randn(16, 2048, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for extra in ({}, {"stats": ["norm", "rms"]}):
+        taps = [Tap("*", of=["weight_grad", "weight", "update"], **extra), Tap("*", of="output_grad")]
+        with gradlab.watch(model, optimizer, taps=taps) as monitor:
+            before = model.weight.detach().clone()
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            grad = model.weight.grad.double().norm().item()
+            optimizer.step()
+            got = {
+                metric: monitor.latest()[f"{metric}.norm"]["weight"] for metric in ("weight_grad", "weight", "update")
+            }
+        assert got["weight_grad"] == pytest.approx(grad, rel=1e-6)
+        assert got["weight"] == pytest.approx(before.double().norm().item(), rel=1e-6)
+        change = model.weight.detach().double() - before.double()
+        assert got["update"] == pytest.approx(change.norm().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_long_tensor_that_is_not_finite_has_no_finite_norm(bad: float) -> None:
+    x, out = torch.ones(3 * LONG + 1), torch.zeros(())
+    x[-1] = bad
+    norm_into(x, out)
+    assert not out.isfinite()
