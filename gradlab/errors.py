@@ -17,7 +17,8 @@ A message says what is wrong, where, what was seen and the nearest fix.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -82,6 +83,19 @@ class MachineError(GradlabError):
 
 class GradlabWarning(UserWarning):
     """Something of gradlab was switched off so that training goes on; the text names it."""
+
+
+voices: list[Callable[[str], None]] = []
+"""Who takes warnings in place of Python's `warnings`: in a script that knows nothing of gradlab they are lines of ours,
+whatever the script has made of its warnings."""
+
+
+def warn(message: str, *, stacklevel: int = 1) -> None:
+    """Warn that something was left out or switched off; `stacklevel` counts from the caller."""
+    if voices:
+        voices[-1](message)
+    else:
+        warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=stacklevel + 1)
 
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:

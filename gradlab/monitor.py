@@ -7,7 +7,6 @@ is closed, and who gets it.
 from __future__ import annotations
 
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.delivery import Delivery, Pending
-from gradlab.errors import GradlabWarning, TapError, did_you_mean
+from gradlab.errors import TapError, did_you_mean, warn
 from gradlab.frame import Finding, Series
 from gradlab.jacobians.spec import Measurement
 from gradlab.profiling.performance import Performance
@@ -33,6 +32,7 @@ from gradlab.steps import Steps
 from gradlab.taps import visit
 from gradlab.taps.in_backward import StepsInBackward
 from gradlab.taps.modules import ModuleHooks
+from gradlab.taps.parallel import combinable
 from gradlab.taps.parameters import ParameterWatch, measurable
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
@@ -85,8 +85,9 @@ class Monitor:
         jacobians: what to log of Jacobians: `JacobianSlice`, `DepthGrowth`, `Sharpness`. Replays run on the first
             samples that the model sees (or on `probe`).
         probe: the probe batch, [samples, ...] or what else the model takes; or several, as a mapping from names.
-        profile: windows of torch.profiler, written below `logdir`; left out, there are only those asked for by
+        profile: windows of torch.profiler, written into `profile_dir`; left out, there are only those asked for by
             `gradlab profile`.
+        profile_dir: the folder of the windows, the same one on all ranks; `profile` in `logdir` where left out.
         performance: log where the time of steps goes (`perf/*`); left out, where there is a sink.
         nonfinite: what to do before an update whose gradients are not finite: name the op, leave out the update, save
             the batch. Costs one host read a step; left out, frames tell for free which site was first.
@@ -114,6 +115,7 @@ class Monitor:
         jacobians: Sequence[Measurement] = (),
         probe: Any = None,
         profile: Profile | None = None,
+        profile_dir: str | Path | None = None,
         performance: bool | None = None,
         nonfinite: NonFinite | None = None,
         scaler: Any = None,
@@ -137,6 +139,8 @@ class Monitor:
         self._steps = Steps(optimizer, lambda: self._parameters, self)
         self._scale = LossScale(scaler)
         self._exchange = _exchange() if across_ranks and _world_size() > 1 else None
+        if self._exchange is not None:
+            self.taps = combinable(self.taps, model)
         writes = logdir is not None and (across_ranks is False or _writes(logdir, told=bool(across_ranks)))
         own = [_tensorboard(Path(logdir))] if logdir is not None and writes else []
         self._delivery = Delivery([*sinks, *own], strict=strict, history=history)
@@ -152,7 +156,8 @@ class Monitor:
         self._recorder = Recorder([], self._backward_ended, self._tap_failed)
         self._use(self._parameters)
         self._jacobians = self._schedule(jacobians, probe) if jacobians else None
-        self._profiler = _profiler(profile, logdir, self)
+        windows = Path(profile_dir) if profile_dir else Path(logdir) / "profile" if logdir else None
+        self._profiler = _profiler(profile, windows, self)
         if self._profiler is not None:
             self.on_finding = self._profiler.found
         self._performance = self._always_on() if performance or (performance is None and self.sinks) else None
@@ -539,10 +544,10 @@ class Monitor:
             return
         self._warned.add(site)
         if site:
-            _warn(f"the tap at {site!r} was switched off: {error}")
+            warn(f"the tap at {site!r} was switched off: {error}")
         else:
             self._detach()
-            _warn(f"watching was switched off: {type(error).__name__}: {error}")
+            warn(f"watching was switched off: {type(error).__name__}: {error}")
 
     def _report_unmatched(self, plan: Plan) -> None:
         """After the first frame of a rule: say which of its patterns met no tensor."""
@@ -555,7 +560,7 @@ class Monitor:
                 reason = why_unmatched(pattern, names, self.model)
                 if self.strict:
                     raise TapError(reason)
-                _warn(f"a tap saw nothing in its first step: {reason}")
+                warn(f"a tap saw nothing in its first step: {reason}")
 
     # Jacobians.
 
@@ -584,7 +589,7 @@ class Monitor:
     def _jacobian_failed(self, title: str, error: Exception) -> None:
         if self.strict:
             raise error
-        _warn(f"{title} was switched off: {error}")
+        warn(f"{title} was switched off: {error}")
 
 
 def watch(
@@ -608,7 +613,7 @@ def _writes(logdir: str | Path, *, told: bool) -> bool:
     """Whether this rank writes for all: rank 0 does. Unless the user has been told, rank 1 says so."""
     rank = torch.distributed.get_rank() if _world_size() > 1 else 0
     if rank == 1 and not told:
-        _warn(
+        warn(
             f"rank 0 alone writes into {logdir}, what it sees itself; across_ranks=True makes its numbers those of all "
             f"ranks, across_ranks=False lets each rank write, into a logdir of its own."
         )
@@ -629,8 +634,8 @@ def _tensorboard(logdir: Path) -> Sink:
     return TensorBoardSink(EventWriter(logdir))
 
 
-def _profiler(profile: Profile | None, logdir: str | Path | None, monitor: Monitor) -> Any:
-    if logdir is None:
+def _profiler(profile: Profile | None, folder: Path | None, monitor: Monitor) -> Any:
+    if folder is None:
         if profile is not None:
             raise TapError("profile= needs logdir=, the folder for its trace files.")
         return None
@@ -639,7 +644,7 @@ def _profiler(profile: Profile | None, logdir: str | Path | None, monitor: Monit
     rank, world_size = ranks()
     return Profiler(
         profile or ON_DEMAND,
-        Path(logdir) / "profile",
+        folder,
         monitor.model,
         optimizers=lambda: monitor.optimizers,
         on_window=monitor.report,
@@ -647,7 +652,3 @@ def _profiler(profile: Profile | None, logdir: str | Path | None, monitor: Monit
         world_size=world_size,
         strict=monitor.strict,
     )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=2)

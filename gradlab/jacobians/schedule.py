@@ -5,7 +5,6 @@ The Monitor owns one of these; it tells it of each step's edges.
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradlab.errors import GradlabWarning, JacobianError, did_you_mean
+from gradlab.errors import JacobianError, did_you_mean, warn
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.depth import depth_growth
 from gradlab.jacobians.live import LiveSlice
@@ -102,10 +101,9 @@ class Schedule:
     def _warn_of_size(self, spec: Measurement, block: JacobianBlock) -> None:
         if block.values.nbytes > _LARGE_BYTES and id(spec) not in self._large:
             self._large.add(id(spec))
-            warnings.warn(
-                f"gradlab: {title(spec)} has {' x '.join(map(str, block.values.shape))} entries, "
+            warn(
+                f"{title(spec)} has {' x '.join(map(str, block.values.shape))} entries, "
                 f"{block.values.nbytes >> 20} MiB on each of its steps; rows, cols or block=False make it smaller.",
-                GradlabWarning,
                 stacklevel=2,
             )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlab.errors import GradlabWarning
+from gradlab.errors import warn
 from gradlab.profiling.devices import Telemetry, device_of, memory_scalars
 from gradlab.profiling.flops import CallRecorder, count_flops
 from gradlab.profiling.loop import LoopMarks, tensors_in
@@ -260,5 +259,4 @@ class Performance:
             return
         self._failed = True
         self.close()
-        message = f"gradlab: the perf/* scalars were switched off: {type(error).__name__}: {error}"
-        warnings.warn(message, GradlabWarning, stacklevel=4)
+        warn(f"the perf/* scalars were switched off: {type(error).__name__}: {error}", stacklevel=4)

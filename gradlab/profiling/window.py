@@ -6,7 +6,6 @@ recording.py; what is written by writing.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradlab.errors import GradlabWarning, ProfileError
+from gradlab.errors import ProfileError, warn
 from gradlab.frame import Finding
 from gradlab.profiling.oom import OutOfMemory, explain
 from gradlab.profiling.opening import Opener
@@ -294,7 +293,7 @@ class Profiler:
         """Warn, once for each sentence."""
         if sentence not in self._told:
             self._told.add(sentence)
-            _warn(sentence)
+            warn(sentence, stacklevel=3)
 
     def _fail(self, error: Exception) -> None:
         recording, self._recording = self._recording, None
@@ -309,11 +308,7 @@ class Profiler:
                 self.failure.add_note(f"and its window could not be closed: {second!r}")
         if self.strict:
             raise self.failure
-        _warn(f"{self.failure}. Training goes on without profiles.")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=4)
+        warn(f"{self.failure}. Training goes on without profiles.", stacklevel=3)
 
 
 def ranks() -> tuple[int, int]:

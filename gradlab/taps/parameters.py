@@ -4,7 +4,6 @@ update, the update itself after it. Nothing of it runs inside the backward pass.
 from __future__ import annotations
 
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.errors import GradlabWarning
+from gradlab.errors import warn
 from gradlab.stats import LONG
 from gradlab.taps.gather import Grouping
 from gradlab.taps.plan import Plan
@@ -45,12 +44,12 @@ class ParameterWatch:
     def arm(self, row: Callable[[], Row]) -> None:
         """Wait for the gradient of each backward by itself; `row` gives the row of the backward under way."""
 
-        def writer(entry: Entry) -> Callable[[Tensor], None]:
-            return lambda gradient: row().write(entry, gradient)
+        def writer(entry: Entry, p: nn.Parameter) -> Callable[[Tensor], None]:
+            return lambda gradient: row().write(entry, _local_gradient(p, gradient))
 
         if not self._handles:
             pairs = zip(self.micro.entries, self.micro.parameters, strict=True)
-            self._handles = [p.register_hook(writer(entry)) for entry, p in pairs if p.requires_grad]
+            self._handles = [p.register_hook(writer(entry, p)) for entry, p in pairs if p.requires_grad]
 
     def disarm(self) -> None:
         """No longer wait."""
@@ -99,16 +98,25 @@ def local(tensor: Any) -> Any:
     return tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor
 
 
+def _local_gradient(parameter: Any, gradient: Any) -> Any:
+    """This rank's piece of a gradient, laid out as the parameter is.
+
+    Where activations are split over ranks and a parameter is not (sequence parallelism), autograd leaves a DTensor of
+    partial sums, which the optimizer adds up; so do we, by one more collective.
+    """
+    if gradient is None or not hasattr(gradient, "placements"):
+        return gradient
+    if any(placement.is_partial() for placement in gradient.placements):
+        gradient = gradient.detach().redistribute(placements=parameter.placements)
+    return local(gradient)
+
+
 def measurable(parameters: dict[str, nn.Parameter], *, across_ranks: bool) -> dict[str, nn.Parameter]:
     """The parameters whose numbers can be told: the norm of a piece must not be shown as that of the whole."""
     left_out = {name: why for name, p in parameters.items() if (why := _why_not(p, across_ranks=across_ranks))}
     if left_out:
         name, why = next(iter(left_out.items()))
-        warnings.warn(
-            f"gradlab: {len(left_out)} parameters are not measured, the first of them {name!r}: {why}.",
-            GradlabWarning,
-            stacklevel=2,
-        )
+        warn(f"{len(left_out)} parameters are not measured, the first of them {name!r}: {why}.", stacklevel=2)
     return {name: p for name, p in parameters.items() if name not in left_out}
 
 
@@ -124,7 +132,7 @@ def _why_not(parameter: nn.Parameter, *, across_ranks: bool) -> str:
     if any(placement.is_partial() for placement in placements):
         return "its pieces are partial sums, of which nothing is known without a collective of its own"
     if not across_ranks:
-        return "it is sharded over ranks (DTensor); watch on every rank with across_ranks=True"
+        return "it is sharded over ranks (DTensor); watch with across_ranks=True (gradlab attach --across-ranks)"
     return ""
 
 
@@ -155,8 +163,9 @@ class _Quantity:
 
     def gradients(self) -> list[Tensor | None]:
         """Their gradients, as far as they are here."""
-        grads = [p.grad for p in self.parameters]
-        return list(map(local, grads)) if self._is_sharded else grads
+        if self._is_sharded:
+            return [_local_gradient(p, p.grad) for p in self.parameters]
+        return [p.grad for p in self.parameters]
 
     def write(self, row: Row, tensors: list[Any]) -> None:
         """Reduce one tensor a parameter into their slots: norms of dense tensors all at once, the rest one by one."""
