@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -115,6 +116,13 @@ class Script:
     def attached(self, *arguments: str, flags: tuple[str, ...] = (), **options: Any) -> Ended:
         """Run it under `gradlab attach`."""
         return self.call(sys.executable, "-m", "gradlab", "attach", *flags, "train.py", *arguments, **options)
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def without_ours(stderr: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ from gradlab.frame import Series, is_absent
 from gradlab.launch.card import answers_card
 from gradlab.launch.checkpoints import Continuation, LastCheckpoint
 from gradlab.launch.layers import layer_table
+from gradlab.launch.lookout import Lookout
 from gradlab.launch.outputs import Outputs
 from gradlab.launch.prepare import Prepared
 from gradlab.launch.progress import PlainProgress
+from gradlab.launch.ranks import own_rank
 from gradlab.launch.reaction import FindingReaction
 from gradlab.launch.signals import StopAfterStep, StopRequest
 from gradlab.launch.summary import Summary, answer_text, final_metrics
@@ -50,6 +53,16 @@ class Session:
         last = self.folder.last_checkpoint
         checkpoint = str(last) if last.is_file() else None
         self.trainer.fit(self.prepared.model, datamodule=self.prepared.data, ckpt_path=checkpoint, weights_only=False)
+
+    def processes(self) -> Sequence[Any]:
+        """Those of ranks 1, 2, ..., as far as this process has started them."""
+        return tuple(getattr(self.trainer.strategy.launcher, "procs", ()))
+
+    def lookout(self) -> AbstractContextManager[object]:
+        """On rank zero of several: what writes down that another rank has failed while this one may wait for it."""
+        if own_rank() or self.trainer.world_size == 1:
+            return nullcontext()
+        return Lookout(self.folder, self.processes, since=self.began)
 
     def summarize(self) -> Summary:
         """What there is to say now; also shows the model's answers in TensorBoard."""

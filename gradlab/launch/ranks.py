@@ -8,8 +8,10 @@ sees no more than a lost connection, can say who was first.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +24,8 @@ from gradlab.runs.folder import RunFolder, read_json, write_json
 _FOLDER = "GRADLAB_RUN_FOLDER"
 _PATIENCE_SECONDS = 3.0
 _STORE_SECONDS = 300
+_LAUNCHERS = ("NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "SLURM_", "LSB_", "OMPI_", "PMI_", "TORCHELASTIC_")
+"""What launchers call their variables."""
 
 
 def own_rank() -> int:
@@ -82,6 +86,42 @@ def announced_folder() -> RunFolder:
     )
 
 
+@contextmanager
+def followed(folder: RunFolder, say: Callable[[str], None]) -> Iterator[RunFolder]:
+    """The folder in which a further rank works: the run's own, or one for the time of the `with` block.
+
+    On another node the first of its ranks says where the results are. The run's folder may not be seen from there; what
+    a rank writes besides results, such as its log, is kept then only if it has failed.
+    """
+    leads_node = own_rank() > 0 and os.environ.get("LOCAL_RANK") == "0"
+    where = f"{os.environ.get('MASTER_ADDR', 'rank zero')}:{folder.path}"
+    if folder.path.is_dir():
+        if leads_node:
+            say(f"this node takes part in {where}; rank zero writes the results there")
+        yield folder
+        return
+    own = RunFolder(Path(tempfile.mkdtemp(prefix="gradlab-rank")))
+    if leads_node:
+        say(f"this node takes part in {where}, which cannot be seen from here; its logs are in {own.path}")
+    yield own
+    if not list(own.path.glob("exit-rank*.json")):
+        shutil.rmtree(own.path, ignore_errors=True)
+
+
+def refuse_lonely_node(options: Mapping[str, Any]) -> None:
+    """Several nodes are asked for, and nothing tells which of them this is: Lightning would wait for the others.
+
+    Raises:
+        UsageError: with the command that starts them.
+    """
+    nodes = int(options.get("num_nodes", 1))
+    if nodes > 1 and not any(name.startswith(_LAUNCHERS) for name in os.environ):
+        raise UsageError(
+            f"trainer.num_nodes is {nodes}, but nothing tells which node this is. Start on each of them: "
+            f"torchrun --nnodes {nodes} --node-rank N --master-addr HOST --nproc-per-node DEVICES -m gradlab run ..."
+        )
+
+
 def _store() -> Any:
     """The store that torchrun keeps for its processes."""
     import torch.distributed as dist
@@ -105,11 +145,23 @@ class Failure:
     at: float
     """When, in seconds since the epoch."""
 
+    @classmethod
+    def of_process(cls, rank: int, code: int) -> Failure:
+        """What is known of a process by the code that it ended with, negative where a signal has killed it."""
+        reason = f"killed by signal {-code}" if code < 0 else f"left with exit code {code}"
+        return cls(rank=rank, code=code if code > 0 else 128 - code, reason=reason, at=time.time())
+
 
 def note_failure(folder: RunFolder, *, code: int, reason: str) -> None:
     """This rank has failed: leave word for rank zero."""
     path = folder.path / f"exit-rank{own_rank()}.json"
     write_json(path, {"rank": own_rank(), "code": code, "reason": reason, "at": time.time()})
+
+
+def blame(failure: Failure, folder: RunFolder) -> str:
+    """One sentence."""
+    log = folder.path / f"log-rank{failure.rank}.txt"
+    return f"rank {failure.rank} failed, {failure.reason} ({log})"
 
 
 def first_failure(folder: RunFolder, processes: Sequence[Any] = (), *, since: float, patience: bool) -> Failure | None:
@@ -130,8 +182,7 @@ def first_failure(folder: RunFolder, processes: Sequence[Any] = (), *, since: fl
         for rank, process in enumerate(processes, start=1):
             code = process.poll()
             if code:
-                reason = f"killed by signal {-code}" if code < 0 else f"left with exit code {code}"
-                return Failure(rank=rank, code=code if code > 0 else 128 - code, reason=reason, at=time.time())
+                return Failure.of_process(rank, code)
         if time.monotonic() >= deadline:
             return None
         time.sleep(0.05)

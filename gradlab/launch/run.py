@@ -19,7 +19,16 @@ from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
 from gradlab.launch.outputs import Outputs, outputs
 from gradlab.launch.prepare import Prepared, prepare
-from gradlab.launch.ranks import announced, announced_folder, first_failure, note_failure, own_rank
+from gradlab.launch.ranks import (
+    announced,
+    announced_folder,
+    blame,
+    first_failure,
+    followed,
+    note_failure,
+    own_rank,
+    refuse_lonely_node,
+)
 from gradlab.launch.signals import STOPS, StopRequest
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, read_json
@@ -61,8 +70,9 @@ class Voice:
 def start(path: Path, overrides: Sequence[str], *, root: Path, argv: Sequence[str], voice: Voice) -> Outcome:
     """Check and build the experiment of a file, make a run folder below `root`, and train."""
     prepared = prepare(path, overrides)
+    refuse_lonely_node(prepared.device_options)
     if own_rank():
-        return _follow(prepared)
+        return _follow(prepared, voice)
     experiment = prepared.loaded.experiment
     folder = RunFolder.create(root, experiment.name)
     record = {**describe(argv, seed=experiment.seed), "experiment": str(path.resolve())}
@@ -83,7 +93,7 @@ def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
     """
     find_modules_of(folder)
     if own_rank():
-        return _follow(prepare(folder.resolved))
+        return _follow(prepare(folder.resolved), voice)
     step = _step_to_resume(folder)
     prepared = prepare(folder.resolved)
     record = describe(argv, seed=prepared.loaded.experiment.seed)
@@ -117,9 +127,13 @@ def _attempt(
     return outcome
 
 
-def _follow(prepared: Prepared) -> Outcome:
+def _follow(prepared: Prepared, voice: Voice) -> Outcome:
     """Take part in a run as one of its further ranks: train, and write nothing but a log of this rank's own."""
-    folder = announced_folder()
+    with followed(announced_folder(), voice.say) as folder:
+        return _train_along(prepared, folder)
+
+
+def _train_along(prepared: Prepared, folder: RunFolder) -> Outcome:
     with messages_to(folder.path / f"log-rank{own_rank()}.txt") as log, StopRequest() as request:
         opened = open_session(prepared, folder, Outputs(), request=request, progress=_nothing)
         outcome = replace(_fit(opened, request), follows=True)
@@ -147,7 +161,8 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
     """Train, and say how that ended."""
     folder = opened.folder
     try:
-        opened.fit()
+        with opened.lookout():
+            opened.fit()
     except STOPS as error:
         return _blamed(opened, error) or _stopped(folder, request, f"after step {opened.trainer.global_step}")
     except (Exception, SystemExit) as error:
@@ -166,14 +181,11 @@ def _blamed(opened: Session, error: BaseException) -> Outcome | None:
     """On rank zero of several: the outcome of the rank that failed first, where that is another one."""
     if own_rank() or opened.trainer.world_size == 1:
         return None
-    processes = getattr(opened.trainer.strategy.launcher, "procs", ())
     is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("Connection", "NCCL", "gloo"))
-    failure = first_failure(opened.folder, processes, since=opened.began, patience=is_lost)
+    failure = first_failure(opened.folder, opened.processes(), since=opened.began, patience=is_lost)
     if failure is None:
         return None
-    log = opened.folder.path / f"log-rank{failure.rank}.txt"
-    reason = f"rank {failure.rank} failed, {failure.reason} ({log})"
-    return Outcome(code=failure.code, reason=reason, folder=opened.folder)
+    return Outcome(code=failure.code, reason=blame(failure, opened.folder), folder=opened.folder)
 
 
 def _stopped(folder: RunFolder, request: StopRequest, when: str) -> Outcome:

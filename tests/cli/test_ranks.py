@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scripts import free_port
 
 from gradlab.events.reader import read_events
 from gradlab.runs.find import all_runs
@@ -17,7 +19,7 @@ from gradlab.runs.folder import RunFolder
 pytestmark = pytest.mark.slow
 
 CODE = """
-import os
+import os, time
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -33,8 +35,10 @@ class Model(pl.LightningModule):
         if self.global_step == 2 and self.global_rank == 1:
             if self.how == "raise":
                 raise ArithmeticError("rank one")
-            if self.how == "leave":
+            if self.how in ("leave", "hang"):
                 os._exit(9)
+        if self.global_step == 2 and self.global_rank == 0 and self.how == "hang":
+            time.sleep(120)
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
@@ -59,12 +63,27 @@ def experiment(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def call(folder: Path, *arguments: str, pieces: int = 2) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *arguments: str, pieces: int = 2) -> subprocess.Popen[str]:
     """A Python command in the folder."""
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PIECES": str(pieces)}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for a command."""
+    try:
+        stdout, stderr = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def call(folder: Path, *arguments: str, pieces: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a Python command in the folder to its end."""
+    return end(start(folder, *arguments, pieces=pieces))
 
 
 def the_run(folder: Path) -> RunFolder:
@@ -109,3 +128,28 @@ def test_the_exit_code_is_that_of_the_rank_that_failed_first(
     left = json.loads(the_run(experiment).exit.read_text())
     assert left["code"] == code and left["reason"].startswith(reason)
     assert reason in done.stderr
+
+
+def test_rank_zero_that_is_killed_while_it_waits_for_another_has_said_why(experiment: Path) -> None:
+    options = ["trainer.devices=2", "trainer.strategy=ddp", "model.init_args.how=hang"]
+    done = call(experiment, "-m", "gradlab", "run", "mine.yaml", *options)
+    assert done.returncode == -signal.SIGKILL, done.stderr  # Lightning's way to end what hangs
+    run = the_run(experiment)
+    left = run.read_exit()
+    assert run.status() == "failed" and left is not None
+    assert left["code"] == 9 and left["reason"].startswith("rank 1 failed, left with exit code 9 (")
+
+
+def test_two_nodes_have_one_run_and_the_other_says_where(experiment: Path) -> None:
+    address = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1")
+    torchrun = ("-m", "torch.distributed.run", *address, "--master-port", str(free_port()))
+    run = ("-m", "gradlab", "run", "mine.yaml", "trainer.num_nodes=2", "--runs")
+    nodes = [start(experiment, *torchrun, "--node-rank", rank, *run, f"runs{rank}") for rank in ("0", "1")]
+    first, second = map(end, nodes)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    (folder,) = all_runs(experiment / "runs0")
+    left = folder.read_exit()
+    assert folder.status() == "done" and left is not None and left["steps"] == 5
+    assert not (experiment / "runs1").exists() and "this node" not in first.stderr
+    said = f"this node takes part in 127.0.0.1:{folder.path.resolve()}; rank zero writes the results there"
+    assert second.stderr.count("this node") == 1 and said in second.stderr
