@@ -69,11 +69,12 @@ def _say_unless_found(finder: _TorchFinder) -> None:
     """At the end of the command's own process: torch has never come."""
     if finder not in sys.meta_path:
         return
+    from gradlab.attach.closing import close_command
     from gradlab.attach.options import AttachOptions
 
     options = AttachOptions.from_environment()
-    if options.is_command and not options.has_results():
-        print("gradlab: nothing was watched: this script has not imported torch.", file=sys.stderr)
+    if options.is_command:
+        close_command(options, code=0, reason="done", nothing="this script has not imported torch.")
 
 
 def _begin() -> None:

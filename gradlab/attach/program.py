@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,23 @@ def command_of(script: str, arguments: Sequence[str], *, is_module: bool) -> lis
 def environment_of(options: AttachOptions, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of the script: its own, and what makes every Python process in it come back to gradlab."""
     paths = [str(SITE), *filter(None, [environment.get("PYTHONPATH")])]
-    return {**environment, "PYTHONPATH": os.pathsep.join(paths), VARIABLE: options.to_text()}
+    quiet = {"KINETO_LOG_LEVEL": "6"} if options.profile is not None else {}  # else torch tells of each window
+    return {**quiet, **environment, "PYTHONPATH": os.pathsep.join(paths), VARIABLE: options.to_text()}
+
+
+def why_not_followed(command: Sequence[str]) -> str:
+    """A sentence where a Python is started in a way in which it does not look for us; "" otherwise."""
+    if not re.fullmatch(r"python[\d.]*t?", Path(command[0]).name):
+        return ""
+    arguments = iter(command[1:])
+    for argument in arguments:
+        if not argument.startswith("-") or argument in ("-", "-c", "-m"):
+            return ""
+        if argument in ("-W", "-X"):
+            next(arguments, None)
+        if (flags := re.match(r"-[A-Za-z]*?([SIE])", argument)) and not argument.startswith(("-W", "-X")):
+            return f"nothing is watched: python -{flags[1]} imports no sitecustomize.py of others, which gradlab is."
+    return ""
 
 
 def _python() -> list[str]:

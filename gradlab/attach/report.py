@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from gradlab.attach.nodes import ask, folder_at, tell
 from gradlab.attach.options import AttachOptions
 from gradlab.frame import Finding, is_absent
 from gradlab.launch.layers import Layer, layer_table
+from gradlab.launch.ranks import note_failure
 from gradlab.launch.summary import Summary
 from gradlab.monitor import Monitor
 from gradlab.runs.folder import RunFolder
@@ -67,19 +69,32 @@ class Report:
         """Where event files go, of the first model; those of others in folders below."""
         self.run: RunFolder | None = None
         """The run folder, in the process that made it."""
+        self.joined: RunFolder | None = None
+        """The run folder of rank zero, in another rank that can see it."""
         self._held = contextlib.ExitStack()
 
-    def claim(self, *, world_size: int, rank: int) -> Path:
-        """The folder for the event files of this process; the ranks of one training share it.
+    def claim(self, *, world_size: int, rank: int) -> Path | None:
+        """The folder for the event files of this process; the ranks of one training share it. None: not to be seen.
 
         Processes that have nothing to do with each other must not: TensorBoard stalls on two live files in one folder.
         """
-        if self.events is None:
+        if self.events is None and rank > 0:
+            self.events = self._join()
+        elif self.events is None:
             root = Path(self.options.logdir or RunFolder(Path(self.options.run)).events)
-            is_first = rank > 0 or (self._claim_run() if self.options.run else self._claim_logdir(root))
-            shared = is_first or world_size > 1
-            self.events = root if shared else root / f"process-{os.getpid()}"
+            is_first = self._claim_run() if self.options.run else self._claim_logdir(root)
+            self.events = root if is_first or world_size > 1 else root / f"process-{os.getpid()}"
+            if world_size > 1:
+                tell(self.options)
         return self.events
+
+    def _join(self) -> Path | None:
+        """The event files' folder of rank zero, which may be on another node."""
+        folder = folder_at(ask(self.options), self.options)
+        if folder is None or self.options.logdir:
+            return folder
+        self.joined = RunFolder(folder)
+        return self.joined.events
 
     def _claim_run(self) -> bool:
         """Make the run folder, unless another process has."""
@@ -110,6 +125,11 @@ class Report:
         self._held.close()
         if self.run is not None:
             shutil.rmtree(self.run.path, ignore_errors=True)
+
+    def leave_word(self, *, code: int, reason: str) -> None:
+        """In another rank: where it has failed, rank zero may see no more than a lost connection."""
+        if code and self.joined is not None and self.joined.path.is_dir():
+            note_failure(self.joined, code=code, reason=reason)
 
     def close(self, models: Sequence[Told], *, code: int, reason: str) -> None:
         """Print and keep the summary of all models, and how the process has ended."""

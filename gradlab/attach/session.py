@@ -24,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from gradlab.attach.ending import Ending
 from gradlab.attach.options import AttachOptions
 from gradlab.attach.seek import FirstCall, owner_of, parameter_ids, touches
+from gradlab.errors import voices
 from gradlab.taps.rank import own_rank
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Session:
 
     def begin(self) -> None:
         """Notice optimizers that are made, steps that they take, and the end of the process."""
+        voices.append(self._say)
         self._follow_new_optimizers()
         register_optimizer_step_post_hook(self._stepped)
         self._ending.install()
@@ -173,16 +175,17 @@ class Session:
             step = before.told.steps + first_step
             before.monitor = Monitor(as_called, optimizers, sinks=before.sinks, first_step=step, **shared)
             return before
-        label = type(model).__name__ if not self.watched else f"{len(self.watched) + 1}-{type(model).__name__}"
-        folder = self._folder() / label if self.watched else self._folder()
-        rank, world_size = ranks()
-        writes = rank == 0 or self.options.across_ranks  # where ranks know of each other, rank zero alone does write
+        label = _name(model) if not self.watched else f"{len(self.watched) + 1}-{_name(model)}"
+        folder = self._folder()
+        if folder is not None and self.watched:
+            folder = folder / label
         monitor = Monitor(
             as_called,
             optimizers,
             jacobians=self.options.jacobians,
-            profile=self.options.profile if world_size == 1 or self.options.across_ranks else None,
-            logdir=folder if writes else None,
+            profile=self.options.profile if folder is not None else None,
+            profile_dir=folder / "profile" if folder is not None else None,
+            logdir=folder if ranks()[0] == 0 else None,  # one event file a training
             first_step=first_step,
             **shared,
         )
@@ -190,8 +193,8 @@ class Session:
         self.watched.append(watched)
         return watched
 
-    def _folder(self) -> Path:
-        """Where the event files of this process go."""
+    def _folder(self) -> Path | None:
+        """Where the results of this process go; None where that is on another machine."""
         from gradlab.attach.report import Report
         from gradlab.profiling.window import ranks
 
@@ -232,16 +235,24 @@ class Session:
                 for sink in watched.sinks:
                     sink.close()
             told = [one.told for one in self.watched if one.told is not None]
-            if told and self._report is not None:
-                if own_rank() == 0:
-                    self._report.close(told, code=self._ending.code, reason=self._ending.reason)
-                return
-            if self._report is not None:
+            code, reason = self._ending.code, self._ending.reason
+            if self._report is not None and own_rank() > 0:
+                self._report.leave_word(code=code, reason=reason)
+            elif self._report is not None and told:
+                self._report.close(told, code=code, reason=reason)
+            elif self._report is not None:
                 self._report.discard()
-            elif self.options.is_command and not self._is_fork and not self.options.has_results():
-                self._say("nothing was watched: no optimizer of torch.optim has trained a module in this script.")
+            if self.options.is_command and not self._is_fork and (self._report is None or own_rank() > 0):
+                self._close_command()
         except Exception as error:
             self._say(f"the summary could not be made: {type(error).__name__}: {error}")
+
+    def _close_command(self) -> None:
+        from gradlab.attach.closing import close_command
+
+        nothing = "no optimizer of torch.optim has trained a module in this script."
+        end = self._ending
+        close_command(self.options, code=end.code, reason=end.reason, nothing=nothing, failure=end.failure)
 
     def _forked(self) -> None:
         """In a child made by fork, such as a data worker: what the parent watches is none of its business."""
@@ -274,6 +285,12 @@ def _grouped(optimizers: Sequence[Optimizer]) -> list[list[Optimizer]]:
     if len(optimizers) == 1 or owner_of(parameter_ids(optimizers), None) is not None:
         return [list(optimizers)]
     return [[one] for one in optimizers]
+
+
+def _name(model: nn.Module) -> str:
+    """The class of a model as the script has written it: `fully_shard` puts a class of its own on top."""
+    kind = type(model)
+    return kind.__bases__[-1].__name__ if kind.__name__ == f"FSDP{kind.__bases__[-1].__name__}" else kind.__name__
 
 
 def _names(optimizers: Sequence[Optimizer]) -> str:

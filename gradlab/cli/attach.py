@@ -64,7 +64,7 @@ def attach_command(
     `gradlab attach torchrun --nproc-per-node 2 train.py`. Options for gradlab stand before SCRIPT, all that follows is
     the script's. Its output, input, signals and exit code are its own; the summary goes to standard error.
     """
-    from gradlab.attach.program import command_of, environment_of
+    from gradlab.attach.program import command_of, environment_of, why_not_followed
 
     command = command_of(script, arguments, is_module=module)
     settings = _settings(config, taps, every, profile)
@@ -73,6 +73,8 @@ def attach_command(
     settings.pop("logdir", None)
     settings["across_ranks"] = across_ranks
     options = _options(settings, script, command, logdir, root)
+    if why := why_not_followed(command):
+        click.echo(f"gradlab: {why}", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(command[0], command, environment_of(options, os.environ))

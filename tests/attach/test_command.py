@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from gradlab import JacobianSlice, Profile, Tap, Trigger
 from gradlab.attach.boot import _TorchFinder
 from gradlab.attach.options import AttachOptions, parse_tap
-from gradlab.attach.program import SITE, command_of, environment_of
+from gradlab.attach.program import SITE, command_of, environment_of, why_not_followed
 from gradlab.cli.main import main
 
 
@@ -111,6 +111,23 @@ def test_the_environment_keeps_what_was_there() -> None:
     found = environment_of(options(), {"PYTHONPATH": "/mine", "HOME": "/root"})
     assert found["PYTHONPATH"] == f"{SITE}:/mine" and found["HOME"] == "/root"
     assert environment_of(options(), {})["PYTHONPATH"] == str(SITE)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (["/usr/bin/python3.11", "-I", "train.py"], "I"),
+        (["python", "-u", "-BS", "train.py"], "S"),
+        (["python3", "-Wignore", "-X", "importtime", "-E", "-m", "train"], "E"),
+        (["python3", "train.py", "-I"], ""),
+        (["python3", "-WImportWarning", "-m", "train", "-S"], ""),
+        (["torchrun", "-I"], ""),
+    ],
+)
+def test_a_python_that_does_not_look_for_us_is_noticed(command: list[str], flag: str) -> None:
+    said = why_not_followed(command)
+    expected = f"nothing is watched: python -{flag} imports no sitecustomize.py of others, which gradlab is."
+    assert said == (expected if flag else "")
 
 
 def test_who_only_asks_whether_torch_is_there_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,15 @@ def test_a_pattern_that_matches_nothing_is_said_in_one_line(script: Script) -> N
     assert not list((script.folder / "runs").glob("*/*"))
 
 
+def test_a_script_that_makes_errors_of_warnings_meets_none_of_ours(script: Script) -> None:
+    ended = script.write("import warnings\nwarnings.simplefilter('error')\n" + PLAIN).attached(
+        flags=("--taps", "*=weight_grad", "--taps", "fc3*=output")
+    )
+    assert ended.code == 0 and steps_of(ended) == list(range(12))
+    (line,) = ended.said
+    assert line.startswith("gradlab: a tap saw nothing in its first step: no tensor matches 'fc3*'.")
+
+
 def test_data_workers_are_left_alone(script: Script) -> None:
     code = """
 from torch.utils.data import DataLoader, TensorDataset
@@ -260,6 +269,9 @@ if __name__ == "__main__":
         ("import os; sys.stdout.flush(); os._exit(3)", 3, "os._exit(3)"),
         ("sys.exit('no more')", 1, "sys.exit('no more')"),
         ("sys.exit()", 0, "done"),
+        ("raise SystemExit(5)", 5, "SystemExit(5)"),
+        ("def main(): exit(6)\nmain()", 6, "SystemExit(6)"),
+        ("try: sys.exit(7)\nexcept SystemExit: pass", 0, "done"),
     ],
 )
 def test_the_exit_code_is_the_scripts(script: Script, leave: str, code: int, reason: str) -> None:
@@ -309,9 +321,10 @@ os.chdir(tempfile.gettempdir())
 net = Net(); train(net, torch.optim.SGD(net.parameters(), 0.1), int(input("steps? ")))
 print(sys.stdin.read())
 """
-    ended = script.write(code).attached(stdin="3\nand the rest")
+    ended = script.write(code).attached(stdin="3\nand the rest", flags=("--logdir", "logs"))
     assert (ended.code, ended.stdout) == (0, "steps? and the rest\n")
-    assert steps_of(ended) == [0, 1, 2]
+    (file,) = (script.folder / "logs").glob("events.out.*")
+    assert steps_in(file) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -365,21 +378,3 @@ def test_options_may_come_from_a_file(script: Script) -> None:
     assert steps_in(file, "weight.norm") == [0, 5, 10]
     assert next((script.folder / "logs" / "profile").glob("step_*/summary.json")).is_file()
     assert "tensorboard --logdir" in ended.stderr and not list((script.folder / "logs").glob(".gradlab*"))
-
-
-def test_ranks_started_by_torchrun_write_one_event_file(script: Script) -> None:
-    code = """
-import torch.distributed as dist
-dist.init_process_group("gloo")
-net = nn.parallel.DistributedDataParallel(Net())
-train(net, torch.optim.SGD(net.parameters(), 0.1), 5)
-print("rank", dist.get_rank())
-dist.destroy_process_group()
-"""
-    script.write(code)
-    torchrun = (sys.executable, "-m", "gradlab", "attach", "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    ended = script.call(*torchrun, "--standalone", "train.py")
-    assert ended.code == 0, ended.stderr
-    assert sorted(ended.stdout.splitlines()) == ["rank 0", "rank 1"]
-    assert steps_of(ended) == list(range(5))
-    assert ended.stderr.count("open it in TensorBoard") == 1 and ended.said == []

@@ -1,0 +1,54 @@
+"""The last lines of the command's own process: where results are, why there are none, and which rank failed.
+
+Often that process trains nothing itself: it is a launcher such as torchrun, which ends after all that it has started
+and so knows what a rank zero that was killed could not write down. Imports no torch: it may be a process without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gradlab.attach.nodes import take_address
+from gradlab.attach.options import AttachOptions
+from gradlab.launch.ranks import Failure, first_failure
+from gradlab.runs.folder import RunFolder
+
+
+def close_command(
+    options: AttachOptions, *, code: int, reason: str, nothing: str, failure: Failure | None = None
+) -> None:
+    """Say in one line what there is to say.
+
+    Args:
+        options: of the command.
+        code: the exit code of this process, as far as it is known.
+        reason: of its end.
+        nothing: what is said where no process has written results.
+        failure: the rank that has failed, where this process knows.
+    """
+    address = take_address(options)
+    if address:
+        _say(f"the results are with those of rank zero, {address}")
+    elif not options.has_results():
+        _say(f"nothing was watched: {nothing}")
+    elif options.run:
+        run = RunFolder(Path(options.run))
+        _settle(run, code, reason, first_failure(run, since=options.began, patience=False) or failure)
+
+
+def _settle(run: RunFolder, code: int, reason: str, failure: Failure | None) -> None:
+    """Write down how the run ended where its rank zero could not, or knew no more than that another rank was gone."""
+    ended = run.read_exit()
+    if run.status() == "running" or (ended is not None and ended["code"] == 0):
+        return
+    if failure is not None:
+        reason = f"rank {failure.rank} failed, {failure.reason}"
+    if ended is None:
+        run.write_exit(code=code or 1, reason=reason if code or failure else "its process was killed")
+    elif failure is not None and failure.rank:
+        run.write_exit(**{**ended, "reason": reason})
+
+
+def _say(line: str) -> None:
+    print(f"gradlab: {line}", file=sys.stderr, flush=True)
