@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def series(name: str, folder: Path, *overrides: str) -> dict[str, list[float]]:
     """Run an experiment; its Jacobian scalars and validation metrics by tag, oldest first."""
     command = [sys.executable, "-W", "ignore", "-m", "gradlab", "run", str(EXPERIMENTS / f"{name}.yaml"), *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(Path(gradlab.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(gradlab.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     run = next(run for run in all_runs(folder / "runs") if run.name == name.replace("_", "-"))
