@@ -21,7 +21,7 @@ from tensorboard.util import grpc_util
 
 LOADERS = ["python", "rust"]
 KEEP_ALL = dict.fromkeys(["gradlab", "gradlab_findings", "gradlab_jacobian", "scalars", "text", "images"], 0)
-_DEADLINE_SECONDS = 20.0
+_DEADLINE_SECONDS = 60.0
 
 
 class Reader:
