@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.demos.boring_classes import BoringModel, ManualOptimBoringModel
+from pytorch_lightning.demos.boring_classes import BoringModel, DemoModel, ManualOptimBoringModel
+from pytorch_lightning.demos.lstm import LightningLSTM, SimpleLSTM
+from pytorch_lightning.demos.transformer import LightningTransformer, Transformer
 from torch import Tensor, nn
 
 from gradlab import Tap
@@ -39,6 +41,43 @@ class SeveralOptimizers(ManualOptimBoringModel):
         return [torch.optim.SGD(self.layer.parameters(), 0.1), torch.optim.Adam(self.second.parameters())]
 
 
+class DemoTransformer(LightningTransformer):
+    """The demo of a language model, on tokens that need no download."""
+
+    def __init__(self) -> None:
+        super().__init__(vocab_size=20)
+        self.model = Transformer(vocab_size=20, ninp=16, nhid=16)
+
+    def prepare_data(self) -> None:
+        pass
+
+    def train_dataloader(self) -> Any:
+        tokens = torch.randint(0, 20, (12, 9), generator=torch.Generator().manual_seed(1))
+        return torch.utils.data.DataLoader([(row[:-1], row[1:]) for row in tokens], batch_size=2)
+
+
+class DemoLstm(LightningLSTM):
+    """The demo of truncated backpropagation: the hidden state goes on from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__(vocab_size=20)
+        self.model = SimpleLSTM(vocab_size=20, ninp=16, nhid=16, nlayers=2)
+
+    def prepare_data(self) -> None:
+        pass
+
+    train_dataloader = DemoTransformer.train_dataloader
+
+
+class DemoLayer(DemoModel):
+    """The demo of one layer and Adam."""
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(
+            torch.randn(12, 32, generator=torch.Generator().manual_seed(1)), batch_size=2
+        )
+
+
 class GradientsBeforeStep(pl.Callback):
     """Notes the norms of the gradients as Lightning gives them to an optimizer, before clipping."""
 
@@ -55,6 +94,9 @@ LOOPS: dict[str, tuple[type, dict[str, Any]]] = {
     "bf16": (BoringModel, {"precision": "bf16-mixed"}),
     "manual": (ManualOptimBoringModel, {}),
     "several": (SeveralOptimizers, {}),
+    "transformer": (DemoTransformer, {"gradient_clip_val": 0.1}),
+    "lstm": (DemoLstm, {}),
+    "layer": (DemoLayer, {}),
 }
 
 
