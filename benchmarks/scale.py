@@ -1,7 +1,8 @@
 """What watching adds to a distributed step: collectives, bytes, host work and event file, at 1, 2 and 4 ranks on gloo.
 
-docs/scale.md has the model that these figures check. Bare and watched steps alternate in one process a rank; CPU time
-of rank zero, so that ranks that wait for each other on few cores do not count.
+docs/scale.md has the model that these figures check. Bare and watched steps alternate in one process a rank, each side
+first as often as the other; CPU time of rank zero, all its threads and the training thread by itself, so that ranks
+that wait for each other on few cores do not count.
 """
 
 from __future__ import annotations
@@ -31,32 +32,39 @@ from gradlab import Tap
 
 RANKS = (1, 2, 4)
 PARAMETERS, ALL = [Tap("*", of="weight_grad")], [Tap("*", of=["weight_grad", "output", "output_grad"])]
-CASES = {"32 layers, parameters": (32, PARAMETERS), "8 layers, all": (8, ALL), "32 layers, all": (32, ALL)}
+CASES = {
+    "32 layers, parameters": (32, 192, PARAMETERS),
+    "8 layers, all": (8, 192, ALL),
+    "32 layers, all": (32, 192, ALL),
+    "8 wide layers, parameters": (8, 1024, PARAMETERS),
+    "8 wide layers, all": (8, 1024, ALL),
+}
 STEPS, ROUNDS = int(os.environ.get("SCALE_STEPS", "8")), int(os.environ.get("SCALE_ROUNDS", "12"))
-WIDTH, BATCH = 192, 192
+BATCH = 192
 
 
 class Job:
     """A model of some depth under DDP, and its training step."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, width: int) -> None:
         torch.manual_seed(0)
-        layers = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())]
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())]
         self.network = DistributedDataParallel(nn.Sequential(*layers))
         self.optimizer = torch.optim.SGD(self.network.parameters(), 1e-3)
-        self.x = torch.randn(BATCH, WIDTH)
+        self.x = torch.randn(BATCH, width)
+        self.steps = max(1, STEPS * 192 // width)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
         self.network(self.x).square().mean().backward()
         self.optimizer.step()
 
-    def seconds(self) -> float:
-        """CPU time of a step, the mean over a few."""
-        began = time.process_time()
-        for _ in range(STEPS):
+    def seconds(self) -> tuple[float, float]:
+        """CPU time of a step, the mean over a few: of all threads, and of this one."""
+        process, thread = time.process_time(), time.thread_time()
+        for _ in range(self.steps):
             self.step()
-        return (time.process_time() - began) / STEPS
+        return (time.process_time() - process) / self.steps, (time.thread_time() - thread) / self.steps
 
 
 def sent(step: Any) -> tuple[int, int]:
@@ -79,8 +87,8 @@ def sent(step: Any) -> tuple[int, int]:
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """One size of model on this number of ranks."""
-    depth, taps = CASES[name]
-    bare, watched = Job(depth), Job(depth)
+    depth, width, taps = CASES[name]
+    bare, watched = Job(depth, width), Job(depth, width)
     logdir = folder / f"{name}-{dist.get_world_size()}"
     monitor = gradlab.watch(
         watched.network, watched.optimizer, taps=taps, logdir=logdir, across_ranks=True, performance=False
@@ -89,7 +97,10 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         for _ in range(3):
             job.step()
     collectives, without = sent(watched.step), sent(bare.step)
-    pairs = [(bare.seconds(), watched.seconds()) for _ in range(ROUNDS)]
+    pairs = []
+    for turn in range(ROUNDS):
+        first, second = (job.seconds() for job in ((bare, watched) if turn % 2 else (watched, bare)))
+        pairs.append((first, second) if turn % 2 else (second, first))
     files = [*logdir.glob("events.out.*")]
     monitor._delivery.deliver(wait=True)
     size, logged = _size(monitor, files), monitor.step
@@ -103,8 +114,9 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "values": values,
         "collectives": collectives[0] - without[0],
         "bytes": collectives[1],
-        "bare_ms": 1e3 * statistics.median(a for a, _ in pairs),
-        "added_ms": 1e3 * statistics.median(b - a for a, b in pairs),
+        "bare_ms": 1e3 * statistics.median(a for (a, _), _ in pairs),
+        "added_ms": 1e3 * statistics.median(b - a for (a, _), (b, _) in pairs),
+        "thread_ms": 1e3 * statistics.median(b - a for (_, a), (_, b) in pairs),
         "event_bytes": round(grown),
     }
 
@@ -155,10 +167,12 @@ def main() -> None:
                         "by the model": 8 * (2 * n + 3) if world > 1 else 0,
                         "bare CPU ms": round(found["bare_ms"], 2),
                         "added CPU ms": round(found["added_ms"], 3),
+                        "on the training thread": round(found["thread_ms"], 3),
+                        "added %": round(100 * found["added_ms"] / found["bare_ms"], 1),
                         "event bytes a step": found["event_bytes"],
                     }
                 )
-    write_result("scale", rows, steps=STEPS, rounds=ROUNDS, width=WIDTH, batch=BATCH)
+    write_result("scale", rows, steps=STEPS, rounds=ROUNDS, batch=BATCH)
 
 
 if __name__ == "__main__":

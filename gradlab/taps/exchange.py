@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import time
 import weakref
 from collections import deque
@@ -50,7 +51,7 @@ class Parcel(Protocol):
         """
 
     def settle(self) -> None:
-        """Keep what has arrived; the way that it came is about to be closed."""
+        """Keep what has arrived, and expect nothing more: the way that it comes is about to be closed."""
 
 
 class Exchange:
@@ -68,8 +69,9 @@ class Exchange:
         self._setting_out: deque[Future[None] | None] = deque()
         """Of each parcel under way, what waits for it to come to the host, where it was not there at once."""
         self._thread: ThreadPoolExecutor | None = None
-        self.is_over = False
-        self._at_exit = weakref.finalize(self, _let_go, self._group, self._under_way, 1.0)
+        self._is_over = False
+        self._process = os.getpid()
+        self._at_exit = weakref.finalize(self, _let_go, self._group, self._under_way, self._process, 1.0)
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -137,16 +139,18 @@ class Exchange:
 
     def leave(self, seconds: float = 10.0) -> None:
         """Wait so long at most for what is under way, and leave the group; the other ranks are told by it."""
-        if self.is_over:
+        if self._is_over:
             return
-        self.is_over = True
-        if self._thread is not None:
-            self._thread.shutdown(wait=False)
+        self._is_over = True
         self._at_exit.detach()
-        _let_go(self._group, self._under_way, seconds)
+        if self._thread is not None and os.getpid() == self._process:
+            self._thread.shutdown(wait=False)
+        _let_go(self._group, self._under_way, self._process, seconds)
 
 
-def _let_go(group: list[dist.ProcessGroup], under_way: deque[Parcel], seconds: float) -> None:
+def _let_go(group: list[dist.ProcessGroup], under_way: deque[Parcel], process: int, seconds: float) -> None:
+    if os.getpid() != process:
+        return  # a fork has the group's sockets, which are not its to close, and none of its threads
     until = time.monotonic() + seconds
     while not all(one.has_arrived() for one in under_way) and time.monotonic() < until:
         time.sleep(0.001)

@@ -129,7 +129,9 @@ class RankCopy:
         self._ranks.heard(self._packing, grown=bool(self._grew))
 
     def settle(self) -> None:
-        """Keep what has arrived, and let go of the way that it came."""
+        """Keep what has arrived, and let go of the way that it comes."""
+        if not self.has_arrived():
+            self._error = RanksError("other ranks have not taken part in the last logged step")
         with contextlib.suppress(RanksError):
             self._wait()
 
@@ -144,13 +146,11 @@ class RankCopy:
                 self._grew = self._said()
             except RanksError as error:
                 self._error = error
-            self._works = []  # they hold on to the group, by whose end other ranks are told
+        self._works = []  # they hold on to the group, by whose end other ranks are told
         if self._error is not None:
             raise self._error
 
     def _said(self) -> bool:
-        if self._ranks.exchange.is_over and not self.has_arrived():
-            raise RanksError("other ranks have not taken part in the last logged step")
         self._has_set_out.wait()
         if not self._works:
             raise RanksError("the numbers of a step could not be sent to the other ranks")

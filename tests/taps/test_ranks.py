@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import subprocess
 import sys
 import warnings
@@ -215,6 +217,23 @@ def files(rank: int, folder: str) -> dict[str, Any]:
     return found
 
 
+def forked(rank: int) -> dict[str, Any]:
+    """A child process is made by fork while numbers are under way; all that is registered to run at its end does."""
+
+    def on_step(step: int, monitor: gradlab.Monitor, optimizer: Any) -> None:
+        if step == 2:
+            child = os.fork()
+            if not child:
+                monitor.abandon()
+                atexit._run_exitfuncs()
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    said, weights = told(lambda: alone(model(), 6, on_step=on_step, across_ranks=True))
+    _, bare = told(lambda: alone(model(), 6))
+    return {"said": said, "same": all(map(torch.equal, weights, bare))}
+
+
 def met_late(rank: int) -> list[Any]:
     """The numbers of a site that rank 1 alone meets, from its third step on."""
     network = DistributedDataParallel(model())
@@ -324,6 +343,7 @@ def work(rank: int, folder: str) -> None:
         "resumed apart": a_rank_goes(rank, "", first_step=rank),
         "not on all": not_on_all(rank),
         "joined": joined(rank),
+        "forked": forked(rank),
         "files": files(rank, folder),
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
@@ -422,6 +442,7 @@ def test_each_rank_has_its_own_norms(found: list[dict[str, Any]]) -> None:
         ("steps more", ["", "another rank has ended, or has switched its watching off"]),
         ("resumed apart", ["the ranks count steps differently: by rank, this is step 0, 1"] * 2),
         ("not on all", ["rank 1 does not watch: across_ranks=True is for all ranks", ""]),
+        ("forked", ["", ""]),
         ("joined", ["within join() ranks take different numbers of steps"] * 2),
     ],
 )
