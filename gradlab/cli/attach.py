@@ -7,6 +7,7 @@ import random
 import string
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from gradlab.cli.options import runs_option
 
 if TYPE_CHECKING:
     from gradlab.attach.options import AttachOptions
+
+_LAUNCHERS = frozenset({"torchrun", "accelerate", "deepspeed", "torch.distributed.run", "python", "python3"})
 
 
 @click.command(
@@ -108,15 +111,16 @@ def _options(
         command_pid=os.getpid(),
         began=time.time(),
         command=tuple(command),
-        run="" if logdir else str((root / _name(script) / _new_id()).resolve()),
+        run="" if logdir else str((root / _name(script, command[1:]) / _new_id()).resolve()),
         logdir=str(logdir.resolve()) if logdir else "",
         **settings,
     )
 
 
-def _name(script: str) -> str:
-    """The name of the script's runs: its own, without folder and ending."""
-    return Path(script).resolve().stem or "script"
+def _name(script: str, arguments: Sequence[str]) -> str:
+    """The name of the script's runs: its own, without folder and ending; of a launcher, that of what it launches."""
+    scripts = [word for word in arguments if word.endswith(".py")] if Path(script).name in _LAUNCHERS else []
+    return Path([*scripts, script][0]).resolve().stem or "script"
 
 
 def _new_id() -> str:

@@ -12,6 +12,7 @@ from gradlab import JacobianSlice, Profile, Tap, Trigger
 from gradlab.attach.boot import _TorchFinder
 from gradlab.attach.options import AttachOptions, parse_tap
 from gradlab.attach.program import SITE, command_of, environment_of, why_not_followed
+from gradlab.cli.attach import _name
 from gradlab.cli.main import main
 
 
@@ -136,3 +137,16 @@ def test_who_only_asks_whether_torch_is_there_begins_nothing(monkeypatch: pytest
     spec = finder.find_spec("torch")
     assert spec is not None and finder in sys.meta_path
     assert finder.find_spec("numpy") is None
+
+
+@pytest.mark.parametrize(
+    "script, arguments, name",
+    [
+        ("lab/train.py", ["other.py"], "train"),
+        ("torchrun", ["--nproc-per-node", "2", "lab/train.py", "x.py"], "train"),
+        ("accelerate", ["launch", "train.py"], "train"),
+        ("torchrun", ["-m", "package.train"], "torchrun"),
+    ],
+)
+def test_runs_have_the_name_of_the_script(script: str, arguments: list[str], name: str) -> None:
+    assert _name(script, arguments) == name
