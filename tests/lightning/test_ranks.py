@@ -18,8 +18,10 @@ import torch
 import two_ranks
 from lightning_fabric.strategies import DDPStrategy as FabricDDP
 from lightning_fabric.strategies import ModelParallelStrategy as FabricModelParallel
+from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -56,6 +58,8 @@ class Case(NamedTuple):
     micro: int = 1
     clip: float | None = None
     rare: bool = False
+    spoilt: int | None = None
+    """The step in which one rank's loss is infinite, under a GradScaler."""
 
 
 CASES = {
@@ -66,6 +70,7 @@ CASES = {
     "ddp, static graph": Case("trainer", options={"static_graph": True}),
     "ddp, accumulated": Case("trainer", options={"find_unused_parameters": True}, micro=2, clip=0.01),
     "ddp, unused on one rank": Case("trainer", options={"find_unused_parameters": True}, rare=True),
+    "ddp, scaled": Case("trainer", options={"find_unused_parameters": True}, clip=0.01, spoilt=2),
     "fsdp2": Case("trainer", (2, 1)),
     "fsdp2, accumulated": Case("trainer", (2, 1), micro=2, clip=0.01),
     "tensor parallel": Case("trainer", (1, 2)),
@@ -104,7 +109,7 @@ class Module(pl.LightningModule):
         rank = self.global_rank if mesh is None else mesh["data_parallel"].get_local_rank()
         loss = self.net(batch(step, rank, micro), self.case.rare and is_rare(step, rank)).square().mean()
         self.losses.append(loss.item())
-        return loss
+        return loss * float("inf") if (step, rank) == (self.case.spoilt, 1) else loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.net.parameters(), 0.1)
@@ -136,6 +141,7 @@ def under_trainer(case: Case, folder: Path, sink: MemorySink | None) -> Trained:
         gradient_clip_val=case.clip,
         default_root_dir=folder,
         callbacks=[callback] if sink is not None else [],
+        plugins=[] if case.spoilt is None else [MixedPrecision("16-mixed", "cpu", GradScaler("cpu", 1024.0))],
         **off,
     )
     trainer.fit(module)
@@ -186,7 +192,8 @@ def work(folder: Path) -> None:
         weights, losses = train(case, folder / "bare" / name, None)
         watched, its_losses = train(case, folder / name, sink)
         is_same = are_equal(weights, watched) and losses == its_losses
-        found[name] = {"is_same": is_same, "numbers": numbers(sink.frames, "net.")}
+        skipped = [one.step for one in sink.findings if one.kind == "skipped_update"]
+        found[name] = {"is_same": is_same, "numbers": numbers(sink.frames, "net."), "skipped": skipped}
     two_ranks.save(found)
 
 
@@ -209,10 +216,12 @@ def test_two_ranks_log_what_autograd_says_of_the_whole_batch(
 ) -> None:
     case = CASES[name]
     is_sharing = case.mesh == (1, 2)
-    truth = reference(micro=case.micro, clip=case.clip, rare=case.rare, ranks=1 if is_sharing else SIZE)
+    options = {"micro": case.micro, "clip": case.clip, "rare": case.rare, "left_out": case.spoilt}
+    truth = reference(**options, ranks=1 if is_sharing else SIZE)
     metrics = [metric for metric in truth[0] if not (is_sharing and metric.startswith("output"))]
     for one in found:
         assert one[name]["is_same"]
+        assert one[name]["skipped"] == [step for step in (case.spoilt,) if step is not None]
         # The ranks agree one logged step later on a site that one of them alone has met.
         check(one[name]["numbers"], truth, sites_from=STEPS, metrics=metrics)
         assert one[name]["numbers"][-1].keys() >= set(metrics)
