@@ -38,7 +38,7 @@ from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
 from gradlab.taps.scaling import LossScale
-from gradlab.taps.sharded import gradient_reader
+from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
 from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist, unwrapped
 from gradlab.taps.slots import HostCopy
 from gradlab.taps.stand import Hook
@@ -365,6 +365,7 @@ class Monitor:
         self._parameters = parameters
         ones = list(parameters.values())
         self._recorder.use(ones, gradient_reader(self.model, ones))
+        say_what_is_not_seen(self.model, self.taps)
 
     def _measurable(self) -> dict[str, nn.Parameter]:
         return measurable(self._parameters, across_ranks=self._exchange is not None)

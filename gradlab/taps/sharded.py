@@ -7,12 +7,15 @@ the parameter's own `grad` does not change at all. Not here: the numbers of thes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any
 
 from torch import nn
+
+from gradlab.errors import warn
+from gradlab.taps.rule import Tap
 
 
 class _Versions:
@@ -40,6 +43,17 @@ def gradient_reader(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Cal
         return _Versions(getattr(own, "_local_tensor", own), unreduced)
 
     return read
+
+
+def say_what_is_not_seen(model: nn.Module, rules: Sequence[Tap]) -> None:
+    """Warn where single backwards are wanted of parameters whose gradients nobody sees before they are reduced."""
+    wanted = any("micro" in rule.stages for rule in rules)
+    if wanted and next(iter(_sharded_parameters(model)), None) is not None:
+        warn(
+            "stage 'micro' and the noise scale are not measured of parameters that fully_shard (FSDP2) has sharded: "
+            "their gradients are reduced before anybody sees those of one backward.",
+            stacklevel=2,
+        )
 
 
 def _sharded_parameters(model: nn.Module) -> Iterable[Any]:

@@ -79,6 +79,18 @@ def shard() -> tuple[list[str], list[str]]:
             return [str(one.message) for one in caught], sorted(monitor.latest())
 
 
+def single_backwards() -> list[str]:
+    """FSDP2 with a tap at the stage `micro`: the warnings."""
+    network = sharded_model()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with gradlab.watch(network, optimizer, taps=[Tap("*", of="weight_grad", stage="micro")], across_ranks=True):
+            network(batch(0, 0)).square().mean().backward()
+            optimizer.step()
+    return [str(one.message) for one in caught]
+
+
 def flat(use_orig_params: bool) -> tuple[list[str], list[str]]:
     """FSDP1: the warnings, and which metrics there are."""
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -123,6 +135,7 @@ def work(rank: int, folder: str) -> None:
         found[kind] = train(DistributedDataParallel(model(), **options), kind, pieces, 1.0 / len(pieces))
     found["fully_shard"] = shard()
     found["flat"] = [flat(use_orig_params) for use_orig_params in (False, True)]
+    found["micro"] = single_backwards()
     found["guarded"] = guarded(DistributedDataParallel(model()), rank, Path(folder) / "ddp")
     found["guarded sharded"] = guarded(sharded_model(), rank, Path(folder) / "fsdp2")
     torch.save(found, Path(folder) / f"{rank}.pt")
@@ -156,6 +169,13 @@ def test_sharded_parameters_are_left_out_with_a_warning_and_tensors_are_measured
         warned, metrics = found[rank]["fully_shard"]
         assert any("across_ranks=True" in message for message in warned)
         assert metrics == ["output_grad.norm"]
+
+
+@pytest.mark.slow
+def test_single_backwards_of_sharded_parameters_are_said_not_to_be_measured(found: list[dict[str, Any]]) -> None:
+    for rank in range(2):
+        (said,) = [message for message in found[rank]["micro"] if "gradlab" in message]
+        assert "stage 'micro' and the noise scale are not measured" in said
 
 
 @pytest.mark.slow
