@@ -34,7 +34,15 @@ def close_command(
         _say(f"nothing was watched: {nothing}")
     elif options.run:
         run = RunFolder(Path(options.run))
-        _settle(run, code, reason, first_failure(run, since=options.began, patience=False) or failure)
+        _settle(run, code, reason, _noted_before_the_end(run, options.began) or failure)
+
+
+def _noted_before_the_end(run: RunFolder, began: float) -> Failure | None:
+    """The first failure of which a rank has left word; of those after rank zero's end, that is the cause."""
+    noted = first_failure(run, since=began, patience=False)
+    if noted is not None and run.exit.exists() and noted.at > run.exit.stat().st_mtime:
+        return None
+    return noted
 
 
 def _settle(run: RunFolder, code: int, reason: str, failure: Failure | None) -> None:
