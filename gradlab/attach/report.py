@@ -19,6 +19,7 @@ import torch
 
 from gradlab.attach.nodes import ask, folder_at, tell
 from gradlab.attach.options import AttachOptions
+from gradlab.errors import RunError
 from gradlab.frame import Finding, is_absent
 from gradlab.launch.layers import Layer, layer_table
 from gradlab.launch.ranks import note_failure
@@ -26,7 +27,7 @@ from gradlab.launch.summary import Summary
 from gradlab.monitor import Monitor
 from gradlab.runs.folder import RunFolder
 from gradlab.runs.lock import locked
-from gradlab.runs.record import devices, git_state, versions, write_record
+from gradlab.runs.record import append_attempt, devices, git_state, versions, write_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,10 @@ def told_of(monitor: Monitor, label: str, before: Told | None = None) -> Told:
 class Report:
     """The folder of one process's results: claimed when its first model is found."""
 
-    def __init__(self, options: AttachOptions) -> None:
+    def __init__(self, options: AttachOptions, rank: int, world_size: int) -> None:
         self.options = options
+        self.rank = rank
+        self.world_size = world_size
         self.started = time.monotonic()
         self.events: Path | None = None
         """Where event files go, of the first model; those of others in folders below."""
@@ -73,18 +76,18 @@ class Report:
         """The run folder of rank zero, in another rank that can see it."""
         self._held = contextlib.ExitStack()
 
-    def claim(self, *, world_size: int, rank: int) -> Path | None:
+    def claim(self) -> Path | None:
         """The folder for the event files of this process; the ranks of one training share it. None: not to be seen.
 
         Processes that have nothing to do with each other must not: TensorBoard stalls on two live files in one folder.
         """
-        if self.events is None and rank > 0:
+        if self.events is None and self.rank > 0:
             self.events = self._join()
         elif self.events is None:
             root = Path(self.options.logdir or RunFolder(Path(self.options.run)).events)
             is_first = self._claim_run() if self.options.run else self._claim_logdir(root)
-            self.events = root if is_first or world_size > 1 else root / f"process-{os.getpid()}"
-            if world_size > 1:
+            self.events = root if is_first or self.world_size > 1 else root / f"process-{os.getpid()}"
+            if self.world_size > 1:
                 tell(self.options)
         return self.events
 
@@ -97,16 +100,28 @@ class Report:
         return self.joined.events
 
     def _claim_run(self) -> bool:
-        """Make the run folder, unless another process has."""
+        """Make the run folder, unless another process has; a rank zero that torchrun starts again takes over its own."""
         folder = RunFolder(Path(self.options.run))
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.path.mkdir()
         except FileExistsError:
-            return False
+            if self.world_size == 1 or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+                return False
+            return self._take_over(folder)
         folder.events.mkdir()
         self._held.enter_context(locked(folder.lock))
         write_record(folder, _record(self.options.command))
+        self.run = folder
+        return True
+
+    def _take_over(self, folder: RunFolder) -> bool:
+        try:
+            self._held.enter_context(locked(folder.lock))
+        except RunError:
+            return False
+        folder.set_aside_exit()
+        append_attempt(folder, _record(self.options.command))
         self.run = folder
         return True
 

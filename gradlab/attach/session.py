@@ -159,7 +159,6 @@ class Session:
     ) -> Watched | None:
         """A new model is watched, or one whose earlier optimizers are gone."""
         from gradlab.monitor import Monitor
-        from gradlab.profiling.window import ranks
         from gradlab.taps.sites import unwrapped
 
         if before is None and len(self.watched) >= _MOST_MODELS:
@@ -185,7 +184,7 @@ class Session:
             jacobians=self.options.jacobians,
             profile=self.options.profile if folder is not None else None,
             profile_dir=folder / "profile" if folder is not None else None,
-            logdir=folder if ranks()[0] == 0 else None,  # one event file a training
+            logdir=folder if self._rank == 0 else None,  # one event file a training
             first_step=first_step,
             **shared,
         )
@@ -199,9 +198,8 @@ class Session:
         from gradlab.profiling.window import ranks
 
         if self._report is None:
-            self._report = Report(self.options)
-        rank, world_size = ranks()
-        return self._report.claim(world_size=world_size, rank=rank)
+            self._report = Report(self.options, *ranks())
+        return self._report.claim()
 
     def optimizer_died(self, watched: Watched) -> None:
         """Without an optimizer a model is not trained any more; holding on to it would cost its memory."""
@@ -236,13 +234,13 @@ class Session:
                     sink.close()
             told = [one.told for one in self.watched if one.told is not None]
             code, reason = self._ending.code, self._ending.reason
-            if self._report is not None and own_rank() > 0:
+            if self._report is not None and self._rank > 0:
                 self._report.leave_word(code=code, reason=reason)
             elif self._report is not None and told:
                 self._report.close(told, code=code, reason=reason)
             elif self._report is not None:
                 self._report.discard()
-            if self.options.is_command and not self._is_fork and (self._report is None or own_rank() > 0):
+            if self.options.is_command and not self._is_fork and (self._report is None or self._rank > 0):
                 self._close_command()
         except Exception as error:
             self._say(f"the summary could not be made: {type(error).__name__}: {error}")
@@ -267,9 +265,14 @@ class Session:
         self._seek.end()
         self._ending.begin_again()
 
+    @property
+    def _rank(self) -> int:
+        """This process's rank; once it has results that of then, for the process group may be gone by now."""
+        return self._report.rank if self._report is not None else own_rank()
+
     def _say(self, line: str) -> None:
         """One line for people, once, by rank zero."""
-        if line not in self._said and own_rank() == 0:
+        if line not in self._said and self._rank == 0:
             self._said.add(line)
             print(f"gradlab: {line}", file=sys.stderr, flush=True)
 

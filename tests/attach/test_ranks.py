@@ -242,6 +242,32 @@ def test_each_rank_of_torchrun_has_its_profile_and_rank_zero_writes_the_events(s
     assert "straggling rank" in ended.stderr and "for rank 1" in ended.stderr
 
 
+def test_spawned_ranks_have_one_event_file_and_one_summary(script: Script) -> None:
+    code = """
+import sys
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+def work(rank, store):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    net = nn.parallel.DistributedDataParallel(model())
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for step in range(5):
+        optimizer.zero_grad()
+        net(whole_batch(step)[0]).mean().backward()
+        optimizer.step()
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    mp.spawn(work, (sys.argv[1],), nprocs=2)
+"""
+    ended = script.write(code, model=MODEL).attached(str(script.folder / "store"))
+    assert (ended.code, ended.said) == (0, []), ended.stderr
+    (file,) = ended.event_files
+    assert len(global_norms(file)) == 5
+    assert ended.stderr.count("open it in TensorBoard") == 1 and ended.run.status() == "done"
+
+
 def check_window(folder: Path) -> None:
     """There is one window, with the files of both ranks and a verdict on both."""
     (window,) = folder.iterdir()
