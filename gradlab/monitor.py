@@ -40,7 +40,7 @@ from gradlab.taps.rule import Tap
 from gradlab.taps.scaling import LossScale
 from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
 from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist, unwrapped
-from gradlab.taps.slots import HostCopy
+from gradlab.taps.slots import HostCopy, Row
 from gradlab.taps.stand import Hook
 from gradlab.taps.tripwire import NonFinite, Tripwire
 from gradlab.taps.unmatched import unmatched, why_unmatched
@@ -138,6 +138,7 @@ class Monitor:
         self._in_backward: StepsInBackward | None = None
         self._steps = Steps(optimizer, lambda: self._parameters, self)
         self._scale = LossScale(scaler)
+        self._first_scale: Tensor | None = None
         self._exchange = _exchange() if across_ranks and _world_size() > 1 else None
         if self._exchange is not None:
             self.taps = combinable(self.taps, model)
@@ -429,17 +430,29 @@ class Monitor:
 
     def _note_before_update(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         if self._armed is not None:
-            plan, row = self._armed.plan, self._recorder.step_row()
+            row = self._recorder.step_row()
             if not self._recorder.committed:
                 self._recorder.watch_parameters()
             if scale is not None:
-                row.write(plan.scale, scale)
+                self._note_scale(scale, optimizer, row)
                 if self._recorder.thrown_away:
                     self._report_skipped(self._recorder.thrown_away, f"before step {self.step}")
             self._recorder.thrown_away = 0
             if getattr(optimizer, "grad_scale", None) is not None:
                 self._fused.add("weight_grad@clipped")
             self._armed.parameters.before_update(row)
+
+    def _note_scale(self, scale: Tensor, optimizer: Optimizer, row: Row) -> None:
+        """A frame has one loss scale: where it changes between two optimizers, the later one's numbers are adapted."""
+        assert self._armed is not None
+        entry = self._armed.plan.scale
+        if not row.numel[entry.index]:
+            row.write(entry, scale)
+            self._first_scale = scale.clone() if len(self.optimizers) > 1 else scale
+        elif self._first_scale is not None:
+            factor = self._first_scale / scale
+            self._armed.parameters.rescale(row, optimizer, factor)
+            self._recorder.rescale(factor)
 
     def after_update(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped: read the update."""

@@ -127,6 +127,9 @@ PARTS: Mapping[str, Part] = {
     "hist": _hist,
 }
 
+LINEAR = frozenset({"norm", "spread", "min", "max", "sum"})
+"""The parts that grow with what the tensor is multiplied by, where that is positive."""
+
 WIDTHS: Mapping[str, int] = {"hist": len(HIST_EDGES) - 1}
 """How many slots a part takes, where that is not one."""
 

@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gradlab.stats import PARTS
+from gradlab.stats import LINEAR, PARTS
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.slots import Entry
 
 _KINDS = {"norm": 0, "spread": 1, "min": 3, "max": 4}
-_LINEAR = frozenset({"norm", "spread", "min", "max", "sum"})
-"""The parts that grow with what the tensor is multiplied by."""
 _SQUARE, _SPREAD, _SUM, _MIN, _MAX, _OWN = range(6)
 _MOST_GATHERED = 1 << 16
 """A table of extremes with more values than this is too large for the sum: they take a collective of their own."""
@@ -51,7 +49,7 @@ class Packing:
                 kinds += [_KINDS.get(part, _SUM if part in PARTS else _OWN)] * width
                 owners += [number] * width
                 partners += [places.get("sum", 0)] * width
-                scales += [scale if part in _LINEAR else 1.0] * width
+                scales += [scale if part in LINEAR else 1.0] * width
                 slots += range(slot, slot + width)
                 slot += width
             norms.append(places.get("norm", 0))

@@ -61,6 +61,12 @@ class ParameterWatch:
         """All gradients of a backward are accumulated and reduced, none is clipped yet."""
         self.final.write(row, self._unused(self.final))
 
+    def rescale(self, row: Row, optimizer: Optimizer, factor: Tensor) -> None:
+        """The gradients of an optimizer's parameters carry another loss scale than the first ones of the step."""
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        pairs = zip(self.final.entries, self.final.parameters, strict=True)
+        row.rescale([entry for entry, p in pairs if id(p) in mine], factor)
+
     def before_update(self, row: Row) -> None:
         """An optimizer is about to step: the first of this step, or another, or once more within a closure."""
         self.clipped.write(row, self._unused(self.clipped))

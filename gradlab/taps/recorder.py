@@ -201,6 +201,15 @@ class Recorder:
             handle.remove()
         self._sentinels = []
 
+    def rescale(self, factor: Tensor) -> None:
+        """Backwards that no optimizer has used yet carry another loss scale than the first ones of the step."""
+        targets = self.plan.targets.values() if self.plan is not None else ()
+        entries = [target.grad for target in targets if target is not None and target.grad is not None]
+        for one in self.passes:
+            for task, row in one.task_rows.items():
+                if task in self.committed and task not in self._consumed:
+                    row.rescale(entries, factor)
+
     def optimizer_stepped(self) -> None:
         """An optimizer has used the gradients that there are; others may follow in this step."""
         self._consumed |= self.committed

@@ -8,14 +8,14 @@ together is `gather`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradlab.stats import LONG, PARTS, WIDTHS, Part, dense_values, norm_into
+from gradlab.stats import LINEAR, LONG, PARTS, WIDTHS, Part, dense_values, norm_into
 from gradlab.taps.gather import (
     MOST_ELEMENTS,
     NEVER,
@@ -226,6 +226,19 @@ class Row:
             (self.views[slot] if width == 1 else self.slots(slot, slot + width)).copy_(result, non_blocking=True)
             slot += width
         self.numel[entry.index] = x.numel()
+
+    def rescale(self, entries: Iterable[Entry], factor: Tensor) -> None:
+        """Multiply what has been written for some entries by a positive number, as if their tensors had been."""
+        self.flush()
+        views: list[Tensor] = []
+        for entry in entries:
+            slot = entry.start
+            for part, width in zip(entry.parts, entry.widths, strict=True):
+                if part in LINEAR and entry.index < len(self.numel) and self.numel[entry.index]:
+                    views.append(self.views[slot])
+                slot += width
+        if views:
+            torch._foreach_mul_(views, factor)
 
     def forget(self) -> None:
         """All entries count as not written."""

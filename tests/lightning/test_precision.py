@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,59 @@ def test_fabric_with_a_scaler(tmp_path: Path) -> None:
         assert got["weight_grad.norm"] == pytest.approx(want, rel=1e-5)
     found = [one.evidence for one in sink.findings if one.kind == "skipped_update"]
     assert found == [{"updates": 1}] * 2  # the last one was left out after the last update
+
+
+class Gan(pl.LightningModule):
+    """Two networks by hand: Lightning updates the scale after the step of each, so that they have different ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.automatic_optimization = False
+        self.g, self.d = nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.truth: Numbers = []
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.g.parameters(), 0.1), torch.optim.SGD(self.d.parameters(), 0.1)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(
+            torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(1)), batch_size=None
+        )
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        now: dict[str, dict[str, float]] = {"weight_grad.norm": {}, "output_grad.norm": {}}
+        noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(batch_idx))
+        for optimizer, net, name in zip(self.optimizers(), (self.g, self.d), "gd", strict=True):
+            optimizer.zero_grad()
+            seen = [self.g(noise)] if name == "g" else []
+            seen.append(self.d(seen[0] if seen else batch))
+            for tensor in seen:
+                tensor.retain_grad()
+            self.manual_backward((seen[-1] - float(name == "d")).square().mean())
+            scale = self.trainer.precision_plugin.scaler.get_scale()
+            now["weight_grad.norm"] |= norms({f"{name}.{n}": p.grad / scale for n, p in net.named_parameters()})
+            gradients = dict(zip(("g", "d") if name == "g" else ("d",), (t.grad / scale for t in seen), strict=True))
+            for site, norm in norms(gradients).items():  # the discriminator is called for both
+                earlier = now["output_grad.norm"].get(site, 0.0)
+                now["output_grad.norm"][site] = math.hypot(earlier, norm)
+            optimizer.step()
+        self.truth.append(now)
+
+
+def test_two_optimizers_with_a_scale_each(tmp_path: Path) -> None:
+    def train(*callbacks: pl.Callback) -> Gan:
+        model = Gan()
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        growing = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 4.0, growth_interval=1))
+        limits = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path}
+        pl.Trainer(**limits, **off, plugins=[growing], callbacks=list(callbacks)).fit(model)
+        return model
+
+    sink, taps = MemorySink(), [Tap("*", of="weight_grad"), Tap("*", of="output_grad")]
+    watched = train(GradlabCallback(sinks=[sink], taps=taps, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(watched.parameters(), train().parameters(), strict=True))
+    assert len(sink.frames) == 6
+    for got, want in zip(numbers(sink.frames), watched.truth, strict=True):
+        for metric, values in want.items():
+            assert {site: got[metric].get(site) for site in values} == pytest.approx(values, rel=1e-5)
