@@ -109,10 +109,19 @@ HIST_EDGES = tuple(float(e) for e in range(-48, 17))
 infinite into the last; NaN is in none."""
 
 
+_MOST_COUNTED = 1 << 24
+"""Counts in float32 stand still beyond this."""
+
+
 def _hist(x: Tensor, out: Tensor) -> None:
     low, high = HIST_EDGES[0], HIST_EDGES[-1]
     exponents = x.abs().to(torch.float32).log2_().clamp_(low, high - 1e-3)
-    torch.histc(exponents, bins=len(out), min=low, max=high, out=out)
+    if exponents.numel() <= _MOST_COUNTED:
+        torch.histc(exponents, bins=len(out), min=low, max=high, out=out)
+    else:
+        pieces = exponents.flatten().split(_MOST_COUNTED)
+        counts = torch.stack([torch.histc(piece, bins=len(out), min=low, max=high) for piece in pieces])
+        torch.sum(counts, dim=0, out=out)
 
 
 PARTS: Mapping[str, Part] = {

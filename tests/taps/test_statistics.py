@@ -13,7 +13,7 @@ import gradlab
 from gradlab import Tap
 from gradlab.errors import GradlabWarning, TapError
 from gradlab.events import event_files, read_events
-from gradlab.stats import HIST_EDGES, LONG, noise_scale, norm_into
+from gradlab.stats import HIST_EDGES, LONG, PARTS, noise_scale, norm_into
 
 
 def mlp() -> nn.Sequential:
@@ -239,3 +239,10 @@ def test_a_long_tensor_that_is_not_finite_has_no_finite_norm(bad: float) -> None
     x[-1] = bad
     norm_into(x, out)
     assert not out.isfinite()
+
+
+def test_a_bin_counts_beyond_what_float32_can_count_one_by_one() -> None:
+    count = (1 << 24) + (1 << 20)
+    out = torch.zeros(len(HIST_EDGES) - 1)
+    PARTS["hist"](torch.ones(count, dtype=torch.bfloat16).view(1 << 20, -1), out)
+    assert out.sum() == out[48] == count
