@@ -100,7 +100,7 @@ class Report:
         return self.joined.events
 
     def _claim_run(self) -> bool:
-        """Make the run folder, unless another process has; a rank zero that torchrun starts again takes over its own."""
+        """Make the run folder, unless another process has; a rank zero that is started again takes over its own."""
         folder = RunFolder(Path(self.options.run))
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         try:
