@@ -28,11 +28,16 @@ _WRAPPERS = {
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside any wrappers of DDP, FSDP, compile, checkpoint or Fabric."""
-    while (inner := _WRAPPERS.get(type(module).__name__)) is not None and isinstance(
-        getattr(module, inner, None), nn.Module
-    ):
-        module = getattr(module, inner)
+    while (inner := _inner(module)) is not None:
+        module = inner
     return module
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps. FSDP2 gives each module that it shards a class of its own, derived from the one before."""
+    names = (_WRAPPERS.get(cls.__name__) for cls in type(module).__mro__)
+    found = (getattr(module, name, None) for name in names if name is not None)
+    return next((one for one in found if isinstance(one, nn.Module)), None)
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, str]:

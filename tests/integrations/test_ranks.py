@@ -31,7 +31,12 @@ ACCELERATE: dict[str, dict[str, Any]] = {
     "accelerate, fsdp2": {"clip": CLIP},
     "accelerate, fsdp2, accumulated": {"micro": 2, "clip": CLIP},
 }
-TRAINER = {"trainer, ddp": 1, "trainer, ddp, accumulated": 2, "trainer, fsdp2": 1, "trainer, fsdp2, accumulated": 2}
+TRAINER = {
+    "trainer, ddp": 1,
+    "trainer, ddp, accumulated": 2,
+    "trainer, fsdp2, checkpointed": 1,
+    "trainer, fsdp2, accumulated": 2,
+}
 """How many micro-batches a step has."""
 Trained = tuple[list[Tensor], list[float], str]
 """This rank's weights at the end, the losses, and the class of the model that was trained."""
@@ -120,7 +125,11 @@ def under_trainer(name: str, folder: Path, sink: MemorySink | None, *, micro: in
 
     options: dict[str, Any] = {}
     if "fsdp2" in name:
-        wrap = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["GPT2Block"]}
+        wrap: dict[str, Any] = {
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "transformer_layer_cls_to_wrap": ["GPT2Block"],
+        }
+        wrap |= {"activation_checkpointing": "checkpointed" in name}
         options = {"fsdp": "full_shard", "fsdp_config": {"version": 2, **wrap}}
     arguments = TrainingArguments(
         str(folder),
