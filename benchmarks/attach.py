@@ -1,4 +1,5 @@
-"""What `gradlab attach` adds to a script: to its start, until the first optimizer step is done, and to each later step.
+"""What `gradlab attach` adds to a script: to its start, until the first optimizer step is done, to each later step, and
+to the whole of it, with the summary at the end.
 
 The same script, bare and attached, in fresh processes that take turns; each round gives a difference and a ratio of
 its own, of which the medians are shown. CPU time is that of the process, so that other work on the machine counts less.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -59,10 +61,13 @@ print(json.dumps(found))
 def measure(command: tuple[str, ...], folder: Path) -> dict[str, float]:
     """What the script has measured itself: the command becomes the script, so its CPU time counts as well."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BEGAN": str(time.time())}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, "train.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return dict(json.loads(done.stdout))
+    whole = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**json.loads(done.stdout), "whole_cpu_s": whole}
 
 
 def row(name: str, found: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, Any]:
@@ -81,6 +86,7 @@ def row(name: str, found: list[dict[str, float]], bare: list[dict[str, float]]) 
         "added s": added("start_s"),
         "start CPU s": median("start_cpu_s"),
         "added CPU s": added("start_cpu_s"),
+        "of the whole": added("whole_cpu_s"),
         "step CPU ms": median("step_cpu_ms"),
         "step ratio": statistics.median(ratios),
         "lowest": min(ratios),
