@@ -25,11 +25,19 @@ def combinable(taps: Sequence[Tap], model: nn.Module) -> tuple[Tap, ...]:
     """The rules whose numbers can be combined over ranks: all, of a tensor-parallel model those of parameters."""
     if not is_tensor_parallel(model):
         return tuple(taps)
-    kept = [tuple(q for q in rule.quantities if q in PARAMETER_QUANTITIES) for rule in taps]
-    if any(len(left) < len(rule.quantities) for left, rule in zip(kept, taps, strict=True)):
+    kept = [_of_parameters(rule) for rule in taps]
+    if kept != list(taps):
         warn(
             f"outputs of {type(model).__name__} and their gradients are not measured: the model is tensor parallel, "
             "and nothing tells whether a rank has all of an output or a piece of it.",
             stacklevel=3,
         )
-    return tuple(replace(rule, of=left) for left, rule in zip(kept, taps, strict=True) if left)
+    return tuple(rule for rule in kept if rule is not None)
+
+
+def _of_parameters(rule: Tap) -> Tap | None:
+    """What a rule wants of parameters; None where that is nothing."""
+    left = tuple(quantity for quantity in rule.quantities if quantity in PARAMETER_QUANTITIES)
+    if left == rule.quantities:
+        return rule
+    return replace(rule, of=left) if left else None

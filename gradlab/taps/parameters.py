@@ -133,7 +133,7 @@ def _why_not(parameter: nn.Parameter, *, across_ranks: bool) -> str:
             "piece; shard with torch.distributed.fsdp.fully_shard (FSDP2), which keeps parameters apart"
         )
     placements = getattr(parameter, "placements", None)
-    if placements is None:
+    if placements is None or parameter.device_mesh.size() == 1:  # type: ignore[attr-defined]
         return ""
     if any(placement.is_partial() for placement in placements):
         return "its pieces are partial sums, of which nothing is known without a collective of its own"
