@@ -341,7 +341,7 @@ while True:
     process = script.start(sys.executable, "-m", "gradlab", "attach", "train.py")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=240)
     assert process.returncode == -number
     if number is signal.SIGINT:
         assert re.search(r"^KeyboardInterrupt", stderr, re.M) and "open it in TensorBoard" in stderr

@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 NAN_STEP = 41
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 
 def log_training(folder: Path, *, num_steps: int = 60, lr: float = 1e-2) -> None:
@@ -138,7 +138,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}{prefix}/{query}#gradlab{hash_}"
 
     def get(self, path: str) -> bytes:
-        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
+        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
             return answer.read()
 
     def wait(self, path: str = "/data/environment") -> None:

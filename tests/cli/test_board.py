@@ -45,10 +45,10 @@ def test_it_serves_the_chosen_runs_until_it_is_stopped(tmp_path, number):
     with subprocess.Popen(command, **pipes) as board, _ended(board):
         assert board.stdout.readline() == "1 run; Ctrl-C stops\n"
         url = board.stdout.readline().strip()
-        with urlopen(url.split("?")[0] + "data/runs", timeout=10) as answer:
+        with urlopen(url.split("?")[0] + "data/runs", timeout=60) as answer:
             assert json.load(answer) == [f"digits/{chosen.id}"]
         board.send_signal(number)
-        assert board.wait(20) == 0
+        assert board.wait(60) == 0
         assert board.stderr.read() == ""
     assert list(tmp_path.glob("gradlab-board-*")) == []
 

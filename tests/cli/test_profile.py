@@ -148,10 +148,10 @@ def test_a_running_run_is_asked_and_answers(gradlab, experiment):
         for line in run.stderr:
             if "step" in line:
                 break
-        result = gradlab("profile", "@1", "--steps", "2")
+        result = gradlab("profile", "@1", "--steps", "2", "--patience", "240")
         assert result.exit_code == 0, result.stderr
         assert "(demand)" in result.stdout.splitlines()[1] and "net.0" in result.stdout
     finally:
         run.send_signal(signal.SIGTERM)
-        run.communicate(timeout=60)
+        run.communicate(timeout=240)
     assert run.returncode == 75

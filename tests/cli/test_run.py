@@ -306,7 +306,7 @@ def start_process(experiment, *overrides):
 def test_a_process_that_gets_sigterm_ends_with_75_and_a_checkpoint(experiment, the_run):
     process = start_process(experiment)
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 75, stderr
     run = the_run()
     step = torch.load(run.last_checkpoint, weights_only=False)["global_step"]
@@ -332,7 +332,7 @@ def test_a_process_that_is_killed_leaves_a_lost_run_that_can_be_resumed(gradlab,
 def test_two_ranks_are_one_run_with_one_event_file(experiment, the_run):
     options = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=1"]
     command = [sys.executable, "-m", "gradlab", "run", str(experiment), *options]
-    done = subprocess.run(command, cwd=experiment.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=experiment.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     run = the_run()
     assert done.stdout.count(" board ") == 1

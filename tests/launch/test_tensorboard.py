@@ -72,7 +72,7 @@ def test_the_server_shows_the_runs_and_leaves_no_process(tmp_path, monkeypatch):
     link_runs(logdir, [run])
     port = free_port()
     with serving(logdir, port) as server:
-        with urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=10) as answer:
+        with urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=60) as answer:
             assert json.load(answer) == [f"digits/{run.id}"]
         group = server.pid
         assert len(members(group)) > 1

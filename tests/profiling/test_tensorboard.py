@@ -31,7 +31,7 @@ def shown(tmp_path_factory):
 
 
 def read(logdir):
-    done = subprocess.run([sys.executable, READER, logdir], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, READER, logdir], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "Failed" not in done.stderr and "Traceback" not in done.stderr, done.stderr
     return json.loads(done.stdout)

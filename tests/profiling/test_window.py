@@ -199,7 +199,7 @@ model = nn.Linear(4, 4)
 with gradlab.profile(sys.argv[1], model):
     model(torch.ones(2, 4)).sum().backward()
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, timeout=240)
     assert done.returncode == -signal.SIGKILL
     assert not list(tmp_path.rglob("*.pt.trace.json*")) and not list(tmp_path.rglob("summary.json"))
     assert all(path.name.startswith(".writing-") for path in (tmp_path / "profile").iterdir())
