@@ -66,6 +66,8 @@ class Steps:
         self._has_own_hooks = bool(optimizers)
         self._handles: list[RemovableHandle] = []
         self._stepped: set[int] = set()
+        self._fresh: set[int] = set()
+        """Those that were found when they stepped for the first time."""
         self._depth: dict[int, int] = {}
         """How many calls of an optimizer's hooks are inside each other: `super().step()` may call them once more."""
         for one in self.optimizers:
@@ -127,6 +129,7 @@ class Steps:
             return True
         if self._owns_some(optimizer):
             self.add(optimizer)
+            self._fresh.add(id(optimizer))
             return True
         return False
 
@@ -177,7 +180,10 @@ class Steps:
             return
         self._listener.after_update(optimizer)
         self._stepped.add(id(optimizer))
-        if all(id(one) in self._stepped for one in self.optimizers):
+        # One that is found after another's step has ended is the rest of that step: the next one begins with both.
+        is_rest = id(optimizer) in self._fresh and self._stepped == {id(optimizer)}
+        self._fresh.discard(id(optimizer))
+        if is_rest or all(id(one) in self._stepped for one in self.optimizers):
             self.end()
 
     def end(self) -> None:

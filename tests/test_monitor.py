@@ -16,6 +16,7 @@ import gradlab
 from gradlab import Tap
 from gradlab.errors import GradlabWarning, TapError
 from gradlab.frame import Frame, is_absent
+from gradlab.sinks import MemorySink
 
 ALL_GRADIENTS = [Tap("*", of="output_grad"), Tap("*", of="weight_grad")]
 
@@ -564,3 +565,24 @@ def test_a_copy_of_a_model_whose_jacobians_are_watched_is_a_model_alone() -> Non
         before = len(twin._forward_pre_hooks)
         twin(batch(1).float())
     assert [type(hook).__module__ for hook in twin._forward_pre_hooks.values()] == ["builtins"] * before
+
+
+def test_two_optimizers_that_nobody_has_named_share_their_steps_from_the_second_round_on() -> None:
+    first, second = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+    both = nn.ModuleDict({"first": first, "second": second})
+    optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in (second, first)]
+    truth, sink = [], MemorySink()
+    with gradlab.watch(both, taps=[Tap("*", of=["weight_grad", "output_grad"])], sinks=[sink], strict=True):
+        for number in range(4):
+            now = {}
+            for optimizer, net in zip(optimizers, (second, first), strict=True):
+                optimizer.zero_grad()
+                x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+                second(first(x)).square().mean().backward()
+                now |= {id(p): p.grad.norm().item() for p in net.parameters()}
+                optimizer.step()
+            truth.append({name: now[id(p)] for name, p in both.named_parameters()})
+    assert len(sink.frames) == 5  # the first round is two frames: one before the second optimizer was known
+    for frame, norms in zip(list(sink.frames)[2:], truth[1:], strict=True):
+        assert dict(frame["weight_grad.norm"].items()) == pytest.approx(norms)
+        assert {"first", "second"} <= set(frame["output_grad.norm"].schema.sites)
