@@ -117,14 +117,16 @@ def numbers(frames: Iterable[Frame], prefix: str = "") -> Numbers:
     ]
 
 
-def check(found: Numbers, truth: Numbers, *, sites_from: int = 0, metrics: Iterable[str] | None = None) -> None:
+def check(
+    found: Numbers, truth: Numbers, case: str, *, sites_from: int = 0, metrics: Iterable[str] | None = None
+) -> None:
     """What was logged is what autograd says. A site that one rank alone meets may be missing before `sites_from`."""
-    assert len(found) == len(truth)
+    assert len(found) == len(truth), case
     for step, (got, want) in enumerate(zip(found, truth, strict=True)):
         for metric in metrics or want:
             for site, value in want[metric].items():
                 if site in got[metric] or step >= sites_from:
-                    assert got[metric].get(site) == pytest.approx(value, rel=2e-5, abs=1e-7), (step, metric, site)
+                    assert got[metric].get(site) == pytest.approx(value, rel=2e-5, abs=1e-7), (case, step, metric, site)
 
 
 def local(tensor: Any) -> Tensor:
@@ -137,7 +139,7 @@ def are_equal(some: Iterable[Any], others: Iterable[Any]) -> bool:
     return all(torch.equal(local(a), local(b)) for a, b in zip(some, others, strict=True))
 
 
-def launch(file: str, folder: Path, *, seconds: float = 240, **environment: str) -> list[Any]:
+def launch(file: str, folder: Path, *, seconds: float = 600, **environment: str) -> list[Any]:
     """Run a file twice as torchrun would, with a folder as its argument; what each rank has saved with `save`.
 
     The ranks call `meet` before anybody needs an address: a port that is free now may be somebody else's then.

@@ -195,30 +195,18 @@ def work(folder: Path) -> None:
     two_ranks.save(found)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the ranks have written."""
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
-    """What each rank has logged."""
-    return two_ranks.launch(__file__, folder, ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
-
-
-@pytest.mark.parametrize("name", [*ACCELERATE, *TRAINER])
-def test_two_ranks_log_what_autograd_says_of_the_whole_batch(
-    name: str, found: list[dict[str, Any]], folder: Path
-) -> None:
-    truth = truth_of_the_trainer(TRAINER[name]) if name in TRAINER else two_ranks.reference(**ACCELERATE[name])
-    for one in found:
-        assert one[name]["is_same"]
-        assert one[name]["kind"].startswith("FSDP" if "fsdp2" in name else "DistributedDataParallel")
-        # The ranks agree one logged step later on a site that one of them alone has met.
-        check(one[name]["numbers"], truth, sites_from=STEPS)
-        assert one[name]["numbers"][-1].keys() >= truth[0].keys()
-    assert event_files(folder / name) == 1
+def test_two_ranks_log_what_autograd_says_of_the_whole_batch(tmp_path: Path) -> None:
+    """All cases in one test, which starts its ranks once."""
+    ranks = two_ranks.launch(__file__, tmp_path, ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
+    for name in (*ACCELERATE, *TRAINER):
+        truth = truth_of_the_trainer(TRAINER[name]) if name in TRAINER else two_ranks.reference(**ACCELERATE[name])
+        for found in (one[name] for one in ranks):
+            assert found["is_same"], name
+            assert found["kind"].startswith("FSDP" if "fsdp2" in name else "DistributedDataParallel"), name
+            # The ranks agree a little later on a site that one of them alone has met.
+            check(found["numbers"], truth, name, sites_from=STEPS)
+            assert found["numbers"][-1].keys() >= truth[0].keys(), name
+        assert event_files(tmp_path / name) == 1, name
 
 
 if __name__ == "__main__":

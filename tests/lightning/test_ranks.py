@@ -197,35 +197,22 @@ def work(folder: Path) -> None:
     two_ranks.save(found)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the ranks have written."""
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
-    """What each rank has logged."""
-    return two_ranks.launch(__file__, folder)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_two_ranks_log_what_autograd_says_of_the_whole_batch(
-    name: str, found: list[dict[str, Any]], folder: Path
-) -> None:
-    case = CASES[name]
-    is_sharing = case.mesh == (1, 2)
-    options = {"micro": case.micro, "clip": case.clip, "rare": case.rare, "left_out": case.spoilt}
-    truth = reference(**options, ranks=1 if is_sharing else SIZE)
-    metrics = [metric for metric in truth[0] if not (is_sharing and metric.startswith("output"))]
-    for one in found:
-        assert one[name]["is_same"]
-        assert one[name]["skipped"] == [step for step in (case.spoilt,) if step is not None]
-        # The ranks agree one logged step later on a site that one of them alone has met.
-        check(one[name]["numbers"], truth, sites_from=STEPS, metrics=metrics)
-        assert one[name]["numbers"][-1].keys() >= set(metrics)
-    assert event_files(folder / name) == 1
+def test_two_ranks_log_what_autograd_says_of_the_whole_batch(tmp_path: Path) -> None:
+    """All cases in one test, which starts its ranks once."""
+    ranks = two_ranks.launch(__file__, tmp_path)
+    for name, case in CASES.items():
+        is_sharing = case.mesh == (1, 2)
+        options = {"micro": case.micro, "clip": case.clip, "rare": case.rare, "left_out": case.spoilt}
+        truth = reference(**options, ranks=1 if is_sharing else SIZE)
+        metrics = [metric for metric in truth[0] if not (is_sharing and metric.startswith("output"))]
+        for found in (one[name] for one in ranks):
+            assert found["is_same"], name
+            assert found["skipped"] == [step for step in (case.spoilt,) if step is not None], name
+            # The ranks agree a little later on a site that one of them alone has met.
+            check(found["numbers"], truth, name, sites_from=STEPS, metrics=metrics)
+            assert found["numbers"][-1].keys() >= set(metrics), name
+        assert event_files(tmp_path / name) == 1, name
 
 
 if __name__ == "__main__":
