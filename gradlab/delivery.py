@@ -7,7 +7,6 @@ Does not: when a step begins and ends (`monitor`), or what a frame is made from 
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gradlab.diagnose import Diagnosis
-from gradlab.errors import GradlabWarning, RanksError, did_you_mean
+from gradlab.errors import RanksError, did_you_mean, warn
 from gradlab.frame import Finding, Frame, JacobianBlock, Series
 from gradlab.sinks import Sink
 from gradlab.taps.derived import with_derived
@@ -169,4 +168,4 @@ class Delivery:
             if self._strict:
                 raise
             self.sinks = [one for one in self.sinks if one is not sink]
-            warnings.warn(f"gradlab: the sink {sink.name!r} was switched off: {error}", GradlabWarning, stacklevel=2)
+            warn(f"the sink {sink.name!r} was switched off: {error}", stacklevel=2)

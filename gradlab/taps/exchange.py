@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gradlab.errors import RanksError
 
-_PATIENCE = timedelta(seconds=60)
+_PATIENCE = timedelta(seconds=30)
 """So long the first logged step waits for ranks that have not called `watch`."""
 _AHEAD = 1
 """So many earlier steps may still be under way when a step sets out; all ranks know what came of those before."""

@@ -63,8 +63,10 @@ class Ranks:
     def _agree(self, step: int) -> Packing:
         """Exchange the names of all entries; those of other ranks get slots here too."""
         mine = [(entry.quantity, entry.site) for entry in self.plan.rows.layout.entries]
-        told: list[tuple[int, list[Key]]] = self.exchange.gather((step, mine))
-        steps, everybody = [one for one, _ in told], [keys for _, keys in told]
+        parameters = self.parameters()
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        told: list[tuple[int, list[Key], dict[str, tuple[int, ...]]]] = self.exchange.gather((step, mine, shapes))
+        steps, everybody = [one for one, _, _ in told], [keys for _, keys, _ in told]
         if len(set(steps)) > 1:
             raise RanksError(f"the ranks count steps differently: by rank, this is step {', '.join(map(str, steps))}")
         union = list(dict.fromkeys(key for keys in everybody for key in keys))
@@ -79,8 +81,14 @@ class Ranks:
                         f"rank {self.exchange.rank} has no {key[0]} of {key[1]!r}, which rank {rank} watches: all "
                         f"ranks have to watch the same model with the same taps."
                     )
-        found = self.parameters().items()
-        weights = {name: weight for name, p in found if (weight := replica_weight(p)) is not None}
+        for rank, (_, _, theirs) in enumerate(told):
+            for name, shape in shapes.items():
+                if theirs.get(name, shape) != shape:
+                    raise TapError(
+                        f"{name!r} is {list(shape)} on rank {self.exchange.rank} and {list(theirs[name])} on rank "
+                        f"{rank}: all ranks have to train the same model."
+                    )
+        weights = {name: weight for name, p in parameters.items() if (weight := replica_weight(p)) is not None}
         return Packing(union, self.plan, weights, rank=self.exchange.rank, size=self.exchange.size)
 
 

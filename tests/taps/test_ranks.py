@@ -306,6 +306,20 @@ def large_table(rank: int) -> list[Any]:
         packing._MOST_GATHERED = most
 
 
+def other_shape(rank: int) -> str:
+    """The ranks have models of other widths."""
+
+    def train_alone() -> None:
+        network = nn.Sequential(nn.Linear(4, 3 + rank)).double()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        with gradlab.watch(network, optimizer, across_ranks=True):
+            for step in range(2):
+                network(batch(step, 0)).square().mean().backward()
+                optimizer.step()
+
+    return told(train_alone)[0]
+
+
 def sharded(mesh: tuple[int, ...]) -> Net:
     network = model()
     names = ("replicate", "shard") if len(mesh) == 2 else ("shard",)
@@ -333,6 +347,7 @@ def work(rank: int, folder: str) -> None:
         "noise accumulated": train(ddp(model()), pieces, NOISE, num_pieces=4),
         "collectives": collectives(rank),
         "other model": other_model(rank),
+        "other shape": other_shape(rank),
         "in the background": in_the_background(rank),
         "large table": large_table(rank),
         "met late": met_late(rank),
@@ -466,6 +481,8 @@ def test_rank_zero_alone_writes_unless_told_otherwise(found: list[dict[str, Any]
 @pytest.mark.slow
 def test_ranks_with_different_models_are_told_so(found: list[dict[str, Any]]) -> None:
     assert "rank 0 has no" in found[0]["other model"] and "'extra.weight'" in found[0]["other model"]
+    assert "'0.weight' is [3, 4] on rank 0 and [4, 4] on rank 1" in found[0]["other shape"]
+    assert "'0.weight' is [4, 4] on rank 1 and [3, 4] on rank 0" in found[1]["other shape"]
 
 
 if __name__ == "__main__":
