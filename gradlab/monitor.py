@@ -1,7 +1,7 @@
 """The Monitor: the one object that users hold. It attaches taps to a model, counts steps, feeds sinks and diagnosis.
 
-What happens inside a step is the recorder's (`taps`); here are the edges of a step: which rules are due, when the frame
-is closed, and who gets it.
+What taps do on a step is their engine's (`taps.engine`); here are the edges of a step, who is told of them, and who
+gets the frame that comes of it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.delivery import Delivery, Pending
-from gradlab.errors import TapError, did_you_mean, warn
+from gradlab.errors import TapError, warn
 from gradlab.frame import Finding, Series
 from gradlab.jacobians.spec import Measurement
 from gradlab.profiling.performance import Performance
@@ -29,37 +28,17 @@ from gradlab.profiling.phases import Phase
 from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.steps import Steps
-from gradlab.taps import visit
-from gradlab.taps.in_backward import StepsInBackward
-from gradlab.taps.modules import ModuleHooks
-from gradlab.taps.parallel import combinable
-from gradlab.taps.parameters import ParameterWatch, measurable
-from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
-from gradlab.taps.recorder import Recorder
+from gradlab.taps.engine import Engine, check_taps
 from gradlab.taps.rule import Tap
-from gradlab.taps.scaling import LossScale
-from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
-from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist, unwrapped
-from gradlab.taps.slots import HostCopy, Row
+from gradlab.taps.sites import parameter_names, unwrapped
 from gradlab.taps.stand import Hook
 from gradlab.taps.tripwire import NonFinite, Tripwire
-from gradlab.taps.unmatched import unmatched, why_unmatched
 
 if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
     from gradlab.taps.exchange import Exchange
-    from gradlab.taps.ranks import Ranks
 
 _watched: weakref.WeakKeyDictionary[nn.Module, Monitor] = weakref.WeakKeyDictionary()
-
-
-class _Armed(NamedTuple):
-    """What is in place while a plan is due."""
-
-    plan: Plan
-    hooks: ModuleHooks
-    parameters: ParameterWatch
-    ranks: Ranks | None
 
 
 class _TakeProbe(Hook):
@@ -128,34 +107,32 @@ class Monitor:
         closes_sinks: bool = True,
     ) -> None:
         self.model = model
-        self.taps = tuple(taps) if taps is not None else (Tap("*", of="weight_grad"),)
         self.strict = strict
         self.step = first_step
         """The number of the optimizer step under way, counted from 0."""
         self._inner = unwrapped(model)
-        self._parameters = parameter_names(model)
-        self._check()
-        self._in_backward: StepsInBackward | None = None
-        self._steps = Steps(optimizer, lambda: self._parameters, self)
-        self._scale = LossScale(scaler)
-        self._first_scale: Tensor | None = None
-        self._exchange = _exchange() if across_ranks and _world_size() > 1 else None
-        if self._exchange is not None:
-            self.taps = combinable(self.taps, model)
+        rules = tuple(taps) if taps is not None else (Tap("*", of="weight_grad"),)
+        self._check(rules)
+        self._engine = Engine(
+            model,
+            rules,
+            scaler=scaler,
+            exchange=_exchange() if across_ranks and _world_size() > 1 else None,
+            strict=strict,
+            optimizers=lambda: self.optimizers,
+            on_failure=self._tap_failed,
+            on_step_in_backward=lambda: self._steps.end(),
+            on_skipped=lambda count: self._report_skipped(count, before=self.step),
+        )
+        self._steps = Steps(optimizer, lambda: self._engine.parameters, self)
         writes = logdir is not None and (across_ranks is False or _writes(logdir, told=bool(across_ranks)))
         own = [_tensorboard(Path(logdir))] if logdir is not None and writes else []
         self._delivery = Delivery([*sinks, *own], strict=strict, history=history)
         self._delivery.on_loss = lambda error: self._tap_failed("", error)
         self._is_prompt = any(getattr(sink, "prompt", False) for sink in sinks)
         self._closes_sinks = closes_sinks
-        self._plans: dict[tuple[int, ...], _Armed] = {}
-        self._armed: _Armed | None = None
-        self._fused: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._warned: set[str] = set()
-        self._seen_once: set[int] = set()
-        self._recorder = Recorder([], self._backward_ended, self._tap_failed)
-        self._use(self._parameters)
         self._jacobians = self._schedule(jacobians, probe) if jacobians else None
         windows = Path(profile_dir) if profile_dir else Path(logdir) / "profile" if logdir else None
         self._profiler = _profiler(profile, windows, self)
@@ -165,13 +142,10 @@ class Monitor:
         self._tripwire = Tripwire(model, nonfinite, Path(logdir) if logdir else None) if nonfinite else None
         self._attach()
 
-    def _check(self) -> None:
+    def _check(self, taps: Sequence[Tap]) -> None:
         if self._inner in _watched:
             raise TapError("this model is watched already; call close() on its monitor before watching it again.")
-        for rule in self.taps:
-            if all(q in PARAMETER_QUANTITIES for q in rule.quantities):
-                for pattern in rule.patterns:
-                    require_match(pattern, list(self._parameters))
+        check_taps(taps, parameter_names(self.model))
 
     def _attach(self) -> None:
         _watched[self._inner] = self
@@ -180,16 +154,19 @@ class Monitor:
             self._jacobians.begin(self.step)
             if self._jacobians.wants():
                 self._handles.append(self.model.register_forward_pre_hook(_TakeProbe(self), with_kwargs=True))
-        visit.listeners.append(self)
-        self._recorder.on_first_pass = self._look_again
-        self._recorder.watch_parameters()
+        self._engine.attach()
         if self._tripwire is not None:
             self._tripwire.attach()
         if self._performance is not None:
             self._performance.attach()
         if self._profiler is not None:
             self._profiler.begin(self.step)
-        self._arm()
+        self._engine.arm(self.step)
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """What is watched."""
+        return self._engine.taps
 
     @property
     def inner(self) -> nn.Module:
@@ -242,19 +219,11 @@ class Monitor:
         self._delivery.close(sinks_too=self._closes_sinks)
 
     def _detach(self) -> None:
-        self._disarm()
-        if self._exchange is not None:
-            self._exchange.leave()
+        self._engine.detach()
         if self._jacobians is not None:
             self._jacobians.close()
-        self._recorder.start(None)
-        self._recorder.on_first_pass = None
-        self._recorder.ignore_parameters()
-        self._recorder.kept.clear()
         if self._tripwire is not None:
             self._tripwire.close()
-        if self in visit.listeners:
-            visit.listeners.remove(self)
         self._steps.detach()
         for handle in self._handles:
             handle.remove()
@@ -266,8 +235,8 @@ class Monitor:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if isinstance(error, torch.OutOfMemoryError) and self._profiler is not None:
             self.report(self._profiler.out_of_memory(error).finding)
-        if error is not None and self._exchange is not None:
-            self._exchange.leave(seconds=1.0)
+        if error is not None and self._engine.exchange is not None:
+            self._engine.exchange.leave(seconds=1.0)
         self.close()
 
     # What people ask for.
@@ -289,8 +258,7 @@ class Monitor:
 
         `gradlab.taps.visit.sites_of(model, x)` lists all that a forward shows, with shapes and the place of each op.
         """
-        seen = (site for armed in self._plans.values() for site in armed.plan.targets)
-        return [*dict.fromkeys(site for site in seen if site not in self._parameters), *self._parameters]
+        return self._engine.sites()
 
     def tensor(self, site: str) -> Tensor:
         """The tensor of a kept site (`keep=True`) in the last forward.
@@ -298,24 +266,16 @@ class Monitor:
         Raises:
             TapError: the site is not kept, or has not been seen in this step.
         """
-        kept = self._recorder.kept
-        if site not in kept:
-            raise TapError(
-                f"no kept tensor at {site!r}.{did_you_mean(site, kept)} Kept now: {shortlist(kept)}. "
-                f"A tap keeps a tensor with keep=True, from its forward until the next step's."
-            )
-        return kept[site]
+        return self._engine.tensor(site)
 
     def grad(self, site: str) -> Tensor | None:
         """The gradient of a kept site after the backward (`retain_grad`), or that of a parameter; None before."""
-        parameter = self._parameters.get(site)
+        parameter = self._engine.parameters.get(site)
         return parameter.grad if parameter is not None else self.tensor(site).grad
 
     def keep(self, site: str) -> None:
         """Keep the tensor at a site, with its gradient, from the next forward on."""
-        self.taps = (*self.taps, Tap(site, of="output_grad", keep=True))
-        self._disarm()
-        self._arm()
+        self._engine.keep(site, self.step)
 
     @property
     def findings(self) -> list[Finding]:
@@ -325,88 +285,9 @@ class Monitor:
 
     # The edges of a step.
 
-    def _arm(self) -> None:
-        """Put in place what is due on the step that begins."""
-        due = tuple(number for number, rule in enumerate(self.taps) if self.step % rule.every == 0)
-        if not due:
-            self._disarm()
-            self._recorder.start(None)
-            return
-        armed = self._plans.get(due)
-        if armed is None:
-            plan = Plan([self.taps[number] for number in due])
-            hooks = ModuleHooks(self.model, module_names(self.model), plan, self._recorder)
-            armed = self._plans[due] = _Armed(plan, hooks, ParameterWatch(self._measurable(), plan), self._ranks(plan))
-        if armed is not self._armed:
-            self._disarm()
-            armed.hooks.arm()
-            armed.parameters.arm(self._recorder.backward_row)
-            self._armed = armed
-        armed.hooks.begin_step()
-        self._recorder.start(armed.plan)
-
-    def _ranks(self, plan: Plan) -> Ranks | None:
-        if self._exchange is None:
-            return None
-        from gradlab.taps.ranks import Ranks
-
-        return Ranks(plan, lambda: self._parameters, self._exchange)
-
-    def _look_again(self) -> None:
-        """At the first forward: parameters may be others by now, which `fully_shard` and the like do not tell."""
-        now = parameter_names(self.model)
-        if any(one is not other for one, other in zip_longest(now.values(), self._parameters.values())):
-            self._recorder.ignore_parameters()
-            self._use(now)
-            self._recorder.watch_parameters()
-            for armed in self._plans.values():
-                armed.parameters.use(self._measurable())
-
-    def _use(self, parameters: dict[str, nn.Parameter]) -> None:
-        self._parameters = parameters
-        ones = list(parameters.values())
-        self._recorder.use(ones, gradient_reader(self.model, ones))
-        say_what_is_not_seen(self.model, self.taps)
-
-    def _measurable(self) -> dict[str, nn.Parameter]:
-        return measurable(self._parameters, across_ranks=self._exchange is not None)
-
-    def _disarm(self) -> None:
-        if self._armed is not None:
-            self._armed.hooks.disarm()
-            self._armed.parameters.disarm()
-            self._armed = None
-
-    def named(self, name: str, value: Tensor) -> Tensor:
-        """A tensor was named with `gradlab.tap`."""
-        if self._armed is not None:
-            self._armed.hooks.named(name, value)
-        return value
-
-    def _backward_ended(self) -> None:
-        if self._in_backward is not None:
-            self._end_step_in_backward(self._in_backward)
-        elif self._armed is not None:
-            self._armed.parameters.backward_ended(self._recorder.step_row())
-
     def in_backward(self, optimizer: Optimizer, *, has_stepped: bool) -> None:
         """An optimizer is about to step, or has stepped, while the backward goes on, with which the step will end."""
-        if self._in_backward is None:
-            self._in_backward = StepsInBackward()
-            self._recorder.notice_backward()
-        if self._armed is not None:
-            note = self._in_backward.after if has_stepped else self._in_backward.before
-            try:
-                note(optimizer, self._armed.parameters, self._recorder.step_row())
-            except Exception as error:
-                self._tap_failed("", error)
-
-    def _end_step_in_backward(self, steps: StepsInBackward) -> None:
-        self._in_backward = None
-        if self._armed is not None:
-            steps.backward_ended(self._armed.parameters, self._recorder.step_row())
-        if steps.is_all(self.optimizers):
-            self._steps.end()
+        self._engine.in_backward(optimizer, has_stepped=has_stepped)
 
     def optimizer_begins(self) -> None:
         """An optimizer's `step` has been entered; called by the steps' count, as are those that follow."""
@@ -415,11 +296,11 @@ class Monitor:
 
     def before_update(self, optimizer: Optimizer) -> None:
         """The gradients are complete: read them, clipped and scaled as they are."""
-        if self._armed is None and self._tripwire is None:
+        if not self._engine.is_armed and self._tripwire is None:
             return
         try:
-            scale = self._scale.now()
-            self._note_before_update(optimizer, scale)
+            scale = self._engine.scale.now()
+            self._engine.before_update(optimizer, scale)
             if self._tripwire is not None and scale is None:  # a GradScaler skips such steps by itself
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 finding = self._tripwire.look(parameters, self.step)
@@ -428,42 +309,11 @@ class Monitor:
         except Exception as error:
             self._tap_failed("", error)
 
-    def _note_before_update(self, optimizer: Optimizer, scale: Tensor | None) -> None:
-        if self._armed is not None:
-            row = self._recorder.step_row()
-            if not self._recorder.committed:
-                self._recorder.watch_parameters()
-            if scale is not None:
-                self._note_scale(scale, optimizer, row)
-                if self._recorder.thrown_away:
-                    self._report_skipped(self._recorder.thrown_away, f"before step {self.step}")
-            self._recorder.thrown_away = 0
-            if getattr(optimizer, "grad_scale", None) is not None:
-                self._fused.add("weight_grad@clipped")
-            self._armed.parameters.before_update(row)
-
-    def _note_scale(self, scale: Tensor, optimizer: Optimizer, row: Row) -> None:
-        """A frame has one loss scale: where it changes between two optimizers, the later one's numbers are adapted."""
-        assert self._armed is not None
-        entry = self._armed.plan.scale
-        if not row.numel[entry.index]:
-            row.write(entry, scale)
-            self._first_scale = scale.clone() if len(self.optimizers) > 1 else scale
-        elif self._first_scale is not None:
-            factor = self._first_scale / scale
-            self._armed.parameters.rescale(row, optimizer, factor)
-            self._recorder.rescale(factor)
-
     def after_update(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped: read the update."""
         if self._performance is not None:
             self._performance.optimizer_ended()
-        if self._armed is not None:
-            try:
-                self._recorder.optimizer_stepped()
-                self._armed.parameters.after_update(self._recorder.step_row(), optimizer)
-            except Exception as error:
-                self._tap_failed("", error)
+        self._engine.after_update(optimizer)
         if self._tripwire is not None:
             self._tripwire.updated()
 
@@ -477,7 +327,7 @@ class Monitor:
             self._tripwire.step_ended()
         ended, self.step = self.step, self.step + 1
         if self._steps.are_counted:
-            self._arm()
+            self._engine.arm(self.step)
         self._delivery.deliver(hurry=self._is_prompt)
         if self._jacobians is not None:
             self._jacobians.end(ended)
@@ -493,42 +343,31 @@ class Monitor:
         """Go on with this step: the loop has counted updates that were left out, as a GradScaler leaves them out."""
         if step <= self.step or not self._steps.are_counted:
             return
-        self._report_skipped(step - self.step, f"before step {step}")
+        self._report_skipped(step - self.step, before=step)
         self.step = step
-        self._arm()
+        self._engine.arm(step)
         if self._jacobians is not None:
             self._jacobians.begin(step)
 
-    def _report_skipped(self, count: int, when: str) -> None:
+    def _report_skipped(self, count: int, *, before: int) -> None:
         what = f"{count} updates were" if count > 1 else "an update was"
-        message = f"{what} left out {when}: the gradients were thrown away, as by a GradScaler where they overflow."
-        advice = "A few while the loss scale finds its place are as they should be; if they go on, lower the scale."
-        evidence = {"updates": count}
         finding = Finding(
             step=self.step,
             kind="skipped_update",
             site="",
-            message=message,
-            evidence=evidence,
-            advice=advice,
+            message=f"{what} left out before step {before}: the gradients were thrown away, as by a GradScaler "
+            f"where they overflow.",
+            evidence={"updates": count},
+            advice="A few while the loss scale finds its place are as they should be; if they go on, lower the scale.",
             severity="info",
         )
         self.report(finding)
 
     def _send_frame(self) -> None:
-        if self._armed is not None:
-            if self._exchange is not None:
-                self._exchange.check(self.model)
-            plan = self._armed.plan
-            scaled = frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused})
-            rows, ranks = self._recorder.rows(), self._armed.ranks
-            copy = HostCopy(rows) if ranks is None else ranks.copy(rows, self.step)
-            self._delivery.send(Pending(self.step, time.time(), plan, copy, scaled))
-            self._fused.clear()
-            self._armed.parameters.step_ended()
-            for memory in plan.memories:
-                memory.advance()
-            self._report_unmatched(plan)
+        taken = self._engine.take(self.step)
+        if taken is not None:
+            self._delivery.send(Pending(self.step, time.time(), taken.plan, taken.copy, taken.scaled))
+            self._engine.report_unmatched(taken.plan)
 
     # Handing out.
 
@@ -562,19 +401,6 @@ class Monitor:
         else:
             self._detach()
             warn(f"watching was switched off: {type(error).__name__}: {error}")
-
-    def _report_unmatched(self, plan: Plan) -> None:
-        """After the first frame of a rule: say which of its patterns met no tensor."""
-        for rule in plan.rules:
-            if id(rule) in self._seen_once or all(q in PARAMETER_QUANTITIES for q in rule.quantities):
-                continue
-            self._seen_once.add(id(rule))
-            names = [*plan.targets, *self._parameters]
-            for pattern in unmatched(rule, names):
-                reason = why_unmatched(pattern, names, self.model)
-                if self.strict:
-                    raise TapError(reason)
-                warn(f"a tap saw nothing in its first step: {reason}")
 
     # Jacobians.
 

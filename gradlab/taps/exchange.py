@@ -58,12 +58,8 @@ class Exchange:
     """Sends parcels in the same order on every rank of the default process group."""
 
     def __init__(self) -> None:
-        """Tell the other ranks that this one watches. It does not wait for them."""
-        global _made
-        self._mark = f"gradlab/watches/{_made}/"
-        _made += 1
         self.size, self.rank = dist.get_world_size(), dist.get_rank()
-        _store().set(f"{self._mark}{self.rank}", "1")
+        self._mark = ""
         self._group: list[dist.ProcessGroup] = []
         self._under_way: deque[Parcel] = deque()
         self._setting_out: deque[Future[None] | None] = deque()
@@ -72,6 +68,13 @@ class Exchange:
         self._is_over = False
         self._process = os.getpid()
         self._at_exit = weakref.finalize(self, _let_go, self._group, self._under_way, self._process, 1.0)
+
+    def announce(self) -> None:
+        """Tell the other ranks that this one watches, without waiting for them."""
+        global _made
+        self._mark = f"gradlab/watches/{_made}/"
+        _made += 1
+        _store().set(f"{self._mark}{self.rank}", "1")
 
     @property
     def group(self) -> dist.ProcessGroup:

@@ -64,7 +64,8 @@ class Ranks:
         """Exchange the names of all entries; those of other ranks get slots here too."""
         mine = [(entry.quantity, entry.site) for entry in self.plan.rows.layout.entries]
         parameters = self.parameters()
-        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        watched = {site for _, site in mine}
+        shapes = {name: tuple(p.shape) for name, p in parameters.items() if name in watched}
         told: list[tuple[int, list[Key], dict[str, tuple[int, ...]]]] = self.exchange.gather((step, mine, shapes))
         steps, everybody = [one for one, _, _ in told], [keys for _, keys, _ in told]
         if len(set(steps)) > 1:

@@ -1,0 +1,328 @@
+"""The tap engine of one monitor: what is put in place on a step, what is read at its edges, the frame that comes of it.
+
+What happens inside a forward and a backward is the recorder's; when a step begins and ends, and who gets its frame, is
+the monitor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradlab.errors import TapError, did_you_mean, warn
+from gradlab.taps import visit
+from gradlab.taps.in_backward import StepsInBackward
+from gradlab.taps.modules import ModuleHooks
+from gradlab.taps.parallel import combinable
+from gradlab.taps.parameters import ParameterWatch, measurable
+from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
+from gradlab.taps.recorder import Recorder
+from gradlab.taps.rule import Tap
+from gradlab.taps.scaling import LossScale
+from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
+from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist
+from gradlab.taps.slots import HostCopy, Row
+from gradlab.taps.unmatched import unmatched, why_unmatched
+
+if TYPE_CHECKING:
+    from gradlab.taps.exchange import Exchange
+    from gradlab.taps.ranks import RankCopy, Ranks
+
+
+class _Armed(NamedTuple):
+    """What is in place while a plan is due."""
+
+    plan: Plan
+    hooks: ModuleHooks
+    parameters: ParameterWatch
+    ranks: Ranks | None
+
+
+class Taken(NamedTuple):
+    """The values of a step, on their way to the host."""
+
+    plan: Plan
+    copy: HostCopy | RankCopy
+    scaled: frozenset[str]
+    """The quantities that carry the loss scale."""
+
+
+class Engine:
+    """The taps on one model.
+
+    Args:
+        model: the model, wrapped or not.
+        taps: the rules.
+        scaler: the GradScaler in use, where it is known.
+        exchange: the way to the other ranks, where numbers are those of all.
+        strict: raise where a pattern meets nothing.
+        optimizers: gives those whose steps are counted.
+        on_failure: called with a site ("" for all) and the error of its tap.
+        on_step_in_backward: called where a step has ended with its backward.
+        on_skipped: called with the number of updates that were left out before this one.
+    Raises:
+        TapError: a pattern that matches no parameter, where it is for parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Sequence[Tap],
+        *,
+        scaler: Any,
+        exchange: Exchange | None,
+        strict: bool,
+        optimizers: Callable[[], Sequence[Optimizer]],
+        on_failure: Callable[[str, BaseException], None],
+        on_step_in_backward: Callable[[], None],
+        on_skipped: Callable[[int], None],
+    ) -> None:
+        self.model = model
+        self.taps = tuple(taps) if exchange is None else combinable(taps, model)
+        self.parameters = parameter_names(model)
+        self.exchange = exchange
+        self._strict = strict
+        self._optimizers = optimizers
+        self._failed = on_failure
+        self._step_ended = on_step_in_backward
+        self._skipped = on_skipped
+        self.scale = LossScale(scaler)
+        self._first_scale: Tensor | None = None
+        self._fused: set[str] = set()
+        self._in_backward: StepsInBackward | None = None
+        self._plans: dict[tuple[int, ...], _Armed] = {}
+        self._armed: _Armed | None = None
+        self._seen_once: set[int] = set()
+        self.recorder = Recorder([], self._backward_ended, on_failure)
+        self._use(self.parameters)
+
+    def attach(self) -> None:
+        """Begin to listen, and let the other ranks know; `arm` puts taps in place."""
+        if self.exchange is not None:
+            self.exchange.announce()
+        visit.listeners.append(self)
+        self.recorder.on_first_pass = self._look_again
+        self.recorder.watch_parameters()
+
+    def detach(self) -> None:
+        """Leave no hook and no reference, and let the other ranks know."""
+        self._disarm()
+        if self.exchange is not None:
+            self.exchange.leave()
+        self.recorder.start(None)
+        self.recorder.on_first_pass = None
+        self.recorder.ignore_parameters()
+        self.recorder.kept.clear()
+        if self in visit.listeners:
+            visit.listeners.remove(self)
+
+    # What is in place.
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether something is due on this step."""
+        return self._armed is not None
+
+    def arm(self, step: int) -> None:
+        """Put in place what is due on the step that begins."""
+        due = tuple(number for number, rule in enumerate(self.taps) if step % rule.every == 0)
+        if not due:
+            self._disarm()
+            self.recorder.start(None)
+            return
+        armed = self._plans.get(due)
+        if armed is None:
+            plan = Plan([self.taps[number] for number in due])
+            hooks = ModuleHooks(self.model, module_names(self.model), plan, self.recorder)
+            armed = self._plans[due] = _Armed(plan, hooks, ParameterWatch(self._measurable(), plan), self._ranks(plan))
+        if armed is not self._armed:
+            self._disarm()
+            armed.hooks.arm()
+            armed.parameters.arm(self.recorder.backward_row)
+            self._armed = armed
+        armed.hooks.begin_step()
+        self.recorder.start(armed.plan)
+
+    def _disarm(self) -> None:
+        if self._armed is not None:
+            self._armed.hooks.disarm()
+            self._armed.parameters.disarm()
+            self._armed = None
+
+    def _ranks(self, plan: Plan) -> Ranks | None:
+        if self.exchange is None:
+            return None
+        from gradlab.taps.ranks import Ranks
+
+        return Ranks(plan, lambda: self.parameters, self.exchange)
+
+    def _look_again(self) -> None:
+        """At the first forward: parameters may be others by now, which `fully_shard` and the like do not tell."""
+        now = parameter_names(self.model)
+        if any(one is not other for one, other in zip_longest(now.values(), self.parameters.values())):
+            self.recorder.ignore_parameters()
+            self._use(now)
+            self.recorder.watch_parameters()
+            for armed in self._plans.values():
+                armed.parameters.use(self._measurable())
+
+    def _use(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        ones = list(parameters.values())
+        self.recorder.use(ones, gradient_reader(self.model, ones))
+        say_what_is_not_seen(self.model, self.taps)
+
+    def _measurable(self) -> dict[str, nn.Parameter]:
+        return measurable(self.parameters, across_ranks=self.exchange is not None)
+
+    # What people ask for.
+
+    def sites(self) -> list[str]:
+        """The sites that taps have met so far, in forward order, then the parameters."""
+        seen = (site for armed in self._plans.values() for site in armed.plan.targets)
+        return [*dict.fromkeys(site for site in seen if site not in self.parameters), *self.parameters]
+
+    def tensor(self, site: str) -> Tensor:
+        """The tensor of a kept site in the last forward.
+
+        Raises:
+            TapError: the site is not kept, or has not been seen in this step.
+        """
+        kept = self.recorder.kept
+        if site not in kept:
+            raise TapError(
+                f"no kept tensor at {site!r}.{did_you_mean(site, kept)} Kept now: {shortlist(kept)}. "
+                f"A tap keeps a tensor with keep=True, from its forward until the next step's."
+            )
+        return kept[site]
+
+    def keep(self, site: str, step: int) -> None:
+        """Keep the tensor at a site, with its gradient, from the next forward on."""
+        self.taps = (*self.taps, Tap(site, of="output_grad", keep=True))
+        self._disarm()
+        self.arm(step)
+
+    # What happens in a step.
+
+    def named(self, name: str, value: Tensor) -> Tensor:
+        """A tensor was named with `gradlab.tap`."""
+        if self._armed is not None:
+            self._armed.hooks.named(name, value)
+        return value
+
+    def _backward_ended(self) -> None:
+        if self._in_backward is not None:
+            self._end_step_in_backward(self._in_backward)
+        elif self._armed is not None:
+            self._armed.parameters.backward_ended(self.recorder.step_row())
+
+    def in_backward(self, optimizer: Optimizer, *, has_stepped: bool) -> None:
+        """An optimizer is about to step, or has stepped, while the backward goes on, with which the step will end."""
+        if self._in_backward is None:
+            self._in_backward = StepsInBackward()
+            self.recorder.notice_backward()
+        if self._armed is not None:
+            note = self._in_backward.after if has_stepped else self._in_backward.before
+            try:
+                note(optimizer, self._armed.parameters, self.recorder.step_row())
+            except Exception as error:
+                self._failed("", error)
+
+    def _end_step_in_backward(self, steps: StepsInBackward) -> None:
+        self._in_backward = None
+        if self._armed is not None:
+            steps.backward_ended(self._armed.parameters, self.recorder.step_row())
+        if steps.is_all(tuple(self._optimizers())):
+            self._step_ended()
+
+    def before_update(self, optimizer: Optimizer, scale: Tensor | None) -> None:
+        """The gradients are complete: read them, clipped and scaled as they are."""
+        if self._armed is None:
+            return
+        row = self.recorder.step_row()
+        if not self.recorder.committed:
+            self.recorder.watch_parameters()
+        if scale is not None:
+            self._note_scale(scale, optimizer, row, self._armed)
+            if self.recorder.thrown_away:
+                self._skipped(self.recorder.thrown_away)
+        self.recorder.thrown_away = 0
+        if getattr(optimizer, "grad_scale", None) is not None:
+            self._fused.add("weight_grad@clipped")
+        self._armed.parameters.before_update(row)
+
+    def _note_scale(self, scale: Tensor, optimizer: Optimizer, row: Row, armed: _Armed) -> None:
+        """A frame has one loss scale: where it changes between two optimizers, the later one's numbers are adapted."""
+        if not row.numel[armed.plan.scale.index]:
+            row.write(armed.plan.scale, scale)
+            self._first_scale = scale.clone() if len(self._optimizers()) > 1 else scale
+        elif self._first_scale is not None:
+            factor = self._first_scale / scale
+            armed.parameters.rescale(row, optimizer, factor)
+            self.recorder.rescale(factor)
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped: read the update."""
+        if self._armed is not None:
+            try:
+                self.recorder.optimizer_stepped()
+                self._armed.parameters.after_update(self.recorder.step_row(), optimizer)
+            except Exception as error:
+                self._failed("", error)
+
+    def take(self, step: int) -> Taken | None:
+        """Close the frame of a step and send it on its way; None where nothing was due.
+
+        Raises:
+            RanksError, TapError: the other ranks cannot be followed.
+        """
+        if self._armed is None:
+            return None
+        if self.exchange is not None:
+            self.exchange.check(self.model)
+        plan, ranks, rows = self._armed.plan, self._armed.ranks, self.recorder.rows()
+        copy = HostCopy(rows) if ranks is None else ranks.copy(rows, step)
+        taken = Taken(plan, copy, frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused}))
+        self._fused.clear()
+        self._armed.parameters.step_ended()
+        for memory in plan.memories:
+            memory.advance()
+        return taken
+
+    def report_unmatched(self, plan: Plan) -> None:
+        """After the first frame of a rule: say which of its patterns met no tensor.
+
+        Raises:
+            TapError: so it is, and `strict`.
+        """
+        for rule in plan.rules:
+            if id(rule) in self._seen_once or is_of_parameters(rule):
+                continue
+            self._seen_once.add(id(rule))
+            names = [*plan.targets, *self.parameters]
+            for pattern in unmatched(rule, names):
+                reason = why_unmatched(pattern, names, self.model)
+                if self._strict:
+                    raise TapError(reason)
+                warn(f"a tap saw nothing in its first step: {reason}")
+
+
+def is_of_parameters(rule: Tap) -> bool:
+    """Whether a rule is of nothing but parameters, whose names are known at once."""
+    return all(quantity in PARAMETER_QUANTITIES for quantity in rule.quantities)
+
+
+def check_taps(taps: Sequence[Tap], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse patterns for parameters that match none.
+
+    Raises:
+        TapError: the message has the near misses.
+    """
+    for rule in taps:
+        if is_of_parameters(rule):
+            for pattern in rule.patterns:
+                require_match(pattern, list(parameters))
