@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ CASES = {
     "8 wide layers, parameters": (8, 1024, PARAMETERS),
     "8 wide layers, all": (8, 1024, ALL),
 }
-STEPS, ROUNDS = int(os.environ.get("SCALE_STEPS", "8")), int(os.environ.get("SCALE_ROUNDS", "12"))
+STEPS, ROUNDS = int(os.environ.get("SCALE_STEPS", "8")), int(os.environ.get("SCALE_ROUNDS", "36"))
 BATCH = 192
 
 
@@ -115,10 +115,18 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "collectives": collectives[0] - without[0],
         "bytes": collectives[1],
         "bare_ms": 1e3 * statistics.median(a for (a, _), _ in pairs),
-        "added_ms": 1e3 * statistics.median(b - a for (a, _), (b, _) in pairs),
+        "added_ms": [1e3 * ms for ms in median(b - a for (a, _), (b, _) in pairs)],
         "thread_ms": 1e3 * statistics.median(b - a for (_, a), (_, b) in pairs),
         "event_bytes": round(grown),
     }
+
+
+def median(values: Iterable[float]) -> tuple[float, float, float]:
+    """The median and a 95 % interval of it, by order statistics."""
+    ordered = sorted(values)
+    far = round(0.98 * len(ordered) ** 0.5)
+    middle = len(ordered) // 2
+    return statistics.median(ordered), ordered[max(0, middle - far)], ordered[min(len(ordered) - 1, middle + far)]
 
 
 def _size(monitor: gradlab.Monitor, files: list[Path]) -> int:
@@ -157,7 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for world in RANKS:
             for name, found in on_ranks(world, Path(folder)).items():
-                n = found["values"]
+                n, (added, low, high) = found["values"], found["added_ms"]
                 rows.append(
                     {
                         "case": f"{name}; ranks: {world}",
@@ -166,9 +174,10 @@ def main() -> None:
                         "bytes reduced": found["bytes"],
                         "by the model": 8 * (2 * n + 3) if world > 1 else 0,
                         "bare CPU ms": round(found["bare_ms"], 2),
-                        "added CPU ms": round(found["added_ms"], 3),
-                        "on the training thread": round(found["thread_ms"], 3),
-                        "added %": round(100 * found["added_ms"] / found["bare_ms"], 1),
+                        "added CPU ms": round(added, 2),
+                        "95 %": f"{low:.2f} to {high:.2f}",
+                        "on the training thread": round(found["thread_ms"], 2),
+                        "added %": round(100 * added / found["bare_ms"], 1),
                         "event bytes a step": found["event_bytes"],
                     }
                 )
