@@ -29,7 +29,7 @@ def dense_values(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-LONG = 1 << 16
+LONG = 1 << 17
 """Beyond so many elements a CPU tensor's norm is taken by rows."""
 _ROW = 1 << 12
 
