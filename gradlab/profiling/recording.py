@@ -5,6 +5,7 @@ Belongs here: every call into torch.profiler. Does not: when to open a window (w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,10 @@ class Recording:
 
     def warm_up(self) -> None:
         """Make the profiler ready, so that its own start is not measured, and put the module marks in."""
-        self._profiler.prepare_trace()
+        with warnings.catch_warnings():
+            # Of a second cycle, which there is none of; torch 2.11 says so on the first one too.
+            warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
+            self._profiler.prepare_trace()
         self._warm = True
         if self._marks is not None:
             self._marks.attach()

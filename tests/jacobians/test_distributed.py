@@ -77,7 +77,8 @@ def work(folder: str) -> None:
             same = all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
             worst = max(block.audit_error for _, block in sink.blocks)
             print(f"{kind} {name} same={same} blocks={len(sink.blocks)} right={worst < 2e-3}", flush=True)
-    dist.destroy_process_group()
+    # Not in the ordinary way: gloo's threads now and then abort a process that ends so (torch 2.13).
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,9 @@ PROGRAM = """
     monitor.close()
     for finding in monitor.findings:
         print(finding.message)
-    dist.destroy_process_group()
+    sys.stdout.flush()
+    # Not in the ordinary way: gloo's threads now and then abort a process that ends so (torch 2.13).
+    os._exit(0)
 """
 
 
@@ -60,7 +62,8 @@ def test_the_slow_rank_is_found_and_both_are_in_one_directory(tmp_path, slow):
     assert names == {"rank0", "rank1", "summary.json", "summary.rank1.json"}
     summary = json.loads((window / "summary.json").read_text())
     assert summary["world_size"] == 2 and [row["rank"] for row in summary["ranks"]] == [0, 1]
-    assert summary["ranks"][1 - slow]["collectives_ms"] > 150 > summary["ranks"][slow]["collectives_ms"]
+    waited, late = (summary["ranks"][rank]["collectives_ms"] for rank in (1 - slow, slow))
+    assert waited > max(150, 2 * late)
     assert summary["verdict"]["bound"] == "straggler"
     assert f"%) for rank {slow}" in summary["verdict"]["sentence"]
     assert "the profile of steps 3 to 5 is straggling rank: " in outputs[0][0] and outputs[1][0] == ""

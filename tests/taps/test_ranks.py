@@ -362,7 +362,8 @@ def work(rank: int, folder: str) -> None:
         "files": files(rank, folder),
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    # Not in the ordinary way: gloo's threads now and then abort a process that ends so (torch 2.13).
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
