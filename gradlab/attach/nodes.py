@@ -36,7 +36,7 @@ def ask(options: AttachOptions) -> str:
         store = _store()
         store.wait([_KEY], timedelta(seconds=_PATIENCE_SECONDS))
         found = bytes(store.get(_KEY)).decode()
-    except Exception:
+    except Exception:  # no process group, one without a store, or nothing told in time
         return ""
     if found != own_address(options):
         with contextlib.suppress(OSError):

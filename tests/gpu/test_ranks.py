@@ -1,4 +1,4 @@
-"""Two ranks on one CUDA device, over gloo: their numbers are those of one process, and no step waits for the device."""
+"""Two ranks on one CUDA device, over gloo: their numbers are those of one process on the whole batch."""
 
 from __future__ import annotations
 
