@@ -69,7 +69,7 @@ class Continuation(pl.Callback):
                 return loader
             self.loader = ContinuedLoader(loader, self._place)
             self._place = None
-            return self.loader
+            return loader
 
         source.train_dataloader = train_dataloader  # type: ignore[method-assign]
 
@@ -88,10 +88,14 @@ class Continuation(pl.Callback):
 
 
 class ContinuedLoader:
-    """A DataLoader that can begin in the middle of an epoch, with the batches that were still to come.
+    """Lets a DataLoader begin in the middle of an epoch, with the batches that were still to come.
 
     The order of an epoch follows from the random numbers at its start, so these are put back, the batches that were
     used are drawn once more and dropped, and then the random numbers of the checkpoint are put back.
+
+    The loader stays the object that the user made, of a class that differs in `__iter__` alone: Lightning and users
+    ask for its type, make it anew with another sampler (`overfit_batches`) and set attributes on it (`worker_init_fn`).
+    What Lightning makes anew is followed too; a copy or a pickle is a plain loader again.
     """
 
     def __init__(self, loader: DataLoader[Any], place: dict[str, Any] | None = None) -> None:
@@ -100,21 +104,17 @@ class ContinuedLoader:
         """How many batches of this epoch were handed out."""
         self._at_start: dict[str, Any] = snapshot()
         self._place = place
+        loader.__class__ = _followed(getattr(type(loader), "followed_class", type(loader)), self)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
+    def batches(self, iterate: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """The batches of an epoch that `iterate` gives, or those that were still to come of it."""
         # All of it happens when the first batch is drawn: Lightning makes iterators that it never uses.
         place, self._place = self._place, None
         used = place["taken"] if place else 0
         if place:
             restore(place["at_start"] if used else place["now"])
         self._at_start, self.taken = snapshot(), 0
-        for batch in self.loader:
+        for batch in iterate():
             self.taken += 1
             if self.taken > used:
                 yield batch
@@ -130,6 +130,27 @@ class ContinuedLoader:
     def place(self) -> dict[str, Any]:
         """What `__init__` needs to go on from here."""
         return {"taken": self.taken, "at_start": self._at_start, "now": snapshot()}
+
+
+def _followed(cls: type[DataLoader[Any]], follower: ContinuedLoader) -> type[DataLoader[Any]]:
+    """A class like `cls` whose batches come by way of `follower`."""
+
+    def __iter__(self: DataLoader[Any]) -> Iterator[Any]:
+        return follower.batches(lambda: cls.__iter__(self))
+
+    def __reduce_ex__(self: DataLoader[Any], protocol: Any) -> Any:
+        plain = object.__new__(cls)
+        plain.__dict__.update(vars(self))
+        return _itself, (plain,)
+
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members = {"__iter__": __iter__, "__reduce_ex__": __reduce_ex__, "followed_class": cls}
+    return type(cls.__name__, (cls,), {**names, **members})
+
+
+def _itself(value: Any) -> Any:
+    """What an object that is copied or pickled as another one is made by."""
+    return value
 
 
 def saved_step(path: Path) -> int:

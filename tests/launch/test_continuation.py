@@ -1,16 +1,20 @@
 """A training that is stopped and resumed ends, bit for bit, where one that was left alone ends."""
 
+import copy
 import logging
 import os
+import pickle
 import signal
 import warnings
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
 from gradlab.errors import UsageError
-from gradlab.launch.checkpoints import Continuation, LastCheckpoint, saved_step
+from gradlab.launch.checkpoints import Continuation, ContinuedLoader, LastCheckpoint, saved_step
 from gradlab.launch.messages import quiet_lightning
 from gradlab.launch.randomness import restore, snapshot, undisturbed
 from gradlab.launch.signals import STOPS, StopAfterStep, StopRequest
@@ -102,7 +106,18 @@ def test_a_validation_that_was_cut_short_is_done_again_in_full(fit, after):
     assert same(undisturbed_model, resumed)
 
 
-@pytest.mark.parametrize("options", [{"limit_train_batches": 3}, {"max_steps": 11}, {"val_check_interval": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit_train_batches": 3},
+        {"limit_train_batches": 0.6},
+        {"overfit_batches": 3},
+        {"overfit_batches": 0.6},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"max_steps": 11},
+        {"val_check_interval": 2},
+    ],
+)
 def test_other_ways_to_count_are_resumed_as_well(fit, options):
     undisturbed_model, reference, _ = fit(**options)
     fit.last.unlink()
@@ -110,6 +125,55 @@ def test_other_ways_to_count_are_resumed_as_well(fit, options):
     resumed, trainer, _ = fit(**options)
     assert stopped and trainer.global_step == reference.global_step
     assert same(undisturbed_model, resumed)
+
+
+class Batches(pl.Callback):
+    """Keeps every training batch, and the training loader as others see it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(batch[0].sum().item())
+        self.loader = trainer.train_dataloader
+
+
+def test_a_model_that_is_to_overfit_one_batch_gets_the_same_in_each_epoch(fit):
+    batches = Batches()
+    fit(batches, overfit_batches=1)
+    assert len(batches.seen) == 3 and len(set(batches.seen)) == 1
+
+
+def test_the_loader_that_is_followed_is_still_a_loader_of_its_own_class(fit, small_data, monkeypatch):
+    class Loader(DataLoader):
+        def __init__(self, rows, note):
+            super().__init__(rows, batch_size=4)
+            self.note = note
+
+    made = []
+
+    def train_dataloader(self):
+        made.append(Loader(self.samples, "mine"))
+        return made[-1]
+
+    monkeypatch.setattr(small_data, "train_dataloader", train_dataloader)
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")  # put back afterwards; what sets it is the seeding
+    monkeypatch.setattr(pl, "seed_everything", partial(pl.seed_everything, workers=True))
+    batches = Batches()
+    fit(batches)
+    (loader,) = made
+    assert batches.loader is loader and isinstance(loader, Loader) and loader.note == "mine"
+    assert loader.worker_init_fn is not None  # Lightning's, for the seeds of workers
+
+
+def test_a_copy_of_the_followed_loader_is_a_plain_one(small_data):
+    loader = DataLoader(small_data().samples, 8)
+    followed = ContinuedLoader(loader)
+    ContinuedLoader(loader)  # a second follower, as where a loader is handed out twice, takes the first one's place
+    for other in (copy.copy(loader), copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
+        assert type(other) is DataLoader
+        assert torch.equal(next(iter(other))[0], next(iter(loader))[0])
+    assert followed.taken == 0
 
 
 def test_the_handlers_of_before_are_back_afterwards(fit):
