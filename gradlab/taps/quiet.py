@@ -5,9 +5,11 @@ A plain counter, not a context variable: gradient hooks run on the autograd engi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_lock = threading.Lock()  # two threads that begin a probe at once must both be counted
 depth = 0
 """How many blocks are open; 0 where gradlab's hooks record. Read as it is where a call would cost too much."""
 
@@ -21,8 +23,10 @@ def muted() -> bool:
 def muting() -> Iterator[None]:
     """While open, no monitor in this process records anything. May be nested."""
     global depth
-    depth += 1
+    with _lock:
+        depth += 1
     try:
         yield
     finally:
-        depth -= 1
+        with _lock:
+            depth -= 1

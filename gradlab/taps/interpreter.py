@@ -1,0 +1,109 @@
+"""The state of the interpreter around a hook: whether it may look at all, and how an op of gradlab's own is run.
+
+A hook runs in the middle of somebody else's code, and inherits whatever that code has switched on. What follows from
+it is decided here, once, for every entry point of gradlab (`tests/taps/test_interpreter.py` lists them):
+
+1. **Where a tensor is no value, a hook looks away** (`looks_away`): while a graph is compiled, exported, traced or
+   scripted, inside a transform of functorch (vmap, grad, jvp), under a mode that makes fake tensors or records a graph
+   of its own (make_fx), and while a probe of gradlab's runs the model. Nothing is recorded there, nothing is run, and
+   the artefact is that of an unwatched model.
+2. **An op of gradlab's own runs outside of the modes of others** (`own_ops`): a function mode or dispatch mode sees
+   each op that is called while it is on, ours too. A counter of FLOPs would count them, and selective checkpointing
+   would hand one of our results to the recomputation in place of one of the model's.
+3. **What belongs to a forward belongs to its thread** (`threading.local`, in `modules` and `recorder`): another
+   thread may call the same model at any moment. What belongs to a backward belongs to its task of the engine.
+
+A recomputation under checkpointing is no state of its own: hooks run in it as in a forward, and the recorder knows by
+the engine's task what they repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from gradlab.taps import quiet
+
+_is_compiling = torch.compiler.is_compiling
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
+_functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+_num_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_has_function_modes: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
+_pop_dispatch_mode: Callable[[None], Any] = torch._C._pop_torch_dispatch_stack
+_push_dispatch_mode: Callable[[Any], None] = torch._C._push_on_torch_dispatch_stack
+_set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+_GRAPH_MODES = tuple(
+    getattr(torch._C._TorchDispatchModeKey, name)
+    for name in ("FAKE", "PROXY", "FUNCTIONAL")
+    if hasattr(torch._C._TorchDispatchModeKey, name)
+)
+
+
+def looks_away() -> bool:
+    """Whether a hook of gradlab's has nothing to do here: tensors have no values now, or gradlab itself runs the model.
+
+    Cost: about 0.2 microseconds. The first question is one that `torch.compile` answers while it traces, so that the
+    rest of a hook is no part of a graph.
+    """
+    return (
+        _is_compiling()
+        or quiet.depth > 0
+        or _is_tracing()
+        or _functorch_level() is not None
+        or (_num_dispatch_modes() > 0 and _makes_a_graph())
+    )
+
+
+def in_functorch() -> bool:
+    """Whether a transform of functorch is at work: its tensors stand for many, or carry a derivative."""
+    return _functorch_level() is not None
+
+
+def _makes_a_graph() -> bool:
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _GRAPH_MODES)
+
+
+def has_modes() -> bool:
+    """Whether somebody's mode would see an op that is called now. Cost: 0.1 microseconds."""
+    return _has_function_modes() or _num_dispatch_modes() > 0
+
+
+@contextmanager
+def outside_modes() -> Iterator[None]:
+    """While open, no function mode and no dispatch mode of anybody sees an op. Tensor subclasses are what they were.
+
+    Not torch's own context for it, which imports the machinery of export, and `_DisableTorchDispatch` neither, under
+    which the ops of tensor subclasses do not work.
+    """
+    modes = [_pop_dispatch_mode(None) for _ in range(_num_dispatch_modes())]
+    try:
+        with torch._C.DisableTorchFunction():
+            yield
+    finally:
+        for mode in reversed(modes):
+            _push_dispatch_mode(mode)
+
+
+class own_ops:  # noqa: N801 - a context manager, written as torch writes `no_grad`
+    """`with own_ops():` runs ops of gradlab's own: seen by no mode, without a graph.
+
+    Cost: half a microsecond, where there are no modes.
+    """
+
+    __slots__ = ("_grad", "_modes", "_no_function")
+
+    def __enter__(self) -> None:
+        self._modes = [_pop_dispatch_mode(None) for _ in range(_num_dispatch_modes())]
+        self._no_function = torch._C.DisableTorchFunction()
+        self._no_function.__enter__()
+        self._grad = torch.is_grad_enabled()
+        _set_grad_enabled(False)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        _set_grad_enabled(self._grad)
+        self._no_function.__exit__(None, None, None)
+        for mode in reversed(self._modes):
+            _push_dispatch_mode(mode)
