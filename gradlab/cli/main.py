@@ -32,7 +32,7 @@ class ReportedError(click.ClickException):
     """An error that gradlab raised on purpose: its text on stderr, its own exit code."""
 
     def __init__(self, error: GradlabError) -> None:
-        super().__init__(str(error))
+        super().__init__("\n".join([str(error), *getattr(error, "__notes__", ())]))
         self.exit_code = error.exit_code  # type: ignore[misc]  # a class variable in click
 
     def show(self, file: Any = None) -> None:

@@ -23,29 +23,36 @@ _OURS: dict[str, Path] = {}  # modules imported from an experiment's folder -> t
 
 
 @contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """While open, modules in `folder` come first, as they do for a script in that folder.
+def importable(folder: Path, *more: Path) -> Iterator[None]:
+    """While open, modules in `folder` come first, as they do for a script in that folder; then those in `more`.
+
+    Open for as long as a run lasts: what is imported late, in a training step or in a loader's worker that is spawned
+    (which is given `sys.path` as it is then), has to be found too. It may be opened again while it is open.
 
     Modules of the same name that came from another experiment's folder are forgotten, so that two experiments of one
     process can each have a `model.py`.
     """
-    entry = str(folder.resolve())
+    folders = [place.resolve() for place in (folder, *more)]
+    names = {path.stem for place in folders for path in _inside(place)}
     for name, home in list(_OURS.items()):
-        if home != folder.resolve() and name.partition(".")[0] in _names_in(folder):
+        if home not in folders and name.partition(".")[0] in names:
             sys.modules.pop(name, None)
             del _OURS[name]
     before = {name.partition(".")[0] for name in sys.modules}
-    sys.path.insert(0, entry)
+    entries = [str(place) for place in folders]
+    sys.path[:0] = entries
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        if entry in sys.path:
-            sys.path.remove(entry)
+        for entry in entries:
+            if entry in sys.path:
+                sys.path.remove(entry)
         for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if file and name.partition(".")[0] not in before and _beside(file, folder):
-                _OURS[name] = folder.resolve()
+            file = _home_of(module) if name.partition(".")[0] not in before else None
+            for place in folders:
+                if file and _beside(file, place):
+                    _OURS.setdefault(name, place)
 
 
 def find_class(path: str, folder: Path) -> type:
@@ -60,10 +67,29 @@ def find_class(path: str, folder: Path) -> type:
         raise ConfigError(f"{path!r} is no class path; one looks like my_module.MyClass.")
     value: Any = _import(parts[0], folder, whole=path)
     for done, part in enumerate(parts[1:], start=1):
-        value = _member(value, parts[:done], part, folder)
+        try:
+            value = _member(value, parts[:done], part, folder)
+        except _NoMember as error:
+            raise ConfigError(f"{error}{where_found(path, folder)}") from None
     if not isinstance(value, type):
         raise ConfigError(f"{path} is {_kind(value)}, not a class.")
     return value
+
+
+def where_found(path: str, folder: Path) -> str:
+    """Which file the module of a class path is, as a sentence led by a space, where it may not be the one meant.
+
+    That is one of Python's own, or one that hides a module beside the experiment. "" for any other.
+    """
+    top = path.partition(".")[0]
+    file = _home_of(sys.modules.get(top))
+    if file and _beside(file, folder):
+        return ""
+    found = file or "built into Python"
+    hidden = _names_in(folder).get(top)
+    if hidden is not None:
+        return f" The module {top} that was found is {found}, not {hidden.name} beside the experiment: rename that one."
+    return f" The module {top} that was found is {found}." if top in sys.stdlib_module_names else ""
 
 
 def told(error: BaseException, folder: Path) -> str:
@@ -94,6 +120,10 @@ def _beside(file: str, folder: Path) -> bool:
     return path.is_relative_to(folder.resolve()) and "site-packages" not in path.parts
 
 
+class _NoMember(Exception):
+    """A name that does not exist; its text is the sentence for that."""
+
+
 def _member(owner: Any, path: list[str], part: str, folder: Path) -> Any:
     """`owner.part`: an attribute, or a submodule that nobody imported yet."""
     try:
@@ -108,7 +138,7 @@ def _member(owner: Any, path: list[str], part: str, folder: Path) -> Any:
             return _import(f"{whole}.{part}", folder, whole=f"{whole}.{part}")
         except ModuleNotFoundError:
             pass
-    raise ConfigError(f"{whole} has no {part!r}.{did_you_mean(part, _members(owner), most=1)}")
+    raise _NoMember(f"{whole} has no {part!r}.{did_you_mean(part, _members(owner), most=1)}")
 
 
 def _import(name: str, folder: Path, *, whole: str) -> ModuleType:
@@ -126,8 +156,9 @@ def _import(name: str, folder: Path, *, whole: str) -> ModuleType:
         if "." in name:
             raise
     near = did_you_mean(name, {module.name for module in pkgutil.iter_modules()}, most=1)
+    gone = "" if folder.is_dir() else f" The experiment's folder, {folder}, is not there any more."
     raise ConfigError(
-        f"there is no module {name!r} (for {whole}), neither beside the experiment file nor installed.{near}"
+        f"there is no module {name!r} (for {whole}), neither beside the experiment file nor installed.{near}{gone}"
     ) from None
 
 
@@ -143,8 +174,30 @@ def _members(owner: Any) -> set[str]:
     return names
 
 
-def _names_in(folder: Path) -> set[str]:
-    return {module.name for module in pkgutil.iter_modules([str(folder)])}
+def _names_in(folder: Path) -> dict[str, Path]:
+    """The modules and packages in a folder, by name; not folders that are packages only by lying there."""
+    inside = _inside(folder)
+    modules = {path.stem: path for path in inside if path.suffix == ".py"}
+    return modules | {path.name: path for path in inside if (path / "__init__.py").is_file()}
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where that cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _home_of(module: object) -> str | None:
+    """The file of a module; of a package without one, its folder."""
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str):
+        return file
+    try:
+        return next(iter(module.__path__), None)  # type: ignore[attr-defined]
+    except Exception:  # no package, or an object that somebody has put there
+        return None
 
 
 def _kind(value: Any) -> str:

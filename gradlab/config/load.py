@@ -49,6 +49,7 @@ class Loaded:
     """The file's content, as it was read."""
     _root: Mapping = field(repr=False)
     _bound: dict[str, Bound] | None = field(repr=False)
+    _folder: Path = field(repr=False)
 
     def resolved(self) -> str:
         """The experiment as YAML with every value written out; it loads back equal, without overrides."""
@@ -61,7 +62,7 @@ class Loaded:
             ConfigError: if a constructor raises, at the place of the class path; and, after `deep=False`, whatever
                 the deep checks find.
         """
-        bound = _checked(self.path, self._root, [], deep=True)[1] if self._bound is None else self._bound
+        bound = _checked(self._folder, self._root, [], deep=True)[1] if self._bound is None else self._bound
         data, optimizer = bound.get("data"), bound.get("optimizer")
         return Built(bound["model"].make(), data.make() if data else None, optimizer.make if optimizer else None)
 
@@ -97,6 +98,7 @@ def load(
     *,
     deep: bool = True,
     names_of: NamesOf | None = None,
+    beside: Path | None = None,
 ) -> Loaded:
     """Load an experiment file and check everything that can be known before anything runs.
 
@@ -107,6 +109,7 @@ def load(
             own. Without it only the shape is checked, and neither torch nor Lightning is imported.
         names_of: tells a model's names, so that wrong patterns are among the problems of a file that has others too.
             A file without other problems is held against its model by `check_patterns`, once that is built.
+        beside: the folder of the experiment's modules, where the file is a copy that lies elsewhere.
     Raises:
         ConfigError: with every problem, each at its line and column.
     """
@@ -114,8 +117,9 @@ def load(
     content = read(path)
     root, problems = _root_of(path, decode(path, content))
     root, found = apply(root, overrides)
-    experiment, bound = _checked(path, root, [*problems, *found], deep=deep, names_of=names_of)
-    return Loaded(experiment, path, content, root, bound if deep else None)
+    folder = beside or path.absolute().parent
+    experiment, bound = _checked(folder, root, [*problems, *found], deep=deep, names_of=names_of)
+    return Loaded(experiment, path, content, root, bound if deep else None, folder)
 
 
 def _root_of(path: Path, text: str) -> tuple[Mapping, list[Problem]]:
@@ -133,10 +137,10 @@ def _not_settings(root: Node | None, whole: Position) -> Problem:
 
 
 def _checked(
-    path: Path, root: Mapping, found: list[Problem], *, deep: bool, names_of: NamesOf | None = None
+    folder: Path, root: Mapping, found: list[Problem], *, deep: bool, names_of: NamesOf | None = None
 ) -> tuple[Experiment, dict[str, Bound]]:
     """The experiment and its classes, if nothing is wrong."""
-    check, problems = Check(path.absolute().parent, deep=deep), list(found)
+    check, problems = Check(folder, deep=deep), list(found)
     values = check.root(root, problems)
     if problems:
         if names_of is not None:

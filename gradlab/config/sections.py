@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradlab.config.classes import find_class, importable, told
+from gradlab.config.classes import find_class, importable, told, where_found
 from gradlab.config.nodes import Mapping as MappingNode
 from gradlab.config.nodes import Setting
 from gradlab.config.records import Keys, blame, expanded
@@ -134,7 +134,7 @@ def _check_class(
         problems.append(Problem(path.position, str(error)))
         return None
     if sentence := kind.objection(cls, name):
-        problems.append(Problem(path.position, sentence))
+        problems.append(Problem(path.position, sentence + where_found(name, folder)))
         return None
     found: list[Problem] = []
     arguments = _arguments(setting, path, arguments_of(cls, name, skip=kind.skip, refused=kind.refused), found)

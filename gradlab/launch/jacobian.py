@@ -12,9 +12,9 @@ from gradlab.errors import JacobianError, RunError, UsageError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.pose import count_samples
 from gradlab.jacobians.probe import first_samples
+from gradlab.launch.origin import Origin
 from gradlab.launch.prepare import Prepared, prepare
 from gradlab.launch.randomness import undisturbed
-from gradlab.launch.run import find_modules_of
 from gradlab.lightning.module import GradlabModule
 from gradlab.runs.find import find_run
 from gradlab.runs.folder import RunFolder
@@ -52,27 +52,29 @@ def compute_jacobian(
         UsageError: for a site, an index or a checkpoint that does not exist.
         RunError: for a run without a checkpoint.
     """
-    prepared, subject = _prepared(target, root, checkpoint)
-    from gradlab.jacobians.compute import jacobian
+    is_file = Path(target).suffix in (".yaml", ".yml")
+    origin = Origin.here(Path(target)) if is_file else Origin.of(find_run(target, root))
+    with origin.importing(), origin.naming_folder():
+        prepared, subject = _prepared(target, root, checkpoint, origin)
+        from gradlab.jacobians.compute import jacobian
 
-    with undisturbed():
-        x = _probe_input(prepared, probe, samples)
-    try:
-        block = jacobian(prepared.model, x, **options)
-    except JacobianError as error:
-        raise UsageError(str(error)) from error
+        with undisturbed():
+            x = _probe_input(prepared, probe, samples)
+        try:
+            block = jacobian(prepared.model, x, **options)
+        except JacobianError as error:
+            raise UsageError(str(error)) from error
     return Answer(block, f"{subject}, {samples} {probe} sample{'s' if samples > 1 else ''}")
 
 
-def _prepared(target: str, root: Path, checkpoint: Path | None) -> tuple[Prepared, str]:
+def _prepared(target: str, root: Path, checkpoint: Path | None, origin: Origin) -> tuple[Prepared, str]:
     if Path(target).suffix in (".yaml", ".yml"):
         prepared = prepare(Path(target))
         if checkpoint is None:
             return prepared, f"{target} before training"
         return prepared, f"{target} after step {_fill(prepared, checkpoint)}"
     folder = find_run(target, root)
-    find_modules_of(folder)
-    prepared = prepare(folder.resolved)
+    prepared = prepare(folder.resolved, beside=origin.home)
     step = _fill(prepared, checkpoint or _last_checkpoint(folder))
     return prepared, f"{folder.name} ({folder.id}) after step {step}"
 

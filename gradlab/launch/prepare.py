@@ -40,17 +40,30 @@ class Prepared:
     """`accelerator`, `devices` and `num_nodes` for Lightning's Trainer."""
 
 
-def prepare(path: Path, overrides: Sequence[str] = ()) -> Prepared:
+def prepare(path: Path, overrides: Sequence[str] = (), *, beside: Path | None = None) -> Prepared:
     """Load an experiment file, check this machine, build model and data, and match every pattern against the model.
 
+    Args:
+        path: the file.
+        overrides: `key=value` arguments.
+        beside: the folder of the experiment's modules, where the file is a copy that lies elsewhere. What is built may
+            import more of them later: whoever uses it keeps that folder `importable`.
     Raises:
         ConfigError: where the file or an override is wrong; all problems at once.
         MachineError: where this machine lacks what is asked for.
         TapError: where a pattern matches nothing.
     """
+    from gradlab.config.classes import importable
+
+    home = beside or path.absolute().parent
+    with importable(home):
+        return _prepare(path, overrides, home)
+
+
+def _prepare(path: Path, overrides: Sequence[str], home: Path) -> Prepared:
     from gradlab.config.load import load
 
-    loaded = load(path, overrides, names_of=_names_of)
+    loaded = load(path, overrides, names_of=_names_of, beside=home)
     experiment = loaded.experiment
     devices = device_options(experiment.trainer, experiment.resources)
     with quiet_lightning():

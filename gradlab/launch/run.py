@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 import torch
 
 from gradlab.errors import GradlabError, RunError, UsageError
+from gradlab.launch.card import hyperparameters
 from gradlab.launch.checkpoints import saved_step
 from gradlab.launch.fit import Session, open_session
 from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
+from gradlab.launch.origin import Origin
 from gradlab.launch.outputs import Outputs, outputs
 from gradlab.launch.prepare import Prepared, prepare
 from gradlab.launch.ranks import (
@@ -33,7 +34,9 @@ from gradlab.launch.signals import STOPS, StopRequest
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, read_json
 from gradlab.runs.lock import locked
-from gradlab.runs.record import append_attempt, describe, git_state, write_record
+from gradlab.runs.record import append_attempt, describe, write_record
+
+_CLASSES = ("model", "data", "optimizer")
 
 DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
 
@@ -69,13 +72,20 @@ class Voice:
 
 def start(path: Path, overrides: Sequence[str], *, root: Path, argv: Sequence[str], voice: Voice) -> Outcome:
     """Check and build the experiment of a file, make a run folder below `root`, and train."""
-    prepared = prepare(path, overrides)
-    refuse_lonely_node(prepared.device_options)
-    if own_rank():
-        return _follow(prepared, voice)
+    origin = Origin.here(path)
+    with origin.importing():
+        prepared = prepare(path, overrides)
+        refuse_lonely_node(prepared.device_options)
+        if own_rank():
+            return _follow(prepared, voice)
+        return _begin(prepared, origin, root=root, argv=argv, voice=voice)
+
+
+def _begin(prepared: Prepared, origin: Origin, *, root: Path, argv: Sequence[str], voice: Voice) -> Outcome:
+    """Make a run folder below `root` and train in it."""
     experiment = prepared.loaded.experiment
     folder = RunFolder.create(root, experiment.name)
-    record = {**describe(argv, seed=experiment.seed), "experiment": str(path.resolve())}
+    record = {**describe(argv, seed=experiment.seed), **origin.record()}
     with locked(folder.lock):
         folder.experiment.write_bytes(prepared.loaded.source)
         folder.resolved.write_text(prepared.loaded.resolved())
@@ -91,23 +101,40 @@ def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
         UsageError: where it has finished, or its checkpoint cannot be read; the folder is left as it was.
         RunError: where another process runs it.
     """
-    find_modules_of(folder)
-    if own_rank():
-        return _follow(prepare(folder.resolved), voice)
+    origin = Origin.of(folder)
+    with origin.importing(), origin.naming_folder():
+        if own_rank():
+            return _follow(prepare(folder.resolved, beside=origin.home), voice)
+        return _go_on(folder, origin, argv=argv, voice=voice)
+
+
+def _go_on(folder: RunFolder, origin: Origin, *, argv: Sequence[str], voice: Voice) -> Outcome:
+    """Train in a run folder that is there, from its last checkpoint."""
     step = _step_to_resume(folder)
-    prepared = prepare(folder.resolved)
-    record = describe(argv, seed=prepared.loaded.experiment.seed)
+    prepared = prepare(folder.resolved, beside=origin.home)
+    experiment = prepared.loaded.experiment
+    code = origin.folder if origin.folder.is_dir() else Path.cwd()
+    record = {**describe(argv, seed=experiment.seed, folder=code), "folder": str(Path.cwd())}
     with locked(folder.lock) as attempt:
         folder.set_aside_exit()
-        _say_what_changed(folder, voice)
+        _say_what_changed(folder, record, voice)
+        classes = {key: value for key, value in hyperparameters(experiment).items() if key in _CLASSES}
+        for sentence in origin.moved_paths(classes):
+            voice.say(f"warning: {sentence}")
         append_attempt(folder, record)
         begins = f"from step {step}" if step else "from the start: it has no checkpoint"
         voice.say(f"run {folder.path}, attempt {attempt}, {begins}")
-        return _attempt(prepared, folder, record, voice=voice, resumed_step=step)
+        return _attempt(prepared, folder, record, voice=voice, resumed_step=step, origin=origin)
 
 
 def _attempt(
-    prepared: Prepared, folder: RunFolder, record: Mapping[str, Any], *, voice: Voice, resumed_step: int | None
+    prepared: Prepared,
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    *,
+    voice: Voice,
+    resumed_step: int | None,
+    origin: Origin | None = None,
 ) -> Outcome:
     """Train once in a folder whose lock is held, and write how it ended."""
     progress = None if voice.bar else voice.say
@@ -122,6 +149,8 @@ def _attempt(
             outcome = _stopped(folder, request, "outside training")
         except Exception as error:
             outcome = _failure(error, folder)
+        if origin is not None and outcome.error is not None:
+            origin.explain(outcome.error)
         log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
     _write_exit(outcome, request)
     return outcome
@@ -227,16 +256,9 @@ def _write_exit(outcome: Outcome, request: StopRequest) -> None:
         outcome.folder.write_exit(code=outcome.code, reason=outcome.reason, **facts)
 
 
-def find_modules_of(folder: RunFolder) -> None:
-    """Let a module that lay beside the experiment file be imported, although the run's copy of it lies elsewhere."""
-    experiment = (read_json(folder.record) or {}).get("experiment")
-    if experiment is not None:
-        sys.path.append(str(Path(experiment).parent))
-
-
-def _say_what_changed(folder: RunFolder, voice: Voice) -> None:
+def _say_what_changed(folder: RunFolder, record: Mapping[str, Any], voice: Voice) -> None:
     """Warn where the code is not that of the first attempt."""
-    before, now = (read_json(folder.record) or {}).get("git"), git_state(Path.cwd())
+    before, now = (read_json(folder.record) or {}).get("git"), record["git"]
     if _commit(before) != _commit(now):
         voice.say(f"warning: the run began with commit {_commit(before)}, the code here is at {_commit(now)}.")
 
