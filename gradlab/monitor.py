@@ -7,7 +7,6 @@ gets the frame that comes of it.
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -29,6 +28,7 @@ from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.steps import Steps
 from gradlab.taps.engine import Engine, check_taps
+from gradlab.taps.identity import WeakIdentityDict
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import parameter_names, unwrapped
 from gradlab.taps.stand import Hook
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
     from gradlab.taps.exchange import Exchange
 
-_watched: weakref.WeakKeyDictionary[nn.Module, Monitor] = weakref.WeakKeyDictionary()
+_watched: WeakIdentityDict = WeakIdentityDict()
+"""The monitor of each model that is watched."""
 
 
 class _TakeProbe(Hook):

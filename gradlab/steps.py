@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.errors import TapError
+from gradlab.taps.identity import is_among
 from gradlab.taps.in_backward import is_in_backward
 from gradlab.taps.wrappers import inner_optimizer
 
@@ -109,7 +110,7 @@ class Steps:
             for one in self.optimizers
             if one is not optimizer and not any(id(p) in mine for group in one.param_groups for p in group["params"])
         ]
-        is_new = optimizer not in self.optimizers
+        is_new = not is_among(optimizer, self.optimizers)
         self._refs = tuple(map(weakref.ref, [*others, optimizer]))
         if is_new and self._has_own_hooks and self._handles:
             self._count(optimizer)

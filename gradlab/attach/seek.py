@@ -8,13 +8,14 @@ when they run.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from gradlab.taps.identity import IdentityDict, IdentitySet
 from gradlab.taps.sites import unwrapped
 
 
@@ -66,7 +67,7 @@ def owner_of(wanted: set[int], called: nn.Module | None) -> nn.Module | None:
         called: a module that was called and has some of them: the answer where no module has them all.
     Cost: a walk over Python's objects, some 50 ms, once an optimizer.
     """
-    parents: dict[nn.Module, list[nn.Module]] = {}
+    parents: IdentityDict[nn.Module, list[nn.Module]] = IdentityDict()
     owners: list[nn.Module] = []
     for module in _all_modules():
         own = vars(module)
@@ -88,13 +89,13 @@ def _all_modules() -> list[nn.Module]:
     return [one for one in found if "_modules" in vars(one) and "_parameters" in vars(one)]
 
 
-def _upwards(owners: Iterable[nn.Module], parents: dict[nn.Module, list[nn.Module]]) -> list[nn.Module]:
+def _upwards(owners: Iterable[nn.Module], parents: Mapping[nn.Module, list[nn.Module]]) -> list[nn.Module]:
     """Some modules and all that contain them."""
-    found: dict[nn.Module, None] = {}
+    found: IdentitySet[nn.Module] = IdentitySet()
     waiting = list(owners)
     while waiting:
         module = waiting.pop()
         if module not in found:
-            found[module] = None
+            found.add(module)
             waiting += parents.get(module, [])
     return list(found)

@@ -25,6 +25,7 @@ from gradlab.attach.ending import Ending
 from gradlab.attach.options import AttachOptions
 from gradlab.attach.seek import FirstCall, owner_of, parameter_ids, touches
 from gradlab.errors import voices
+from gradlab.taps.identity import WeakIdentityDict
 from gradlab.taps.rank import own_rank
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Session:
     def __init__(self, options: AttachOptions) -> None:
         self.options = options
         self.watched: list[Watched] = []
-        self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._known: WeakIdentityDict = WeakIdentityDict()
         """Optimizers whose model is watched, or of which is known that it cannot be."""
         self._waiting: list[weakref.ref[Optimizer]] = []
         """Optimizers that were made, and whose model has not been called since."""
@@ -113,7 +114,8 @@ class Session:
     def _attach(self, optimizers: Sequence[Optimizer], called: nn.Module | None, *, first_step: int) -> None:
         """Watch the model that some optimizers train; whatever goes wrong, the script goes on."""
         self._busy = True
-        self._known.update(optimizers)
+        for one in optimizers:
+            self._known[one] = True
         try:
             for group in _grouped(optimizers):
                 self._attach_group(group, called, first_step)
@@ -258,7 +260,7 @@ class Session:
             if watched.monitor is not None:
                 watched.monitor.abandon()
         self.watched, self._waiting = [], []
-        self._known = weakref.WeakSet()
+        self._known = WeakIdentityDict()
         self._report = None
         self._is_fork = True
         self._busy = False

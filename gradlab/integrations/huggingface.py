@@ -13,6 +13,7 @@ from gradlab.jacobians.spec import JacobianSlice
 from gradlab.monitor import Monitor
 from gradlab.profiling.schedule import Profile
 from gradlab.sinks import CallbackSink, Sink
+from gradlab.taps.identity import is_among
 from gradlab.taps.rule import Tap
 
 
@@ -59,10 +60,9 @@ class GradlabCallback(TrainerCallback):
     def first_of(self, trainer: Trainer) -> GradlabCallback:
         """Join a trainer as its first callback; returns itself."""
         handler = trainer.callback_handler
-        if self not in handler.callbacks:
+        if not is_among(self, handler.callbacks):
             handler.add_callback(self)
-        handler.callbacks.remove(self)
-        handler.callbacks.insert(0, self)
+        handler.callbacks[:] = [self, *(one for one in handler.callbacks if one is not self)]
         return self
 
     def on_train_begin(
@@ -113,7 +113,7 @@ class GradlabCallback(TrainerCallback):
         if self.monitor is not None:
             self.monitor.close()
             for sink in self.monitor.sinks:
-                if sink not in self._sinks:
+                if not is_among(sink, self._sinks):
                     sink.close()
 
     def _take(self, values: dict[str, float], step: int) -> None:

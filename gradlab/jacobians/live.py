@@ -26,10 +26,9 @@ from gradlab.jacobians.ladder import Ladder
 from gradlab.jacobians.measure import Solved, block_of
 from gradlab.jacobians.pose import pose
 from gradlab.jacobians.question import Question
-from gradlab.jacobians.quiet import inventory
 from gradlab.jacobians.replay import Region, independent, parameter_named
 from gradlab.taps.quiet import muted, muting
-from gradlab.taps.sites import shortlist, unwrapped
+from gradlab.taps.sites import all_modules, shortlist, unwrapped
 from gradlab.taps.stand import PLACE, beneath
 from gradlab.taps.visit import visiting
 
@@ -279,7 +278,7 @@ def _grads_kept(tensors: list[weakref.ref[Tensor]]) -> Iterator[None]:
 
 
 def _refuse_compiled(model: nn.Module) -> None:
-    for module in inventory(model):
+    for module in all_modules(model):
         if type(module).__name__ == "OptimizedModule" or beneath(getattr(module, PLACE, None)) is not None:
             raise JacobianError(
                 "mode='live' cannot see sites inside a compiled graph, and this model has one; "

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,9 +25,11 @@ from gradlab.jacobians.quiet import quiet
 from gradlab.jacobians.replay import Region, independent, parameter_named, replay
 from gradlab.jacobians.rows import NoBackwardError, plain_vjp
 from gradlab.jacobians.spectrum import Summary, summarise
+from gradlab.taps.identity import WeakIdentityDict
 from gradlab.taps.sites import leaves, unwrapped
 
-_ladders: WeakKeyDictionary[nn.Module, dict[Hashable, Ladder]] = WeakKeyDictionary()
+_ladders: WeakIdentityDict = WeakIdentityDict()
+"""For each model, what was learned of each question."""
 _MOST_LADDERS = 64
 
 
@@ -54,7 +55,7 @@ def ladder_for(model: nn.Module, inputs: Any, question: Question, engine: str) -
     if key is None:
         return Ladder(engine)
     shapes = tuple((suffix, t.shape, t.dtype, t.device) for suffix, t in leaves(inputs))
-    known = _ladders.setdefault(unwrapped(model), {})
+    known: dict[Hashable, Ladder] = _ladders.setdefault(unwrapped(model), {})
     if len(known) >= _MOST_LADDERS:
         known.clear()
     return known.setdefault((key, engine, shapes), Ladder(engine))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from gradlab.errors import JacobianError
 from gradlab.jacobians.randomness import random_numbers_kept
 from gradlab.jacobians.sharded import gathered, sharded_modules
 from gradlab.taps.quiet import muting
-from gradlab.taps.sites import unwrapped
+from gradlab.taps.sites import all_modules, unwrapped
 
 Mode = Literal["eval", "as_is"]
 """`eval`: no dropout, running statistics. `as_is`: the modes that the modules are in, with fresh random numbers."""
@@ -61,7 +61,7 @@ def quiet(
 def _quiet(
     core: nn.Module, mode: Mode, requires_grad: Callable[[nn.Module], Sequence[nn.Parameter | None]]
 ) -> Iterator[None]:
-    modules = inventory(core)
+    modules = list(all_modules(core))
     parameters = list({id(p): p for module in modules for p in _own_parameters(module)}.values())
     if any(is_lazy(p) for p in parameters):
         raise JacobianError("the model has lazy parameters without a shape; run one forward before taking a Jacobian.")
@@ -94,21 +94,6 @@ def _plain_numbers(devices: set[torch.device]) -> Iterator[None]:
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         yield
-
-
-def inventory(core: nn.Module) -> list[nn.Module]:
-    """Every module inside, wrappers of parts included: what `modules()` gives, at a third of its cost."""
-    found: dict[nn.Module, None] = {core: None}
-    queue = [core]
-    for module in queue:
-        inside: Iterable[nn.Module | None] = (
-            module.children() if isinstance(module, torch.jit.ScriptModule) else module._modules.values()
-        )
-        for child in inside:
-            if child is not None and child not in found:
-                found[child] = None
-                queue.append(child)
-    return queue
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:

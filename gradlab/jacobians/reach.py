@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlab.taps.identity import IdentityDict
 from gradlab.taps.sites import leaves, replace_leaves, unwrapped, without_call_number
 from gradlab.taps.visit import Visitor, listeners
 
@@ -48,7 +49,7 @@ def reaching(core: nn.Module, visitor: Visitor, sites: Iterable[str]) -> Iterato
     Cost: two hooks a module that owns a site.
     """
     owners = {_owner(site) for site in sites}
-    names = {module: name for name in sorted(owners) if (module := module_at(core, name)) is not None}
+    names = IdentityDict((module, name) for name in sorted(owners) if (module := module_at(core, name)) is not None)
     watch = _Watch(visitor)
     handles = []
     for module, name in names.items():

@@ -164,8 +164,7 @@ class Schedule:
         try:
             action()
         except Exception as error:
-            if spec in self.specs:
-                self.specs.remove(spec)
+            self.specs = [one for one in self.specs if one is not spec]
             if id(spec) in self._live:
                 self._live[id(spec)].drop()
             self._failed(title(spec), error)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from gradlab.errors import JacobianError
-from gradlab.taps.sites import unwrapped
+from gradlab.taps.sites import all_modules, unwrapped
 
 
 def sharded_modules(model: nn.Module) -> list[Any]:
@@ -24,7 +24,7 @@ def sharded_modules(model: nn.Module) -> list[Any]:
         return []
     from torch.distributed.fsdp import FSDPModule
 
-    return [module for module in unwrapped(model).modules() if isinstance(module, FSDPModule)]
+    return [module for module in all_modules(unwrapped(model)) if isinstance(module, FSDPModule)]
 
 
 @contextmanager

@@ -188,7 +188,10 @@ class GradlabCallback(pl.Callback):
         if not without:
             return list(self.jacobians)
         self._loss = TrainingLoss(pl_module, max(spec.samples for spec in without))
-        return [replace(spec, loss=self._loss) if spec in without else spec for spec in self.jacobians]
+        return [
+            replace(spec, loss=self._loss) if isinstance(spec, Sharpness) and spec.loss is None else spec
+            for spec in self.jacobians
+        ]
 
     def _explain(self, error: torch.OutOfMemoryError, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         folder, step = self._folder(trainer), trainer.global_step

@@ -25,7 +25,7 @@ from gradlab.profiling.devices import device_of
 from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.peaks import precision_of
 from gradlab.taps.quiet import muted, muting
-from gradlab.taps.sites import unwrapped
+from gradlab.taps.sites import all_modules, unwrapped
 from gradlab.taps.stand import PLACE
 
 
@@ -132,7 +132,7 @@ def _copy_without_numbers(module: nn.Module) -> nn.Module:
 
     Not `deepcopy` of the whole: the attributes of a module may lead anywhere, as to the trainer and its data.
     """
-    parts = list(module.modules())
+    parts = list(all_modules(module))
     memo: dict[int, Any] = {id(part): part.__class__.__new__(part.__class__) for part in parts}
     loose = (value for part in parts for value in vars(part).values() if isinstance(value, Tensor))
     for tensor in chain(module.parameters(), module.buffers(), loose):

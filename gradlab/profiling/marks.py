@@ -60,8 +60,8 @@ def _outside_graphs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         seen.add(id(module))
         yield name, module
         if not is_compiled(module):
-            children = [(f"{name}.{child}" if name else child, inner) for child, inner in module.named_children()]
-            todo.extend(reversed(children))
+            children = [(f"{name}.{child}" if name else child, inner) for child, inner in module._modules.items()]
+            todo.extend((name, inner) for name, inner in reversed(children) if inner is not None)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradlab.taps.sites import unwrapped
+from gradlab.taps.identity import is_among
+from gradlab.taps.sites import all_modules, unwrapped
 from gradlab.taps.stand import PLACE, StandIn, beneath
 
 # Where a compiled callable stands in a module's own attributes: `module.compile()`, then the `forward` of what
@@ -49,7 +50,7 @@ class Gates:
             run_compiled: runs the compiled call of a module without gradlab's hooks on it and in it.
         """
         self._inner = unwrapped(model)
-        self._modules = list(model.modules())
+        self._modules = list(all_modules(model))
         self._is_wanted = is_wanted
         self._run_compiled = run_compiled
         self._placed: list[tuple[nn.Module, str, Callable[..., Any]]] = []
@@ -92,7 +93,7 @@ class Gates:
         """
         if self._searches < _MOST_SEARCHES and _has_compiled():
             self._searches += 1
-            self._modules += [one for one in wrappers_of(self._inner) if one not in self._modules]
+            self._modules += [one for one in wrappers_of(self._inner) if not is_among(one, self._modules)]
 
     def _gate(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)  # keeps its mark of dynamo's too: a gate is traced as what it guards
@@ -145,7 +146,7 @@ def why_unseen(model: nn.Module) -> str:
 
     Cost: that of `Gates.search`, in a process that compiles.
     """
-    if not _has_compiled() or any(True for _ in entrances(model.modules())):
+    if not _has_compiled() or any(True for _ in entrances(all_modules(model))):
         return ""
     if wrappers_of(unwrapped(model)):
         return (

@@ -22,10 +22,11 @@ from gradlab.taps import quiet
 from gradlab.taps.calls import Call, OpNode, Several, Watch
 from gradlab.taps.compiled import Gates
 from gradlab.taps.gradhooks import NO_TASK, Pass, task_id
+from gradlab.taps.identity import IdentityDict, IdentitySet
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.recorder import Recorder, first_differentiable, is_recomputing
 from gradlab.taps.segments import Segment
-from gradlab.taps.sites import leaves, may_match, may_own_ops, names_inputs, unwrapped
+from gradlab.taps.sites import all_modules, leaves, may_match, may_own_ops, names_inputs, unwrapped
 from gradlab.taps.stand import Hook, StandIn
 from gradlab.taps.visit import hides_its_ops
 
@@ -160,7 +161,7 @@ class _OpWatcher(TorchFunctionMode):
 class ModuleHooks:
     """All that stands on the modules of one model for a plan."""
 
-    def __init__(self, model: nn.Module, names: dict[nn.Module, str], plan: Plan, recorder: Recorder) -> None:
+    def __init__(self, model: nn.Module, names: IdentityDict[nn.Module, str], plan: Plan, recorder: Recorder) -> None:
         self.model = model
         self.plan = plan
         self.recorder = recorder
@@ -171,7 +172,7 @@ class ModuleHooks:
         self.watching = 0
         """How many modules under way want their functional ops seen."""
         self._root_runs = 0
-        self._stands: dict[nn.Module, list[StandIn]] = {}
+        self._stands: IdentityDict[nn.Module, list[StandIn]] = IdentityDict()
         self._input_hooks: list[tuple[nn.Module, int, _Inputs]] = []
         self._register(names)
         self._gates = Gates(model, self.records_now, self.run_compiled)
@@ -210,7 +211,7 @@ class ModuleHooks:
 
     def run_compiled(self, module: nn.Module, call: Callable[[], Any]) -> Any:
         """Run the graph of a module in whose inside no tap is interested: unseen, but noted as a pass."""
-        inside = [one for one in module.modules() if one in self._stands and one is not module] if self.armed else []
+        inside = [one for one in all_modules(module) if one in self._stands and one is not module] if self.armed else []
         is_root = unwrapped(module) is unwrapped(self.model)
         output = None
         self._take(inside)
@@ -233,12 +234,12 @@ class ModuleHooks:
             return bool(self.recorder.passes)
         return self.recorder.current is not None if self._root_runs else torch.is_grad_enabled()
 
-    def _register(self, names: dict[nn.Module, str]) -> None:
+    def _register(self, names: IdentityDict[nn.Module, str]) -> None:
         patterns = [p for rule in self.plan.tensor_rules for p in rule.patterns if not p.startswith("!")]
         wants_inputs = any(names_inputs(pattern) for pattern in patterns)
-        opaque = {module for module in names if hides_its_ops(module)}
-        owners = {m for m, name in names.items() if m not in opaque and may_own_ops(name, patterns)}
-        inside_owner = {m for owner in owners for m in owner.modules()}
+        opaque = IdentitySet(module for module in names if hides_its_ops(module))
+        owners = IdentitySet(m for m, name in names.items() if m not in opaque and may_own_ops(name, patterns))
+        inside_owner = IdentitySet(m for owner in owners for m in all_modules(owner))
         inner = unwrapped(self.model)
         for module, name in names.items():
             site = "output" if module is inner else name

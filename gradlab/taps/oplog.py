@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 from gradlab.taps.functional import _is_ours
+from gradlab.taps.identity import IdentityDict
 from gradlab.taps.ledger import Event, Ledger, Place, plain_tensors
 from gradlab.taps.sites import leaves, module_names, parameter_names
 from gradlab.taps.stand import Hook
@@ -111,7 +112,7 @@ class OpLog(TorchDispatchMode):
 class ModuleStacks:
     """The modules that are running, by thread, as sites name them: `encoder.0`, then `encoder.0#2`."""
 
-    def __init__(self, names: dict[nn.Module, str]) -> None:
+    def __init__(self, names: IdentityDict[nn.Module, str]) -> None:
         self.names = names
         self.stacks: dict[int, list[str]] = {}
         self.counts: Counter[str] = Counter()

@@ -32,7 +32,7 @@ from gradlab.errors import TapError
 from gradlab.taps.ledger import Event, Kind, Ledger, Phase, Place, Read, Root, TensorStats, plain_tensors
 from gradlab.taps.oplog import NameInputs, OpLog
 from gradlab.taps.quiet import muting
-from gradlab.taps.sites import parameter_names, unwrapped
+from gradlab.taps.sites import all_modules, parameter_names, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +264,9 @@ class RandomState:
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     """The modules work on copies of their buffers: graphs that saved the originals stay valid."""
-    registers = [(m._buffers, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    registers = [
+        (m._buffers, dict(m._buffers)) for m in all_modules(model) if not isinstance(m, torch.jit.ScriptModule)
+    ]
     copies: dict[int, Tensor] = {}
     for register, before in registers:
         for name, buffer in before.items():

@@ -14,11 +14,12 @@ from torch import nn
 from gradlab.errors import warn
 from gradlab.taps.plan import PARAMETER_QUANTITIES
 from gradlab.taps.rule import Tap
+from gradlab.taps.sites import all_modules
 
 
 def is_tensor_parallel(model: nn.Module) -> bool:
     """Whether `parallelize_module` has been at any part of a model."""
-    return any(getattr(module, "_distribute_module_applied", False) for module in model.modules())
+    return any(getattr(module, "_distribute_module_applied", False) for module in all_modules(model))
 
 
 def combinable(taps: Sequence[Tap], model: nn.Module) -> tuple[Tap, ...]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from gradlab.errors import warn
 from gradlab.taps.rule import Tap
+from gradlab.taps.sites import all_modules
 
 
 class _Versions:
@@ -58,7 +59,7 @@ def say_what_is_not_seen(model: nn.Module, rules: Sequence[Tap]) -> None:
 
 def _sharded_parameters(model: nn.Module) -> Iterable[Any]:
     """What `fully_shard` keeps of each parameter; torch has no public name for it."""
-    for module in model.modules():
+    for module in all_modules(model):
         state_of: Any = getattr(module, "_get_fsdp_state", None)
         if state_of is not None:
             state = state_of()

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradlab.errors import TapError, did_you_mean
+from gradlab.taps.identity import IdentityDict, IdentitySet
 
 # A wrapper owns one module under this attribute and has no name of its own.
 _WRAPPERS = {
@@ -40,20 +41,33 @@ def _inner(module: nn.Module) -> nn.Module | None:
     return next((one for one in found if isinstance(one, nn.Module)), None)
 
 
-def module_names(model: nn.Module) -> dict[nn.Module, str]:
+def all_modules(model: nn.Module) -> IdentitySet[nn.Module]:
+    """Every module inside, wrappers of parts included: what `modules()` gives, without asking any for its hash."""
+    found = IdentitySet([model])
+    queue = [model]
+    for module in queue:
+        for child in module._modules.values():
+            if child is not None and child not in found:
+                found.add(child)
+                queue.append(child)
+    return found
+
+
+def module_names(model: nn.Module) -> IdentityDict[nn.Module, str]:
     """Every module of `model` with its qualified name ("" is the model), in definition order, without wrappers.
 
     A module reachable under two names has the first.
     """
-    names: dict[nn.Module, str] = {}
+    names: IdentityDict[nn.Module, str] = IdentityDict()
 
     def walk(module: nn.Module, name: str) -> None:
         module = unwrapped(module)
         if module in names:
             return
         names[module] = name
-        for child_name, child in module.named_children():
-            walk(child, f"{name}.{child_name}" if name else child_name)
+        for child_name, child in module._modules.items():
+            if child is not None:
+                walk(child, f"{name}.{child_name}" if name else child_name)
 
     walk(model, "")
     return names

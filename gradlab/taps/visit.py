@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlab.taps.functional import OpWatcher, call_place
+from gradlab.taps.identity import IdentitySet
 from gradlab.taps.sites import leaves, module_names, parameter_names, replace_leaves, unwrapped, without_call_number
 
 Visitor = Callable[[str, Tensor], Tensor | None]
@@ -89,7 +90,9 @@ def hides_its_ops(module: nn.Module) -> bool:
     """Whether the ops inside are the module's own business: a forward of torch.nn's, without children, or a script."""
     if isinstance(module, torch.jit.ScriptModule):
         return True
-    return type(module).forward.__module__.startswith("torch.nn.") and next(module.children(), None) is None
+    # A forward that was generated, as that of torch.fx's GraphModule, is in no file: its `__module__` is None.
+    place = getattr(type(module).forward, "__module__", None) or ""
+    return place.startswith("torch.nn.") and not any(child is not None for child in module._modules.values())
 
 
 class _Visit:
@@ -99,7 +102,7 @@ class _Visit:
         self.visitor = visitor
         self.root = unwrapped(model)
         self.names = module_names(model)
-        self.opaque = {module for module in self.names if hides_its_ops(module)}
+        self.opaque = IdentitySet(module for module in self.names if hides_its_ops(module))
         self.functional = functional
         self.calls = CallNames()
         self.hidden = 0
