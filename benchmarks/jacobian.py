@@ -162,11 +162,11 @@ def _widest(case: Case) -> int:
 
 def gradlab_bare(case: Case) -> Tensor:
     block = gradlab.jacobian(case.model, case.x, rows=case.rows, audit=False, spectrum=False)
-    return torch.from_numpy(block.values)
+    return torch.tensor(block.values)
 
 
 def gradlab_full(case: Case) -> Tensor:
-    return torch.from_numpy(gradlab.jacobian(case.model, case.x, rows=case.rows).values)
+    return torch.tensor(gradlab.jacobian(case.model, case.x, rows=case.rows).values)
 
 
 PEERS: tuple[Callable[[Case], Tensor], ...] = (

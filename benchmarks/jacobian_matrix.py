@@ -84,7 +84,7 @@ def functional_jacobian(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def gradlab_jacobian(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.from_numpy(gradlab.jacobian(model, x, reduce="none", mode="as_is").values)
+    return torch.tensor(gradlab.jacobian(model, x, reduce="none", mode="as_is").values)
 
 
 WAYS: dict[str, Way] = {

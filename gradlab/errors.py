@@ -2,7 +2,9 @@
 
     GradlabError (1)
     ├── UsageError (2)          a command or a call that cannot mean anything
+    │   ├── ArgumentError (2)   an argument that does not exist, or of a wrong type; a TypeError too
     │   └── ConfigError (2)     an experiment file or an override is wrong; carries every problem found
+    ├── UnknownNameError (2)    a mapping was asked for a name that it does not have; a KeyError too
     ├── TapError (2)            a pattern, a tap or a statistic is wrong for this model
     ├── JacobianError (1)       a Jacobian that does not exist or cannot be computed
     ├── ProfileError (1)        a profile window that cannot be opened or written
@@ -34,6 +36,10 @@ class UsageError(GradlabError):
     exit_code = 2
 
 
+class ArgumentError(UsageError, TypeError):
+    """An argument that a function does not have, or a value of a type that it cannot be."""
+
+
 class ConfigError(UsageError):
     """An experiment file or an override is wrong. Its text is the rendered list of all problems."""
 
@@ -41,6 +47,13 @@ class ConfigError(UsageError):
         super().__init__(text)
         self.problems = tuple(problems)
         """Each `gradlab.config.Problem`, in order, for callers that show them in a form of their own."""
+
+
+class UnknownNameError(GradlabError, KeyError):
+    """A name that a mapping does not have: `series["fc9.weight"]`. Its text is a sentence, unlike a KeyError's."""
+
+    exit_code = 2
+    __str__ = Exception.__str__
 
 
 class TapError(GradlabError):

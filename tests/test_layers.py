@@ -11,7 +11,7 @@ import gradlab
 
 ROOT = Path(gradlab.__file__).parent
 LAYERS = [
-    {"errors", "stats", "frame", "events"},
+    {"errors", "stats", "values", "frame", "events"},
     {"taps", "jacobians", "profiling", "diagnose", "sinks"},
     {"delivery", "steps"},
     {"monitor"},
@@ -23,7 +23,7 @@ LAYERS = [
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 # `board` runs inside TensorBoard: it may see the event format, and nothing that needs torch.
 BOARD_MAY_SEE = {"board", "events", "errors", "frame"}
-NEVER_SEES_TENSORS = {"diagnose", "sinks", "events", "board", "frame", "errors"}
+NEVER_SEES_TENSORS = {"diagnose", "sinks", "events", "board", "frame", "values", "errors"}
 
 
 def imports(path: Path) -> list[str]:

@@ -204,7 +204,7 @@ def test_two_optimizers_that_step_together_make_one_frame() -> None:
             for optimizer in optimizers:
                 optimizer.step()
         assert monitor.step == 3
-        assert not is_absent(monitor.latest()["weight_grad.norm"].values).any()
+        assert not is_absent(monitor.latest()["weight_grad.norm"].array).any()
 
 
 def test_optimizers_are_found_where_none_is_named() -> None:
@@ -226,7 +226,7 @@ def test_a_part_of_the_model_called_by_itself_is_recorded() -> None:
         optimizer.step()
         assert monitor.latest()["output.norm"]["2"] == pytest.approx(out.norm().item(), rel=1e-6)
         assert monitor.latest()["output_grad.norm"]["2"] == pytest.approx(2 * out.norm().item(), rel=1e-6)
-        assert not is_absent(monitor.latest()["weight_grad.norm"].values).any()
+        assert not is_absent(monitor.latest()["weight_grad.norm"].array).any()
 
 
 def test_gradients_before_clipping_are_read_though_the_model_is_never_called_as_a_whole() -> None:
@@ -445,7 +445,7 @@ def test_an_interrupt_in_a_forward_costs_no_more_than_that_step() -> None:
             out.square().sum().backward()
             optimizer.step()
         assert values(monitor, "output_grad.norm")["output"] == pytest.approx(2 * out.norm().item(), rel=1e-6)
-        assert not is_absent(monitor.latest()["weight_grad.norm"].values).any()
+        assert not is_absent(monitor.latest()["weight_grad.norm"].array).any()
 
 
 def test_jacobians_replayed_between_steps_disturb_no_number() -> None:

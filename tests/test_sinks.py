@@ -96,7 +96,7 @@ def test_a_frame_becomes_one_vector_a_metric(sink):
     assert set(vectors) == {series.schema.tag for series in frame.values()}
     for series in frame.values():
         one = vectors[series.schema.tag]
-        np.testing.assert_array_equal(one.value, series.values)
+        np.testing.assert_array_equal(one.value, series.array)
         assert (one.step, one.wall_time, one.metadata["sites"]) == (3, 1003.0, list(SITES))
 
 

@@ -20,7 +20,7 @@ import torch
 from gradlab.attach.nodes import ask, folder_at, tell
 from gradlab.attach.options import AttachOptions
 from gradlab.errors import RunError
-from gradlab.frame import Finding, is_absent
+from gradlab.frame import Finding
 from gradlab.launch.layers import Layer, layer_table
 from gradlab.launch.ranks import note_failure
 from gradlab.launch.summary import Summary
@@ -50,11 +50,7 @@ def told_of(monitor: Monitor, label: str, before: Told | None = None) -> Told:
         before: what was known when an earlier optimizer of the model was gone.
     """
     series = monitor.latest()
-    latest = {}
-    for metric, one in series.items():
-        if not one.schema.edges:
-            gone = is_absent(one.values)
-            latest[metric] = {site: v for (site, v), absent in zip(one.items(), gone, strict=True) if not absent}
+    latest = {metric: one.present() for metric, one in series.items() if not one.schema.edges}
     findings = (*(before.findings if before else ()), *monitor.findings)
     layers = tuple(layer_table(monitor.inner, latest, findings))
     return Told(label=label, steps=monitor.step, layers=layers, findings=findings)

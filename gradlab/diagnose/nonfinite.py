@@ -30,10 +30,10 @@ def first(frame: Frame) -> Finding | None:
 
 def _bad_sites(series: Series | None) -> np.ndarray:
     """The places of values that were seen and are not finite."""
-    if series is None or np.isfinite(series.values).all():
+    if series is None or np.isfinite(series.array).all():
         return np.empty(0, np.int64)
-    bad = np.flatnonzero(~np.isfinite(series.values))
-    return bad[~is_absent(series.values[bad])]
+    bad = np.flatnonzero(~np.isfinite(series.array))
+    return bad[~is_absent(series.array[bad])]
 
 
 def _did_harm(frame: Frame, bad: dict[str, np.ndarray]) -> bool:
@@ -46,14 +46,14 @@ def _did_harm(frame: Frame, bad: dict[str, np.ndarray]) -> bool:
 
 
 def _last_seen(series: Series) -> int:
-    seen = np.flatnonzero(~is_absent(series.values))
+    seen = np.flatnonzero(~is_absent(series.array))
     return int(seen[-1]) if len(seen) else -1
 
 
 def _forward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
     series, place = frame[_VALUES], int(bad[_VALUES][0])
     site = series.schema.sites[place]
-    before = [n for n in range(place) if not is_absent(series.values[n : n + 1])[0]]
+    before = [n for n in range(place) if not is_absent(series.array[n : n + 1])[0]]
     finite = (
         f"; {series.schema.sites[before[-1]]} before it is finite" if before else ", the first site that is watched"
     )
@@ -66,7 +66,7 @@ def _backward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
     series, place = frame[metric], int(bad[metric][-1])
     site = series.schema.sites[place]
     what = "the gradient" if metric == _GRADIENTS else "the weight gradient"
-    after = [n for n in range(place + 1, len(series)) if not is_absent(series.values[n : n + 1])[0]]
+    after = [n for n in range(place + 1, len(series)) if not is_absent(series.array[n : n + 1])[0]]
     where = f"; that of {series.schema.sites[after[0]]}, nearer the loss, is finite" if after else ", nearest the loss"
     values = " All values of the forward are finite." if _VALUES in frame else ""
     message = f"{what} of {site} {_is(series[site])} at step {frame.step}{where}{_passed_on(bad)}.{values}"

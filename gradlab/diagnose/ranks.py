@@ -32,9 +32,9 @@ def standing_out(frame: Frame) -> dict[int, Finding]:
 def _by_rank(series: Series) -> np.ndarray:
     """[sites, ranks] float64; NaN where a rank has none, infinity where its number is not finite."""
     size = int(series.schema.sites[-1].rpartition("@rank")[2]) + 1
-    values = series.values.astype(np.float64)
+    values = series.array.astype(np.float64)
     values[~np.isfinite(values)] = np.inf
-    values[is_absent(series.values)] = np.nan
+    values[is_absent(series.array)] = np.nan
     return values.reshape(-1, size)
 
 
@@ -69,7 +69,7 @@ def _finding(frame: Frame, series: Series, rank: int, place: int) -> Finding:
     site = series.schema.sites[place * size].rpartition("@rank")[0]
     what = {"output": "output", "output_grad": "output gradient", "weight_grad": "gradient before reduction"}
     name = what[series.schema.metric.removesuffix(_SUFFIX)]
-    mine = float(series.values[place * size + rank])
+    mine = float(series.array[place * size + rank])
     of = "that of the other" if size == 2 else "the median over ranks"
     how = f"is {mine / middle:.3g} times {of}" if np.isfinite(mine) else f"is not finite, {of} is"
     return Finding(

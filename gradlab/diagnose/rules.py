@@ -48,7 +48,7 @@ class Diagnosis:
             series = frame.get(metric)
             if series is None:
                 continue
-            is_zero, before = series.values == 0.0, self._zeros.pop(series.schema.tag, None)
+            is_zero, before = series.array == 0.0, self._zeros.pop(series.schema.tag, None)
             if not is_zero.any():
                 continue
             zeros = np.where(is_zero, 1 if before is None else before + 1, 0)

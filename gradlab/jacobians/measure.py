@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -205,7 +205,7 @@ def block_of(question: Question, ladder: Ladder, solved: Solved, audit_error: fl
     block = _described(question, ladder, problem, _on_host(reduced), summaries, audit_error)
     if question.spectrum and len(problem.samples) > 1 and not problem.averaged:
         each = torch.linalg.vector_norm(blocks.double(), dim=(1, 2))
-        block.summaries["fro_of_samples"] = float(each.mean())  # type: ignore[index]
+        block = replace(block, summaries={**block.summaries, "fro_of_samples": float(each.mean())})
     return block
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from gradlab.frame import Series, is_absent
 from gradlab.launch.card import answers_card
 from gradlab.launch.checkpoints import Continuation, LastCheckpoint
 from gradlab.launch.layers import layer_table
@@ -72,7 +71,7 @@ class Session:
         if texts:
             self._show("run/answers", answers_card(texts))
         latest = monitor.latest() if monitor is not None else {}
-        values = {metric: _present(series) for metric, series in latest.items() if not series.schema.edges}
+        values = {metric: series.present() for metric, series in latest.items() if not series.schema.edges}
         findings = tuple(self.gradlab.findings)
         return Summary(
             name=self.folder.name,
@@ -90,12 +89,6 @@ class Session:
     def _show(self, tag: str, markdown: str) -> None:
         for sink in self.sinks:
             sink.text(tag, markdown, self.trainer.global_step, time.time())
-
-
-def _present(series: Series) -> dict[str, float]:
-    """The values of a series by site, without the sites that had none."""
-    absent = is_absent(series.values)
-    return {site: value for (site, value), left_out in zip(series.items(), absent, strict=True) if not left_out}
 
 
 def open_session(

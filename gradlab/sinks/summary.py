@@ -53,8 +53,7 @@ def site_scalars(frame: Frame) -> dict[str, float]:
         f"{metric}/{site}": value
         for metric, series in frame.items()
         if not series.schema.edges
-        for (site, value), absent in zip(series.items(), is_absent(series.values).tolist(), strict=True)
-        if not absent
+        for site, value in series.present().items()
     }
 
 
@@ -102,8 +101,8 @@ def _gradient_norms(frame: Frame) -> list[tuple[str, np.ndarray]]:
 
 
 def _present(series: Series) -> np.ndarray:
-    absent = is_absent(series.values)
-    return series.values[~absent] if absent.any() else series.values
+    absent = is_absent(series.array)
+    return series.array[~absent] if absent.any() else series.array
 
 
 def _norm(values: np.ndarray) -> float:

@@ -43,7 +43,7 @@ class TensorBoardSink:
 
     def frame(self, frame: Frame) -> None:
         """Write the vectors and the scalars of one step, and the findings before it."""
-        vectors = ((series.schema, series.values) for series in frame.series.values())
+        vectors = ((series.schema, series.array) for series in frame.series.values())
         self.writer.vectors(vectors, frame.step, frame.wall_time)
         self.writer.scalars(frame_scalars(frame, self._scalars), frame.step, frame.wall_time)
         if self._findings_due is not None:

@@ -19,8 +19,8 @@ def with_derived(series: Mapping[str, Series]) -> dict[str, Series]:
     update, weight = series.get("update.norm"), series.get("weight.norm")
     if update is not None and weight is not None and update.schema.sites == weight.schema.sites:
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = update.values / weight.values
-        ratio[is_absent(update.values) | is_absent(weight.values)] = ABSENT
+            ratio = update.array / weight.array
+        ratio[is_absent(update.array) | is_absent(weight.array)] = ABSENT
         result["update_ratio"] = Series(Schema("update_ratio", update.schema.sites), ratio)
     if (gains := _gains(series.get("output_grad.norm"))) is not None:
         result["gain"] = gains
@@ -35,8 +35,8 @@ def _gains(gradients: Series | None) -> Series | None:
     sites = [site for site in places if f"{site}:in" in places]
     if not sites:
         return None
-    output = gradients.values[[places[site] for site in sites]]
-    into = gradients.values[[places[f"{site}:in"] for site in sites]]
+    output = gradients.array[[places[site] for site in sites]]
+    into = gradients.array[[places[f"{site}:in"] for site in sites]]
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = into / output
     gain[is_absent(output) | is_absent(into)] = ABSENT

@@ -197,6 +197,7 @@ class _SeriesMaker:
                     numbers = numbers.astype(np.float32)
             if absent is not None:
                 numbers[absent] = ABSENT
+            numbers.flags.writeable = False  # so that the series takes it as it is
             result[metric.schema.metric] = Series(metric.schema, numbers)
         if self.per_rank and not isinstance(copy, HostCopy):
             result |= self._of_ranks(copy.local(), scale, scaled)
@@ -233,7 +234,7 @@ class _SeriesMaker:
         final = series.get("weight_grad.norm")
         if micro is None or final is None or final.schema.sites != micro.schema.sites:
             return {}
-        total = final.values.astype(np.float64)
+        total = final.array.astype(np.float64)
         if isinstance(copy, HostCopy):
             if len(rows) == 1:
                 return {}

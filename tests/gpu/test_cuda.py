@@ -209,7 +209,7 @@ def watched_norms(monitor: gradlab.Monitor) -> dict[str, float]:
         f"{metric} {site}": float(value)
         for metric, series in monitor.latest().items()
         if metric in ("output.norm", "output_grad.norm", "weight_grad.norm")
-        for site, value in zip(series.schema.sites, series.values, strict=True)
+        for site, value in zip(series.schema.sites, series.array, strict=True)
         if not is_absent(np.array([value]))[0]
     }
 

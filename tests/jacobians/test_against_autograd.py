@@ -22,7 +22,7 @@ CHANGES_GRADIENTS = {"HookedByUser"}
 
 
 def close(found: np.ndarray, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(torch.from_numpy(np.ascontiguousarray(found)), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("engine", ["auto", "loop"])

@@ -51,7 +51,7 @@ def values(model: nn.Module, x: Tensor, **options: Any) -> np.ndarray:
 
 
 def equal(found: np.ndarray, expected: Any, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(np.asarray(expected)), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("point", [torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0]])])
