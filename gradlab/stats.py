@@ -163,7 +163,8 @@ def user_part(function: Callable[[Tensor], Tensor]) -> Part:
     """The part of a user's own stat: a function from a tensor to a 0-d tensor on the same device."""
 
     def part(x: Tensor, out: Tensor) -> None:
-        value = function(x)
+        with torch.autocast(x.device.type, enabled=False):  # else `x @ x` in a forward under autocast is rounded
+            value = function(x)
         if not isinstance(value, Tensor) or value.dim() != 0:
             seen = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise TapError(f"the stat {function.__name__!r} gave {seen}; a stat gives a 0-d tensor")

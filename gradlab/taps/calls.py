@@ -66,29 +66,12 @@ class Call:
 class Watch:
     """One module under one plan."""
 
-    __slots__ = ("calls", "count", "is_root", "name", "scope")
+    __slots__ = ("calls", "is_root", "name")
 
     def __init__(self, name: str, *, is_root: bool) -> None:
         self.name = name
         self.is_root = is_root
         self.calls: list[Call] = []
-        self.count = 0
-        self.scope: object = None
-
-    def call(self, scope: object) -> Call:
-        """The next call of the module in a pass (or in the recomputation of a segment)."""
-        if self.scope is not scope:
-            self.scope, self.count = scope, 0
-        number = self.count
-        self.count = number + 1
-        if number == len(self.calls):
-            self.calls.append(Call(self.name if number == 0 else f"{self.name}#{number + 1}"))
-        return self.calls[number]
-
-    @property
-    def running(self) -> Call:
-        """The call that was entered last."""
-        return self.calls[self.count - 1]
 
     def output_site(self, call: Call) -> str:
         """The site of what a call returns."""
@@ -97,6 +80,47 @@ class Watch:
     def input_site(self, call: Call) -> str:
         """The site of what a call is given."""
         return root_site("input", call.site) if self.is_root else f"{call.site}:in"
+
+
+class Counts:
+    """How often each module was called in a pass (or in the recomputation of a segment), as one thread has called it.
+
+    The last few scopes are remembered: a recomputation inside a forward must not begin the forward's count anew.
+    """
+
+    __slots__ = ("_by_scope", "_now", "_scope")
+
+    def __init__(self) -> None:
+        self._scope: object = None
+        self._now: dict[Watch, int] = {}
+        self._by_scope: dict[object, dict[Watch, int]] = {}
+
+    def call(self, watch: Watch, scope: object) -> Call:
+        """The next call of a module in a scope."""
+        if scope is not self._scope:
+            self._turn_to(scope)
+        number = self._now.get(watch, 0)
+        self._now[watch] = number + 1
+        if number == len(watch.calls):
+            watch.calls.append(Call(watch.name if number == 0 else f"{watch.name}#{number + 1}"))
+        return watch.calls[number]
+
+    def running(self, watch: Watch, scope: object) -> Call | None:
+        """The call of a module that was entered last in a scope; None where it was not called there."""
+        if scope is not self._scope:
+            self._turn_to(scope)
+        number = self._now.get(watch, 0)
+        return watch.calls[number - 1] if number else None
+
+    def _turn_to(self, scope: object) -> None:
+        self._scope = scope
+        self._now = self._by_scope.pop(scope, {})
+        self._by_scope[scope] = self._now
+        while len(self._by_scope) > _MOST_SCOPES:
+            del self._by_scope[next(iter(self._by_scope))]
+
+
+_MOST_SCOPES = 4
 
 
 def has_floating(value: Any) -> bool:

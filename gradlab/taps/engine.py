@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from gradlab.errors import TapError, did_you_mean, warn
 from gradlab.taps import visit
 from gradlab.taps.in_backward import StepsInBackward
+from gradlab.taps.interpreter import own_ops
 from gradlab.taps.modules import ModuleHooks
 from gradlab.taps.parallel import combinable
 from gradlab.taps.parameters import ParameterWatch, measurable
@@ -228,7 +229,8 @@ class Engine:
         if self._armed is not None:
             note = self._in_backward.after if has_stepped else self._in_backward.before
             try:
-                note(optimizer, self._armed.parameters, self.recorder.step_row())
+                with own_ops():
+                    note(optimizer, self._armed.parameters, self.recorder.step_row())
             except Exception as error:
                 self._failed("", error)
 
@@ -241,19 +243,22 @@ class Engine:
 
     def before_update(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         """The gradients are complete: read them, clipped and scaled as they are."""
-        if self._armed is None:
-            return
+        if self._armed is not None:
+            with own_ops():
+                self._before_update(self._armed, optimizer, scale)
+
+    def _before_update(self, armed: _Armed, optimizer: Optimizer, scale: Tensor | None) -> None:
         row = self.recorder.step_row()
         if not self.recorder.committed:
             self.recorder.watch_parameters()
         if scale is not None:
-            self._note_scale(scale, optimizer, row, self._armed)
+            self._note_scale(scale, optimizer, row, armed)
             if self.recorder.thrown_away:
                 self._skipped(self.recorder.thrown_away)
         self.recorder.thrown_away = 0
         if getattr(optimizer, "grad_scale", None) is not None:
             self._fused.add("weight_grad@clipped")
-        self._armed.parameters.before_update(row)
+        armed.parameters.before_update(row)
 
     def _note_scale(self, scale: Tensor, optimizer: Optimizer, row: Row, armed: _Armed) -> None:
         """A frame has one loss scale: where it changes between two optimizers, the later one's numbers are adapted."""
@@ -270,7 +275,8 @@ class Engine:
         if self._armed is not None:
             try:
                 self.recorder.optimizer_stepped()
-                self._armed.parameters.after_update(self.recorder.step_row(), optimizer)
+                with own_ops():
+                    self._armed.parameters.after_update(self.recorder.step_row(), optimizer)
             except Exception as error:
                 self._failed("", error)
 
@@ -284,8 +290,10 @@ class Engine:
             return None
         if self.exchange is not None:
             self.exchange.check(self.model)
-        plan, ranks, rows = self._armed.plan, self._armed.ranks, self.recorder.rows()
-        copy = HostCopy(rows) if ranks is None else ranks.copy(rows, step)
+        plan, ranks = self._armed.plan, self._armed.ranks
+        with own_ops():
+            rows = self.recorder.rows()
+            copy = HostCopy(rows) if ranks is None else ranks.copy(rows, step)
         taken = Taken(plan, copy, frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused}))
         self._fused.clear()
         self._armed.parameters.step_ended()

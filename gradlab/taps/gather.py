@@ -79,7 +79,7 @@ class Grouping:
     def slots(self, device: torch.device) -> Tensor:
         """[n] int64 on the device: where the results go."""
         if self._slots is None or self._slots.device != device:
-            slots = torch.tensor(self.starts)
+            slots = torch.tensor(self.starts, device="cpu")
             on_gpu = device.type == "cuda"
             self._slots = slots.pin_memory().to(device, non_blocking=True) if on_gpu else slots.to(device)
         return self._slots
@@ -100,7 +100,7 @@ class Grouping:
             norms = torch._foreach_norm([tensors[number] for number in self.large], 2, dtype=torch.float32)
             results.append(torch.stack(norms))
         if self.long:
-            results.append(torch.empty(len(self.long)))
+            results.append(torch.empty(len(self.long), dtype=torch.float32, device="cpu"))
             for slot, number in zip(results[-1].unbind(), self.long, strict=True):
                 norm_into(tensors[number].detach(), slot)
         return torch.cat(results) if len(results) > 1 else results[0]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradlab.taps.quiet import muted
+from gradlab.taps.interpreter import has_function_modes, is_batched, looks_away, num_dispatch_modes, own_ops
 from gradlab.taps.slots import Entry, Row
 
 if TYPE_CHECKING:
@@ -30,12 +30,16 @@ _OURS = "gradlab"
 class Pass:
     """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
 
-    __slots__ = ("first_node", "named", "row", "task", "task_row", "task_rows", "unhooked")
+    __slots__ = ("first_node", "is_over", "modes", "named", "row", "task", "task_row", "task_rows", "unhooked")
 
     def __init__(self, row: Row) -> None:
         self.row = row
         self.first_node = _next_node()
+        self.is_over = False
+        """Whether a backward has come through it: what is called now belongs to another one."""
         self.task = NO_TASK
+        self.modes = False
+        """Whether that task runs under modes of somebody's, which are the same all along."""
         self.task_row = row
         self.task_rows: dict[int, Row] = {}
         self.named: Counter[str] = Counter()
@@ -94,16 +98,24 @@ class GradHook:
 
     def __call__(self, gradient: Tensor | None) -> None:
         try:
-            of_pass, entry = self.of_pass, self.entry
+            of_pass = self.of_pass
             if of_pass.task != task_id():
-                if muted():  # a probe's backward inside the training one
+                if looks_away() or is_batched(gradient):  # as in a probe's backward inside the training one
                     return
                 self.recorder.enter_task(task_id(), of_pass)
+                of_pass.modes = has_function_modes() or num_dispatch_modes() > 0
             if gradient is None:  # of several outputs of one node, another was used
                 return
-            if entry is not None:
-                of_pass.task_row.write(entry, gradient)
-            for other in self.also:
-                of_pass.task_row.write(other, gradient)
+            if of_pass.modes:
+                with own_ops():
+                    self._write(of_pass.task_row, gradient)
+            else:
+                self._write(of_pass.task_row, gradient)
         except Exception as error:
             self.recorder.failed(self.entry.site if self.entry else "", error)
+
+    def _write(self, row: Row, gradient: Tensor) -> None:
+        if self.entry is not None:
+            row.write(self.entry, gradient)
+        for other in self.also:
+            row.write(other, gradient)

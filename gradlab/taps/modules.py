@@ -9,6 +9,7 @@ Not here: what is done at a site (`plan`, `calls`), or with a tensor that comes 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.taps import quiet
-from gradlab.taps.calls import Call, OpNode, Several, Watch
+from gradlab.taps.calls import Call, Counts, OpNode, Several, Watch
 from gradlab.taps.compiled import Gates
 from gradlab.taps.gradhooks import NO_TASK, Pass, task_id
 from gradlab.taps.identity import IdentityDict, IdentitySet
+from gradlab.taps.interpreter import has_function_modes, in_functorch, looks_away, num_dispatch_modes, outside_modes
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.recorder import Recorder, first_differentiable, is_recomputing
 from gradlab.taps.segments import Segment
@@ -30,10 +31,9 @@ from gradlab.taps.sites import all_modules, leaves, may_match, may_own_ops, name
 from gradlab.taps.stand import Hook, StandIn
 from gradlab.taps.visit import hides_its_ops
 
-_is_compiling = torch.compiler.is_compiling
 _pop_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
+_NoFunctionModes = torch._C.DisableTorchFunction
 _push_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
-_ops_are_watched: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 
 
 class _Block(StandIn):
@@ -46,23 +46,24 @@ class _Block(StandIn):
         self.hooks, self.watch, self.is_owner = hooks, watch, is_owner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _is_compiling() or quiet.depth:
+        if looks_away():
             return self.inner(*args, **kwargs)
         hooks = self.hooks
         scope = hooks.scope()
         if scope is None:
             return self.inner(*args, **kwargs)
-        call = self.watch.call(scope)
-        before = hooks.node
-        hooks.node = call.ops
+        here = hooks.here
+        call = here.counts.call(self.watch, scope)
+        before = here.node
+        here.node = call.ops
         if self.is_owner:
-            hooks.watch_ops()
+            here.watch_ops()
         try:
             output = self.inner(*args, **kwargs)
         finally:
-            hooks.node = before
+            here.node = before
             if self.is_owner:
-                hooks.stop_watching_ops()
+                here.stop_watching_ops()
         hooks.returned(self.watch, call, output, scope)
         return output
 
@@ -77,23 +78,24 @@ class _Leaf(StandIn):
         self.hooks, self.watch = hooks, watch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _is_compiling() or quiet.depth:
+        if looks_away():
             return self.inner(*args, **kwargs)
         hooks = self.hooks
         scope = hooks.scope()
         if scope is None:
             return self.inner(*args, **kwargs)
-        call = self.watch.call(scope)
-        before = hooks.node
-        hooks.node = None
-        is_hidden = hooks.watching > 0 and hooks.hide_ops()
+        here = hooks.here
+        call = here.counts.call(self.watch, scope)
+        before = here.node
+        here.node = None
+        is_hidden = here.watching > 0 and here.hide_ops()
         try:
             output = self.inner(*args, **kwargs)
             hooks.returned(self.watch, call, output, scope)
         finally:
-            hooks.node = before
+            here.node = before
             if is_hidden:
-                hooks.show_ops()
+                here.show_ops()
         return output
 
 
@@ -107,7 +109,7 @@ class _Root(StandIn):
         self.hooks = hooks
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _is_compiling() or quiet.depth:
+        if looks_away():
             return self.inner(*args, **kwargs)
         self.hooks.begin_root()
         output = None
@@ -127,35 +129,83 @@ class _Inputs(Hook):
         self.hooks, self.watch = hooks, watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if _is_compiling() or quiet.depth:
+        if looks_away():
             return
         scope = self.hooks.scope()
-        if scope is not None and self.watch.scope is scope:
+        running = self.hooks.here.counts.running(self.watch, scope) if scope is not None else None
+        if scope is not None and running is not None:
             values = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
-            self.hooks.see(self.watch.input_site(self.watch.running), values, scope)
+            self.hooks.see(self.watch.input_site(running), values, scope)
 
 
 class _OpWatcher(TorchFunctionMode):
     """Sees each call of a torch function in user code; what the function calls inside is hidden from it."""
 
-    def __init__(self, hooks: ModuleHooks) -> None:
+    def __init__(self, hooks: ModuleHooks, here: _Here) -> None:
         super().__init__()
         self.hooks = hooks
+        self.here = here
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
-        node = self.hooks.node
+        here = self.here
+        node = here.node
         if node is not None:
             child = node.next.get(func)
             if child is None:
                 child = node.grow(func, result, self.hooks.plan)
             if child is not node:
-                self.hooks.node = child
+                here.node = child
                 if child.target is not None:
                     self.hooks.op(child.target, result)
         return result
+
+
+class _Here(threading.local):
+    """Where the forward of this thread is: each thread that calls the model is in one of its own."""
+
+    def __init__(self, hooks: ModuleHooks) -> None:
+        self.node: OpNode | None = None
+        """Where the running module's ops are in their sequence; None where they are its own business."""
+        self.watching = 0
+        """How many modules under way want their functional ops seen."""
+        self.root_runs = 0
+        """How many calls of the model as the user calls it are under way."""
+        self.counts = Counts()
+        self._watcher = _OpWatcher(hooks, self)
+
+    def watch_ops(self) -> None:
+        """Report functional ops from now on, until as many calls of `stop_watching_ops`."""
+        if not self.watching:
+            self._watcher.__enter__()  # type: ignore[no-untyped-call]
+        self.watching += 1
+
+    def stop_watching_ops(self) -> None:
+        """The counterpart of `watch_ops`."""
+        if self.watching:
+            self.watching -= 1
+            if not self.watching:
+                self._watcher.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def hide_ops(self) -> bool:
+        """Report no ops until `show_ops`; False where that cannot be done, another mode being innermost."""
+        innermost = _pop_mode()
+        if innermost is self._watcher:
+            return True
+        _push_mode(innermost)
+        return False
+
+    def show_ops(self) -> None:
+        """The counterpart of `hide_ops`."""
+        _push_mode(self._watcher)
+
+    def forget(self) -> None:
+        """Drop what a forward that was interrupted has left behind."""
+        self.node = None
+        while self.watching:
+            self.stop_watching_ops()
 
 
 class ModuleHooks:
@@ -166,12 +216,7 @@ class ModuleHooks:
         self.plan = plan
         self.recorder = recorder
         self.armed = False
-        self.node: OpNode | None = None
-        """Where the running module's ops are in their sequence; None where they are its own business."""
-        self._watcher = _OpWatcher(self)
-        self.watching = 0
-        """How many modules under way want their functional ops seen."""
-        self._root_runs = 0
+        self.here = _Here(self)
         self._stands: IdentityDict[nn.Module, list[StandIn]] = IdentityDict()
         self._input_hooks: list[tuple[nn.Module, int, _Inputs]] = []
         self._register(names)
@@ -228,11 +273,11 @@ class ModuleHooks:
 
     def records_now(self) -> bool:
         """Whether a call that now begins somewhere in the model is one that a tap wants to see."""
-        if not self.armed or not self.plan.tensor_rules or quiet.muted():
+        if not self.armed or not self.plan.tensor_rules or looks_away():
             return False
         if is_recomputing():
             return bool(self.recorder.passes)
-        return self.recorder.current is not None if self._root_runs else torch.is_grad_enabled()
+        return self.recorder.here.current is not None if self.here.root_runs else torch.is_grad_enabled()
 
     def _register(self, names: IdentityDict[nn.Module, str]) -> None:
         patterns = [p for rule in self.plan.tensor_rules for p in rule.patterns if not p.startswith("!")]
@@ -259,28 +304,31 @@ class ModuleHooks:
 
     def begin_root(self) -> None:
         """The model as the user calls it starts a forward: a new pass, unless it calls itself or is recomputed."""
-        if _is_compiling() or quiet.depth:
+        if looks_away():
             return
-        self._root_runs += 1
-        if self._root_runs > 1 or is_recomputing():
+        here = self.here
+        here.root_runs += 1
+        if here.root_runs > 1 or is_recomputing():
             return
-        self._forget_the_stack()
+        here.forget()
         self._is_unseen = False
         if self.recorder.begin_pass() is None:
-            self.recorder.ignoring = True
+            self.recorder.here.ignoring = True
 
     def end_root(self, output: Any) -> None:
         """The model's forward ends; its output's gradient will tell that a backward reached this pass."""
-        if _is_compiling() or quiet.depth:
+        if looks_away():
             return
-        self._root_runs -= 1
-        if self._root_runs > 0 or is_recomputing():
+        here = self.here
+        here.root_runs -= 1
+        if here.root_runs > 0 or is_recomputing():
             return
-        self._root_runs = 0
-        self._forget_the_stack()
-        current = self.recorder.current
-        if self.recorder.ignoring:
-            self.recorder.ignoring = False
+        here.root_runs = 0
+        here.forget()
+        recorded = self.recorder.here
+        current = recorded.current
+        if recorded.ignoring:
+            recorded.ignoring = False
         elif output is not None and current is not None:
             current.row.flush()
             tensor = first_differentiable(output)
@@ -288,18 +336,13 @@ class ModuleHooks:
                 self.recorder.watch_output(tensor, current)
 
     def begin_step(self) -> None:
-        """A step begins: whatever a forward that was interrupted left behind is dropped."""
-        self._root_runs = 0
-        self._forget_the_stack()
+        """A step begins: whatever a forward of this thread that was interrupted left behind is dropped."""
+        self.here.root_runs = 0
+        self.here.forget()
         if self._is_unseen:
             self._gates.search()
         self._put(module for module in self._gates.place() if module in self._stands)
         self._is_unseen = True
-
-    def _forget_the_stack(self) -> None:
-        self.node = None
-        while self.watching:
-            self.stop_watching_ops()
 
     def scope(self) -> Pass | Segment | None:
         """What a tensor seen now belongs to: the pass under way, a recomputed segment, or None: nothing is recorded.
@@ -309,40 +352,18 @@ class ModuleHooks:
         recorder = self.recorder
         if is_recomputing():
             return recorder.segment() if recorder.backward_pass is not None else None
-        if recorder.ignoring:
+        here = recorder.here
+        if here.ignoring:
             return None
-        return recorder.current or recorder.begin_pass()
-
-    def watch_ops(self) -> None:
-        """Report functional ops from now on, until as many calls of `stop_watching_ops`."""
-        if not self.watching:
-            self._watcher.__enter__()  # type: ignore[no-untyped-call]
-        self.watching += 1
-
-    def stop_watching_ops(self) -> None:
-        """The counterpart of `watch_ops`."""
-        if self.watching:
-            self.watching -= 1
-            if not self.watching:
-                self._watcher.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def hide_ops(self) -> bool:
-        """Report no ops until `show_ops`; False where that cannot be done, another mode being innermost."""
-        innermost = _pop_mode()
-        if innermost is self._watcher:
-            return True
-        _push_mode(innermost)
-        return False
-
-    def show_ops(self) -> None:
-        """The counterpart of `hide_ops`."""
-        _push_mode(self._watcher)
+        current = here.current
+        return current if current is not None and not current.is_over else recorder.begin_pass()
 
     def returned(self, watch: Watch, call: Call, output: Any, scope: Pass | Segment) -> None:
         """A module has returned."""
         if output is None:
             return
-        if scope is not self.recorder.current or task_id() != NO_TASK:
+        current = self.recorder.here.current
+        if scope is not current or current.is_over or task_id() != NO_TASK:
             now = self.scope()
             if now is None:
                 return
@@ -354,15 +375,11 @@ class ModuleHooks:
             call.target = self.plan.target(watch.output_site(call))
             call.known = True
         if call.target is not None:
-            if _ops_are_watched():
-                with torch._C.DisableTorchFunction():  # the reductions are no ops of the user's
-                    self.record(call.target, output, scope)
-            else:
-                self.record(call.target, output, scope)
+            self.record(call.target, output, scope)
 
     def op(self, target: Target | Several, result: Any) -> None:
         """A functional op that is a site has run."""
-        scope = self.scope()
+        scope = None if in_functorch() else self.scope()
         if scope is None:
             return
         if type(target) is Target and type(result) is Tensor:
@@ -372,7 +389,7 @@ class ModuleHooks:
 
     def named(self, name: str, value: Tensor) -> None:
         """A tensor was named with `gradlab.tap`."""
-        scope = self.scope()
+        scope = None if looks_away() else self.scope()
         if scope is not None:
             number = scope.named[name] = scope.named[name] + 1
             self.see(name if number == 1 else f"{name}#{number}", value, scope)
@@ -388,10 +405,16 @@ class ModuleHooks:
     def record(self, target: Target, tensor: Tensor, scope: Pass | Segment) -> None:
         """A watched tensor comes by."""
         try:
-            if type(scope) is Pass:
-                self.recorder.record(target, tensor, scope)
-            else:
+            if type(scope) is not Pass:
                 self.recorder.recomputed(target.site, tensor)
+            elif num_dispatch_modes():
+                with outside_modes():
+                    self.recorder.record(target, tensor, scope)
+            elif has_function_modes():  # that of gradlab itself, nearly always
+                with _NoFunctionModes():
+                    self.recorder.record(target, tensor, scope)
+            else:
+                self.recorder.record(target, tensor, scope)
         except Exception as error:
             self.plan.leave_alone(target)
             self.recorder.failed(target.site, error)

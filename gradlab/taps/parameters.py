@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.errors import warn
 from gradlab.stats import LONG
 from gradlab.taps.gather import Grouping
+from gradlab.taps.interpreter import is_batched, looks_away, own_ops
 from gradlab.taps.plan import Plan
 from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
@@ -45,7 +46,12 @@ class ParameterWatch:
         """Wait for the gradient of each backward by itself; `row` gives the row of the backward under way."""
 
         def writer(entry: Entry, p: nn.Parameter) -> Callable[[Tensor], None]:
-            return lambda gradient: row().write(entry, _local_gradient(p, gradient))
+            def write(gradient: Tensor) -> None:
+                if not looks_away() and not is_batched(gradient):
+                    with own_ops():
+                        row().write(entry, _local_gradient(p, gradient))
+
+            return write
 
         if not self._handles:
             pairs = zip(self.micro.entries, self.micro.parameters, strict=True)

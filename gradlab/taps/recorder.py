@@ -8,6 +8,7 @@ tensor of the graph (but those that a tap keeps on request).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -18,13 +19,22 @@ from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.gradhooks import NO_TASK, GradHook, Pass, task_id
+from gradlab.taps.interpreter import in_symbolic_trace, looks_away, own_ops
 from gradlab.taps.plan import Plan, Target
-from gradlab.taps.quiet import muted
 from gradlab.taps.segments import Segment, SegmentHook
 from gradlab.taps.sites import is_input, leaves, without_call_number
 from gradlab.taps.slots import NORM_IN_ONE, Row
 
 _MOST_PASSES = 1024
+
+
+class Here(threading.local):
+    """What the forward of this thread is recorded into, in one step."""
+
+    current: Pass | None = None
+    """The pass under way."""
+    ignoring = False
+    """Whether the forward under way is not recorded."""
 
 
 class Recorder:
@@ -41,9 +51,10 @@ class Recorder:
         self.on_first_pass: Callable[[], None] | None = None
         self.failed = on_failure
         self.plan: Plan | None = None
-        self.current: Pass | None = None
+        self.here = Here()
+        self._forwarding: set[int] = set()
+        """The threads that have begun passes in this step."""
         self.passes: list[Pass] = []
-        self.ignoring = False
         self.open_tasks: dict[int, list[int | None] | None] = {}
         self.committed: set[int] = set()
         self._consumed: set[int] = set()
@@ -82,8 +93,10 @@ class Recorder:
             if self._row is not None:
                 self.plan.rows.give_back([self._row])
         self.plan, self._row = plan, None
-        self.current = self.backward_pass = None
+        self.here = Here()  # for all threads: what one of them has begun belongs to the step before
+        self.backward_pass = None
         self.passes = []
+        self._forwarding.clear()
         self.open_tasks.clear()
         self._segments.clear()
         self._left = []
@@ -93,24 +106,27 @@ class Recorder:
 
     def begin_pass(self) -> Pass | None:
         """A forward pass begins. None where it is not to be recorded: without gradients, or inside a probe."""
-        if self.plan is None or not torch.is_grad_enabled() or muted() or _in_functorch():
-            self.current = None
+        here = self.here
+        if self.plan is None or not torch.is_grad_enabled() or looks_away() or in_symbolic_trace():
+            here.current = None
             return None
         if self.on_first_pass is not None:
             first, self.on_first_pass = self.on_first_pass, None
             first()
-        self.open_tasks.clear()  # a backward that raised never closed its own
-        self._segments.clear()
+        self._forwarding.add(threading.get_ident())
+        if len(self._forwarding) == 1:  # else another thread may be in its backward
+            self.open_tasks.clear()  # a backward that raised never closed its own
+            self._segments.clear()
         if self.keeps_are_old:
             self.kept.clear()
             self.keeps_are_old = False
         if len(self.passes) >= _MOST_PASSES:
             self._drop([self.passes[0]])
         is_first = not any(one.row is self._row for one in self.passes)
-        with torch._C.DisableTorchFunction():  # another monitor may be watching ops
-            self.current = Pass(self.step_row() if is_first else self.plan.rows.take(self.device))
-        self.passes.append(self.current)
-        return self.current
+        with own_ops():
+            current = here.current = Pass(self.step_row() if is_first else self.plan.rows.take(self.device))
+        self.passes.append(current)
+        return current
 
     def record(self, target: Target, tensor: Tensor, into: Pass) -> None:
         """A watched tensor comes by in the forward: reduce its value now, its gradient when it comes."""
@@ -216,7 +232,7 @@ class Recorder:
 
     def _accumulated(self, parameter: Tensor) -> None:
         task = task_id()
-        if self.plan is not None and task not in self.open_tasks and not muted():
+        if self.plan is not None and task not in self.open_tasks and not looks_away():
             self._open(task)
             self.open_tasks[task] = None
 
@@ -255,23 +271,29 @@ class Recorder:
 
     def _close(self, task: int) -> None:
         try:
-            if task not in self.open_tasks:
-                return
-            before = self.open_tasks.pop(task)
-            if self.open_tasks:
-                return
-            self._segments.clear()
-            if before is not None and not self._has_changed_since(before):
-                self._discard(task)
-                return
-            self.committed.add(task)
-            self._left = [(p, grad._version) for p in self._sample if (grad := self._grad_of(p)) is not None]
-            self.current = None
-            if self._shown_by_output:
-                self.ignore_parameters()
-            self.on_backward_end()
+            with own_ops():
+                self._task_ended(task)
         except Exception as error:
             self.failed("", error)
+
+    def _task_ended(self, task: int) -> None:
+        if task not in self.open_tasks:
+            return
+        before = self.open_tasks.pop(task)
+        if self.open_tasks:
+            return
+        self._segments.clear()
+        if before is not None and not self._has_changed_since(before):
+            self._discard(task)
+            return
+        self.committed.add(task)
+        self._left = [(p, grad._version) for p in self._sample if (grad := self._grad_of(p)) is not None]
+        for one in self.passes:  # not `here`: on a GPU this may be a thread of the engine
+            if task in one.task_rows or len(self._forwarding) <= 1:
+                one.is_over = True
+        if self._shown_by_output:
+            self.ignore_parameters()
+        self.on_backward_end()
 
     def _were_thrown_away(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether the gradients of the backwards before are gone: set to None, or all written to in place since then.
@@ -363,10 +385,6 @@ def _with_gradients_of(one: Pass, last: Row, plan: Plan | None) -> Row:
                     one.row.views[slot].copy_(last.views[slot])
                 one.row.numel[entry.index] = last.numel[entry.index]
     return one.row
-
-
-def _in_functorch() -> bool:
-    return bool(torch._C._functorch.peek_interpreter_stack() is not None)
 
 
 def is_recomputing() -> bool:

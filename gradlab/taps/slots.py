@@ -28,6 +28,7 @@ from gradlab.taps.gather import (
     can_wait,
     norms_of,
 )
+from gradlab.taps.interpreter import own_ops
 
 _vector_norm = torch.linalg.vector_norm
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -143,7 +144,7 @@ class Row:
             return
         waiting, self.waiting = self.waiting, []
         self.room = MOST_ELEMENTS.get(self.device.type, 0)
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with own_ops():
             entries, tensors, changed = apart(waiting)
             for entry in changed:
                 self._give_up(entry)
@@ -296,7 +297,7 @@ class Transfer:
         """Send the chunks, all of one dtype and device, as one."""
         self.event: torch.cuda.Event | None = None
         if not chunks:
-            self.host = torch.empty(0)
+            self.host = torch.empty(0, dtype=torch.float32, device="cpu")
         elif chunks[0].device.type == "cuda":
             joined = chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
             self.host = torch.empty(len(joined), dtype=joined.dtype, pin_memory=True)
