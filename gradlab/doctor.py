@@ -122,7 +122,7 @@ def _nvidia_driver() -> str | None:
     """The version of NVIDIA's driver, None where there is none."""
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True, encoding="utf-8", errors="replace")
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.split("\n")[0].strip() or None
@@ -265,5 +265,7 @@ def check_git() -> Result:
     """git, which records where a run's code came from."""
     if shutil.which("git") is None:
         return Result(name="git", status="warn", what="not found", fix="install git: runs will not record their commit")
-    done = subprocess.run(["git", "--version"], capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(
+        ["git", "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+    )
     return Result(name="git", status="ok", what=done.stdout.strip().removeprefix("git version "))

@@ -40,7 +40,7 @@ def ask(options: AttachOptions) -> str:
         return ""
     if found != own_address(options):
         with contextlib.suppress(OSError):
-            _mark(options).write_text(found)
+            _mark(options).write_text(found, encoding="utf-8")
     return found
 
 
@@ -54,7 +54,7 @@ def take_address(options: AttachOptions) -> str:
     """In the command's own process, at its end: what a rank that it has started was told; "" if none was."""
     mark = _mark(options)
     try:
-        found = mark.read_text()
+        found = mark.read_text(encoding="utf-8")
         mark.unlink()
         return found
     except OSError:

@@ -24,7 +24,7 @@ def describe(window: Path) -> dict[str, Any]:
     traces = [{"name": path.name, "bytes": path.stat().st_size} for path in sorted(window.glob(TRACES))]
     found: dict[str, Any] = {"name": window.name, "traces": traces}
     try:
-        summary = json.loads((window / "summary.json").read_text())
+        summary = json.loads((window / "summary.json").read_text(encoding="utf-8"))
         schema = summary["schema"]
     except FileNotFoundError:
         return found | {"problem": "This window has a trace but no summary.json: it was not written by gradlab."}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from gradlab.cli.options import runs_option
+from gradlab.cli.options import is_unicode, runs_option
 
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗", "skip": "–"}
+_ASCII_MARKS = {"ok": "+", "warn": "!", "fail": "x", "skip": "-"}
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}
 
 
@@ -24,11 +26,12 @@ def doctor_command(as_json: bool, root: Path) -> None:
     """
     from gradlab.doctor import run_checks
 
+    marks = _MARKS if is_unicode(sys.stdout) else _ASCII_MARKS
     results = []
     for result in run_checks(root):
         results.append(result)
         if not as_json:
-            mark = click.style(_MARKS[result.status], fg=_COLOURS[result.status])
+            mark = click.style(marks[result.status], fg=_COLOURS[result.status])
             fix = f". {result.fix}" if result.fix else ""
             click.echo(f"{mark} {result.name:<18} {result.what}{fix}")
     if as_json:

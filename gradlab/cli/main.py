@@ -5,12 +5,15 @@ A subcommand's module is imported when it is used or listed; none of them import
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
 import gradlab
+from gradlab.cli.options import is_unicode
 from gradlab.errors import GradlabError, did_you_mean
 
 _COMMANDS = {
@@ -43,6 +46,12 @@ class ReportedError(click.ClickException):
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports them on demand."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line, on a terminal of any encoding."""
+        for stream in (sys.stdout, sys.stderr):
+            _escape_what_is_missing(stream)
+        return super().main(*args, **extra)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of the table."""
         return list(_COMMANDS)
@@ -70,6 +79,12 @@ class LazyGroup(click.Group):
             raise ReportedError(error) from error
         except KeyboardInterrupt as error:  # of which click would make exit code 1
             raise click.exceptions.Exit(130) from error
+
+
+def _escape_what_is_missing(stream: Any) -> None:
+    """Let a character that the terminal's encoding lacks, as in C or Latin-1, be written as `\\u2713`."""
+    if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or not is_unicode(stream)):
+        stream.reconfigure(errors="backslashreplace")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -32,8 +32,8 @@ def new_command(template: str | None, path: Path | None) -> None:
     if path.is_dir():
         path = path / f"{template}.yaml"
     try:
-        with path.open("x") as copy:
-            copy.write(known[template].read_text())
+        with path.open("x", encoding="utf-8") as copy:
+            copy.write(known[template].read_text(encoding="utf-8"))
     except FileExistsError:
         raise UsageError(f"{path} exists already; choose another PATH.") from None
     except OSError as error:
@@ -50,5 +50,5 @@ def templates() -> dict[str, Traversable]:
 
 def first_comment(file: Traversable) -> str:
     """The first comment line, which says what the experiment shows."""
-    line = file.read_text().split("\n", 1)[0]
+    line = file.read_text(encoding="utf-8").split("\n", 1)[0]
     return line.removeprefix("#").strip() if line.startswith("#") else ""

@@ -27,6 +27,11 @@ def runs_option(command: F) -> F:
     return option(command)
 
 
+def is_unicode(stream: Any) -> bool:
+    """Whether a stream can take any character."""
+    return str(getattr(stream, "encoding", "")).lower().replace("-", "").startswith("utf")
+
+
 def on_terminal() -> bool:
     """Whether a person reads what is printed."""
     return sys.stdout.isatty() and sys.stderr.isatty()

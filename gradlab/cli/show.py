@@ -63,6 +63,6 @@ def _write_report(folder: RunFolder, path: Path) -> None:
 def _read(folder: RunFolder, path: Path) -> str:
     """The text of one of a run's files."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise RunError(f"{folder.name} ({folder.id}) has no {path.name}: {error.strerror}.") from None

@@ -6,6 +6,7 @@ last of a list is added to it. Setting a key twice is an error: one of the two w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from gradlab.config.files import source_of
@@ -22,7 +23,7 @@ def apply(root: Mapping, arguments: Sequence[str]) -> tuple[Mapping, list[Proble
     """The root with all arguments set in it, in order, and what is wrong with the arguments themselves."""
     problems: list[Problem] = []
     done: dict[Path, int] = {}
-    for number, argument in enumerate(arguments, start=1):
+    for number, argument in enumerate(map(_as_text, arguments), start=1):
         source = source_of(f"argument {number}", argument, number)
         key, equals, text = argument.partition("=")
         at = Position(source, 1, 1, max(1, len(key)))
@@ -39,6 +40,16 @@ def apply(root: Mapping, arguments: Sequence[str]) -> tuple[Mapping, list[Proble
                 found = [replaced]
         problems += found
     return root, problems
+
+
+def _as_text(argument: str) -> str:
+    """The argument as text. In a locale that lacks a character Python has kept the bytes of it, which are UTF-8."""
+    if argument.isprintable():
+        return argument
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 def path_of(key: str) -> Path:

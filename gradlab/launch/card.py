@@ -51,4 +51,4 @@ def code_text(git: Mapping[str, Any] | None) -> str:
 
 def _cell(value: object) -> str:
     """A value inside a table row."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return str(value).encode("utf-8", "backslashreplace").decode().replace("|", "\\|").replace("\n", " ")

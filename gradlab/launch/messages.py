@@ -23,7 +23,7 @@ _LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "light
 @contextmanager
 def messages_to(path: Path) -> Iterator[logging.Logger]:
     """Send log records and warnings to `path` for the time of a `with` block; yields the logger to write with."""
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, logger = logging.getLogger(), logging.getLogger("gradlab")
     level = logger.level

@@ -88,7 +88,7 @@ def _begin(prepared: Prepared, origin: Origin, *, root: Path, argv: Sequence[str
     record = {**describe(argv, seed=experiment.seed), **origin.record()}
     with locked(folder.lock):
         folder.experiment.write_bytes(prepared.loaded.source)
-        folder.resolved.write_text(prepared.loaded.resolved())
+        folder.resolved.write_text(prepared.loaded.resolved(), encoding="utf-8")
         write_record(folder, record)
         voice.say(f"run {folder.path}")
         return _attempt(prepared, folder, record, voice=voice, resumed_step=None)

@@ -30,7 +30,7 @@ SCALAR_CARDS = ("train/loss", "gradlab/global/weight_grad.norm")
 def link_runs(logdir: Path, runs: Sequence[RunFolder]) -> None:
     """Make `logdir/<name>/<id>` a link to the event files of each run; those that are there stay."""
     for run in runs:
-        link = logdir / run.name / run.id
+        link = logdir / run.path.parent.name / run.id
         link.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             link.symlink_to(run.events.resolve(), target_is_directory=True)
@@ -94,7 +94,7 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> Non
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/data/environment", timeout=5):
             return
         time.sleep(0.1)
-    last = log.read_text(errors="replace").strip().splitlines()[-5:]
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
     raise MachineError("TensorBoard did not start; ask `gradlab doctor`. Its last words:\n" + "\n".join(last))
 
 

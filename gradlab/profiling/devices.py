@@ -43,7 +43,7 @@ def memory_scalars(device: torch.device) -> dict[str, float]:
 
 def _resident_bytes() -> float | None:
     try:
-        return float(int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES)
+        return float(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES)
     except (OSError, IndexError, ValueError):
         return None
 

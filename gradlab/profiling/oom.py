@@ -187,8 +187,8 @@ def _by_module(model: nn.Module | None) -> dict[str, int]:
 def _leave(found: OutOfMemory, error: BaseException, target: Path, device: torch.device) -> None:
     target.mkdir(parents=True, exist_ok=True)
     table = {"schema": 1, **asdict(found), "message": str(error), "sentence": found.sentence, "advice": found.advice}
-    (target / "oom.json").write_text(json.dumps(table, indent=1) + "\n")
+    (target / "oom.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     if device.type == "cuda":
-        (target / "memory.txt").write_text(torch.cuda.memory_summary(device))
+        (target / "memory.txt").write_text(torch.cuda.memory_summary(device), encoding="utf-8")
         with (target / "snapshot.pickle").open("wb") as file:
             pickle.dump(torch.cuda.memory._snapshot(), file)

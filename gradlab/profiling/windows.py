@@ -47,7 +47,7 @@ def read_summary(window: Path, *, rank: int = 0) -> dict[str, Any]:
     """
     path = window / summary_name(rank)
     try:
-        summary: dict[str, Any] = json.loads(path.read_text())
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"{window.name} has no summary of rank {rank}: {error.strerror}.") from None
     except ValueError as error:

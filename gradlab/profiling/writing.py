@@ -96,7 +96,7 @@ def write_summary(summary: Mapping[str, Any], window: Path) -> Path:
     """Write `summary.json` (of other ranks than 0: `summary.rank1.json`) into a directory, atomically."""
     path = window / summary_name(summary["rank"])
     scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(json.dumps(summary, indent=1) + "\n")
+    scratch.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     os.replace(scratch, path)
     return path
 
@@ -151,5 +151,5 @@ def _join(
 
 
 def _summaries(shared: Path) -> dict[int, dict[str, Any]]:
-    read = (json.loads(path.read_text()) for path in shared.glob("summary*.json"))
+    read = (json.loads(path.read_text(encoding="utf-8")) for path in shared.glob("summary*.json"))
     return {summary["rank"]: summary for summary in read}

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from gradlab.errors import UnknownRunError, did_you_mean
-from gradlab.runs.folder import RunFolder
+from gradlab.runs.folder import RunFolder, read_from_disk
 
 _ID = re.compile(r"\d{8}-\d{6}-[a-z]{4}")
 
@@ -33,7 +33,8 @@ def find_run(what: str, root: Path) -> RunFolder:
     path = Path(what)
     if (path / "record.json").is_file():
         return RunFolder(path.resolve())
-    named = [run for run in runs if run.name == what]
+    name = read_from_disk(what) if not what.isascii() else what
+    named = [run for run in runs if run.name in (what, name)]
     if named:
         return named[0]
     matches = [run for run in runs if run.id.startswith(what) or run.id.endswith("-" + what)] if what else []

@@ -42,7 +42,7 @@ class RunFolder:
         """
         if name in ("", ".", "..") or Path(name).name != name:
             raise UsageError(f"the name of a run is the name of its folder, so it may hold no slash; got {name!r}.")
-        parent = root / name
+        parent = root / spelled_on_disk(name)
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder = cls(_new_child(parent))
@@ -62,7 +62,7 @@ class RunFolder:
     @property
     def name(self) -> str:
         """The name of the experiment."""
-        return self.path.parent.name
+        return read_from_disk(self.path.parent.name)
 
     @property
     def experiment(self) -> Path:
@@ -152,6 +152,16 @@ class RunFolder:
             self.exit.rename(self.path / f"exit-{ended.get('attempt', 1)}.json")
 
 
+def spelled_on_disk(name: str) -> str:
+    """How this process spells a file's name so that it is UTF-8 on disk, whatever its locale says of file names."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
+def read_from_disk(name: str) -> str:
+    """The text of a file's name, or of an argument, that this process spells as its locale says; it is UTF-8."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
 def _new_child(parent: Path) -> Path:
     """A folder of its own below `parent`, made exclusively."""
     letters = random.SystemRandom()  # never the seeded generator: two seeded runs would choose alike
@@ -168,7 +178,7 @@ def _new_child(parent: Path) -> Path:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object of a file, or None where there is no such file or it is broken."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -177,5 +187,5 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object by way of a new file and a rename, so that no reader sees half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    draft.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(draft, path)

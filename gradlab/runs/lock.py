@@ -23,7 +23,7 @@ def locked(path: Path) -> Iterator[int]:
     Raises:
         RunError: where another process holds it.
     """
-    with open(path, "a+") as file:
+    with open(path, "a+", encoding="utf-8") as file:
         _acquire(file.fileno(), path)
         attempt = int(_parse(path).get("attempt", 0)) + 1
         file.truncate(0)
@@ -35,7 +35,7 @@ def locked(path: Path) -> Iterator[int]:
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock. Takes a shared lock for an instant, which `locked` sits out."""
     try:
-        with open(path) as file:
+        with open(path, "rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -67,7 +67,7 @@ def _acquire(descriptor: int, path: Path) -> None:
 def _parse(path: Path) -> dict[str, Any]:
     """The contents of a lock file, {} where it is absent or empty."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

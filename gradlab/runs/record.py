@@ -62,8 +62,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     lines = (_git(folder, "status", "--porcelain") or b"").decode(errors="replace").splitlines()
     untracked = [line[3:] for line in lines if line.startswith("??")]
     return {
-        "sha": sha.decode().strip(),
-        "branch": branch.decode().strip(),
+        "sha": sha.decode(errors="replace").strip(),
+        "branch": branch.decode(errors="replace").strip(),
         "dirty": len(lines) > len(untracked),
         "untracked": untracked[:_UNTRACKED_LIMIT],
     }
