@@ -29,6 +29,7 @@ from gradlab.sinks import Sink
 from gradlab.steps import Steps
 from gradlab.taps.engine import Engine, check_taps
 from gradlab.taps.identity import WeakIdentityDict
+from gradlab.taps.interpreter import looks_away, own_ops
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import parameter_names, unwrapped
 from gradlab.taps.stand import Hook
@@ -51,7 +52,9 @@ class _TakeProbe(Hook):
         self.monitor = monitor
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.monitor.take_probe(args, kwargs)
+        if not looks_away():
+            with own_ops():
+                self.monitor.take_probe(args, kwargs)
 
 
 class Monitor:

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -27,10 +28,12 @@ from gradlab.jacobians.measure import Solved, block_of
 from gradlab.jacobians.pose import pose
 from gradlab.jacobians.question import Question
 from gradlab.jacobians.replay import Region, independent, parameter_named
-from gradlab.taps.quiet import muted, muting
+from gradlab.taps.gradhooks import is_recomputing
+from gradlab.taps.interpreter import in_selective_checkpoint, is_batched, looks_away, outside_modes
+from gradlab.taps.quiet import muting
 from gradlab.taps.sites import all_modules, shortlist, unwrapped
 from gradlab.taps.stand import PLACE, beneath
-from gradlab.taps.visit import visiting
+from gradlab.taps.visit import VisitHook, visiting
 
 _ENGINES = ["vmap", "is_grads_batched", "loop"]
 
@@ -118,6 +121,8 @@ class _Capture:
         self.error: JacobianError | None = None
         self.is_measuring = False
         self.ran = False
+        self.begins = False
+        """Whether the graph begins at `wrt`, which does not require grad by itself."""
 
     @property
     def complete(self) -> bool:
@@ -135,8 +140,8 @@ class _Capture:
         self.hooks.enter_context(visiting(core, self))
         watcher = _RetainWatcher(self.retaining)
         handles = [
-            core.register_forward_pre_hook(lambda *_: watcher.enter(), prepend=True),
-            core.register_forward_hook(lambda *_: watcher.leave(), always_call=True),
+            core.register_forward_pre_hook(VisitHook(lambda *_: watcher.enter()), prepend=True),
+            core.register_forward_hook(VisitHook(lambda *_: watcher.leave()), always_call=True),
         ]
         for handle in handles:
             self.hooks.callback(handle.remove)
@@ -147,10 +152,18 @@ class _Capture:
         self.of = self.wrt = None
 
     def __call__(self, site: str, value: Tensor) -> Tensor | None:
-        if not torch.is_grad_enabled() or muted() or (self.complete and self.solved is not None):
+        if is_recomputing():
+            return self.again(site, value)
+        if not torch.is_grad_enabled() or looks_away() or (self.complete and self.solved is not None):
             return None
         try:
-            return self.note(site, value)
+            if in_selective_checkpoint():
+                raise JacobianError(
+                    "mode='live' cannot be had here: a part of the forward is under selective activation "
+                    "checkpointing, whose graph can be gone through once only; use mode='replay'."
+                )
+            with outside_modes():
+                return self.note(site, value)
         except JacobianError as error:
             self.error = error
         return None
@@ -190,18 +203,26 @@ class _Capture:
                 "take a floating-point tensor behind it, such as the output of an embedding."
             )
         if not value.requires_grad:
-            # The graph begins here: a copy of our own requires grad in its place, with the same numbers.
-            value = value.detach().requires_grad_().clone()
+            value = _beginning(value)
+            self.begins = True
         self.wrt = (value.detach(), get_gradient_edge(value))
         return value
 
+    def again(self, site: str, value: Tensor) -> Tensor | None:
+        """A checkpointed part of the forward runs again in the backward, and has to build the same graph again."""
+        with outside_modes():
+            begins = self.begins and site == self.live.question.wrt and not value.requires_grad
+            return _beginning(value) if begins else None
+
     def fire(self, grad: Tensor) -> None:
         """The training backward has come to the output: its graph is whole, and about to be used up."""
-        if self.is_measuring or self.solved is not None or self.error is not None or not self.complete or muted():
+        if self.is_measuring or self.solved is not None or self.error is not None or not self.complete:
+            return
+        if looks_away() or is_batched(grad):
             return
         self.is_measuring = True
         try:
-            with muting(), _grads_kept(self.retaining), torch.random.fork_rng(devices=[]):
+            with muting(), outside_modes(), _grads_kept(self.retaining), torch.random.fork_rng(devices=[]):
                 self.solved = self.measure()
         except Exception as error:
             self.error = (
@@ -238,20 +259,30 @@ class _Capture:
         return independent(question.of, question.wrt)
 
 
+def _beginning(value: Tensor) -> Tensor:
+    """A copy of our own that requires grad in the place of a tensor, with the same numbers: the graph begins here."""
+    return value.detach().requires_grad_().clone()
+
+
 class _RetainWatcher(TorchFunctionMode):
-    """Notes whoever calls `retain_grad` in the forward, on tensors that are no site."""
+    """Notes whoever calls `retain_grad` in the forward of one thread, on tensors that are no site."""
 
     def __init__(self, noted: list[weakref.ref[Tensor]]) -> None:
         super().__init__()
         self.noted = noted
         self.depth = 0
+        self.thread = get_ident()
 
     def enter(self) -> None:
+        if get_ident() != self.thread:
+            return
         if self.depth == 0:
             self.__enter__()  # type: ignore[no-untyped-call]
         self.depth += 1
 
     def leave(self) -> None:
+        if get_ident() != self.thread:
+            return
         if self.depth == 1:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self.depth = max(0, self.depth - 1)

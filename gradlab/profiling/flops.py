@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from gradlab.profiling.devices import device_of
 from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.peaks import precision_of
-from gradlab.taps.quiet import muted, muting
+from gradlab.taps.gradhooks import is_recomputing
+from gradlab.taps.interpreter import looks_away, own_ops
+from gradlab.taps.quiet import muting
 from gradlab.taps.sites import all_modules, unwrapped
 from gradlab.taps.stand import PLACE
 
@@ -54,6 +57,7 @@ class CallRecorder:
         self._dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
         self._device = device_of(root)
         self._depth = 0
+        self._thread = threading.get_ident()
         self._handles: list[Any] = []
         for module in modules:
             if not is_compiled(module):
@@ -66,18 +70,22 @@ class CallRecorder:
             self._handles.pop().remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or muted():
+        if self._looks_away():
             return
         if self._depth == 0:
-            with torch.no_grad():
+            with_grad, precision = torch.is_grad_enabled(), precision_of(self._dtype, self._device)
+            with own_ops():
                 inputs, named = tree_map(_without_numbers, args), tree_map(_without_numbers, kwargs)
-            precision = precision_of(self._dtype, self._device)
-            self.calls.append(Call(module, inputs, named, torch.is_grad_enabled(), precision))
+            self.calls.append(Call(module, inputs, named, with_grad, precision))
         self._depth += 1
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and not muted():
+        if not self._looks_away():
             self._depth = max(0, self._depth - 1)
+
+    def _looks_away(self) -> bool:
+        """What another thread calls is no part of the step, and what a backward calls again was noted before."""
+        return looks_away() or is_recomputing() or threading.get_ident() != self._thread
 
 
 def _callable_parts(module: nn.Module) -> Iterator[nn.Module]:

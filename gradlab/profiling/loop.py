@@ -18,7 +18,7 @@ from torch.utils.data import dataloader
 
 from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.phases import PhaseClock
-from gradlab.taps.quiet import muted
+from gradlab.taps.interpreter import is_batched, looks_away
 from gradlab.taps.stand import Hook
 
 _P = ParamSpec("_P")
@@ -119,7 +119,7 @@ class LoopMarks:
 
     @_never_stops_training
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if muted() or threading.get_ident() != self._thread:
+        if looks_away() or threading.get_ident() != self._thread:
             return
         self._in_forward += 1
         if self._in_forward > 1:  # a model that calls itself
@@ -132,7 +132,7 @@ class LoopMarks:
 
     @_never_stops_training
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        if muted() or not self._in_forward or threading.get_ident() != self._thread:
+        if looks_away() or not self._in_forward or threading.get_ident() != self._thread:
             return
         self._in_forward -= 1
         if self._in_forward:
@@ -146,7 +146,7 @@ class LoopMarks:
     @_never_stops_training
     def _backward_begins(self, gradient: Tensor) -> None:
         """The gradient of the model's output is there. On a GPU this is the engine's thread; the loop's own waits."""
-        if self._in_backward or muted():
+        if self._in_backward or looks_away() or is_batched(gradient):
             return
         self._in_backward = True
         self._clock.rest("other")
@@ -169,7 +169,7 @@ class _Hook(Hook):
         self.function = function
 
     def __call__(self, *arguments: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():  # asked here, where dynamo can see it
             self.function(*arguments)
 
 

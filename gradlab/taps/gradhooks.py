@@ -27,6 +27,11 @@ _next_node: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[
 _OURS = "gradlab"
 
 
+def is_recomputing() -> bool:
+    """Whether this forward runs inside a backward: activation checkpointing at work."""
+    return task_id() != NO_TASK
+
+
 class Pass:
     """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
 

@@ -83,6 +83,12 @@ def _makes_a_graph() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in _GRAPH_MODES)
 
 
+def in_selective_checkpoint() -> bool:
+    """Whether this forward runs under selective activation checkpointing, as its first time."""
+    stack = (torch._C._get_dispatch_stack_at(place) for place in range(num_dispatch_modes()))
+    return any(type(mode).__name__ == "_CachingTorchDispatchMode" for mode in stack)
+
+
 class outside_modes:
     """`with outside_modes():` lets no function mode and no dispatch mode of anybody see an op.
 

@@ -21,11 +21,11 @@ from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.calls import Call, Counts, OpNode, Several, Watch
 from gradlab.taps.compiled import Gates
-from gradlab.taps.gradhooks import NO_TASK, Pass, task_id
+from gradlab.taps.gradhooks import NO_TASK, Pass, is_recomputing, task_id
 from gradlab.taps.identity import IdentityDict, IdentitySet
 from gradlab.taps.interpreter import has_function_modes, in_functorch, looks_away, num_dispatch_modes, outside_modes
 from gradlab.taps.plan import Plan, Target
-from gradlab.taps.recorder import Recorder, first_differentiable, is_recomputing
+from gradlab.taps.recorder import Recorder, first_differentiable
 from gradlab.taps.segments import Segment
 from gradlab.taps.sites import all_modules, leaves, may_match, may_own_ops, names_inputs, unwrapped
 from gradlab.taps.stand import Hook, StandIn

@@ -387,11 +387,6 @@ def _with_gradients_of(one: Pass, last: Row, plan: Plan | None) -> Row:
     return one.row
 
 
-def is_recomputing() -> bool:
-    """Whether this forward runs inside a backward: activation checkpointing at work."""
-    return task_id() != NO_TASK
-
-
 def first_differentiable(value: Any) -> Tensor | None:
     """The first tensor of a module's output that requires grad."""
     return next((tensor for _, tensor in leaves(value) if tensor.requires_grad), None)

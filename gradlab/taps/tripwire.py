@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.frame import Finding
-from gradlab.taps import quiet
+from gradlab.taps.gradhooks import is_recomputing
+from gradlab.taps.interpreter import is_batched, looks_away, own_ops
 from gradlab.taps.origin import Origin, RandomState, replay_origin
-from gradlab.taps.recorder import is_recomputing
 from gradlab.taps.sites import leaves
 from gradlab.taps.stand import Hook
 
@@ -56,10 +56,11 @@ class _Batch:
         """A hook that keeps the gradient of an output; of several, their sum."""
 
         def hook(gradient: Tensor) -> None:
-            if not quiet.muted():
-                before = self.gradients.get(suffix)
-                gradient = gradient.detach()
-                self.gradients[suffix] = gradient if before is None else before + gradient
+            if not looks_away() and not is_batched(gradient):
+                with own_ops():
+                    before = self.gradients.get(suffix)
+                    gradient = gradient.detach()
+                    self.gradients[suffix] = gradient if before is None else before + gradient
 
         return hook
 
@@ -113,13 +114,15 @@ class Tripwire:
 
     def forward_begins(self, args: Any, kwargs: Any) -> None:
         """Keep what goes into a forward with gradients, and the random state before it."""
-        if torch.is_grad_enabled() and not quiet.muted() and not is_recomputing():
+        if torch.is_grad_enabled() and not looks_away() and not is_recomputing():
             del self._batches[:-_MOST_BATCHES]
-            self._batches.append(_Batch(args, kwargs, RandomState.now(self.model)))
+            with own_ops():
+                state = RandomState.now(self.model)
+            self._batches.append(_Batch(args, kwargs, state))
 
     def forward_ended(self, output: Any) -> None:
         """Keep the gradients of the outputs when they come."""
-        if torch.is_grad_enabled() and not quiet.muted() and not is_recomputing() and self._batches:
+        if torch.is_grad_enabled() and not looks_away() and not is_recomputing() and self._batches:
             for suffix, tensor in leaves(output):
                 if tensor.requires_grad:
                     tensor.register_hook(self._batches[-1].keep(suffix))
@@ -130,7 +133,9 @@ class Tripwire:
         Cost: one norm over all gradients, and one host read.
         """
         own = [p for p in parameters if p.grad is not None]
-        if not own or all_finite([p.grad for p in own if p.grad is not None]):
+        with own_ops():
+            is_good = not own or all_finite([p.grad for p in own if p.grad is not None])
+        if is_good:
             self._was_bad = False
             return None
         if self.options.skip:

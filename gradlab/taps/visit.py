@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from gradlab.taps.functional import OpWatcher, call_place
 from gradlab.taps.identity import IdentitySet
 from gradlab.taps.sites import leaves, module_names, parameter_names, replace_leaves, unwrapped, without_call_number
+from gradlab.taps.stand import Hook
 
 Visitor = Callable[[str, Tensor], Tensor | None]
 """Called with a site name and its tensor; a returned tensor takes its place in the rest of the forward."""
@@ -95,6 +97,19 @@ def hides_its_ops(module: nn.Module) -> bool:
     return place.startswith("torch.nn.") and not any(child is not None for child in module._modules.values())
 
 
+class VisitHook(Hook):
+    """A hook of a visit. It sees the thread that began the visit alone; another may be calling the same model."""
+
+    __slots__ = ("function", "thread")
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.thread = get_ident()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments) if get_ident() == self.thread else None
+
+
 class _Visit:
     """The hooks of one `visiting` block."""
 
@@ -113,10 +128,10 @@ class _Visit:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             # What the user's own hooks compute belongs to the module; the input is what they have made of it.
-            hooks.callback(module.register_forward_pre_hook(self.enter, prepend=True).remove)
-            hooks.callback(module.register_forward_pre_hook(self.before, with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(self.after).remove)
-            hooks.callback(module.register_forward_hook(self.left, always_call=True).remove)
+            hooks.callback(module.register_forward_pre_hook(VisitHook(self.enter), prepend=True).remove)
+            hooks.callback(module.register_forward_pre_hook(VisitHook(self.before), with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(VisitHook(self.after)).remove)
+            hooks.callback(module.register_forward_hook(VisitHook(self.left), always_call=True).remove)
         listeners.append(self)
         hooks.callback(listeners.remove, self)
         hooks.callback(self.end_pass)
