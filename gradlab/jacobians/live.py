@@ -274,14 +274,14 @@ class _RetainWatcher(TorchFunctionMode):
         self.thread = get_ident()
 
     def enter(self) -> None:
-        if get_ident() != self.thread:
+        if looks_away() or get_ident() != self.thread:
             return
         if self.depth == 0:
             self.__enter__()  # type: ignore[no-untyped-call]
         self.depth += 1
 
     def leave(self) -> None:
-        if get_ident() != self.thread:
+        if looks_away() or get_ident() != self.thread:
             return
         if self.depth == 1:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap
 from gradlab.taps.scaling import LossScale
+from gradlab.taps.scripting import scripting
 from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
 from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist
 from gradlab.taps.slots import HostCopy, Row
@@ -106,6 +107,7 @@ class Engine:
         if self.exchange is not None:
             self.exchange.announce()
         visit.listeners.append(self)
+        scripting.attach()
         self.recorder.on_first_pass = self._look_again
         self.recorder.watch_parameters()
 
@@ -120,6 +122,7 @@ class Engine:
         self.recorder.kept.clear()
         if self in visit.listeners:
             visit.listeners.remove(self)
+            scripting.detach()
 
     # What is in place.
 

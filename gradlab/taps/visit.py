@@ -98,7 +98,7 @@ def hides_its_ops(module: nn.Module) -> bool:
 
 
 class VisitHook(Hook):
-    """A hook of a visit. It sees the thread that began the visit alone; another may be calling the same model."""
+    """A hook of a visit: it sees eager calls of the thread that began the visit; others may be calling the model."""
 
     __slots__ = ("function", "thread")
 
@@ -107,7 +107,9 @@ class VisitHook(Hook):
         self.thread = get_ident()
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments) if get_ident() == self.thread else None
+        if torch.compiler.is_compiling() or get_ident() != self.thread:
+            return None
+        return self.function(*arguments)
 
 
 class _Visit:
