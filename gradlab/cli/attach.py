@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import random
-import string
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradlab.cli.options import runs_option
+from gradlab.runs.folder import new_id
 
 if TYPE_CHECKING:
     from gradlab.attach.options import AttachOptions
@@ -111,7 +109,7 @@ def _options(
         command_pid=os.getpid(),
         began=time.time(),
         command=tuple(command),
-        run="" if logdir else str((root / _name(script, command[1:]) / _new_id()).resolve()),
+        run="" if logdir else str((root / _name(script, command[1:]) / new_id()).resolve()),
         logdir=str(logdir.resolve()) if logdir else "",
         **settings,
     )
@@ -121,9 +119,3 @@ def _name(script: str, arguments: Sequence[str]) -> str:
     """The name of the script's runs: its own, without folder and ending; of a launcher, that of what it launches."""
     scripts = [word for word in arguments if word.endswith(".py")] if Path(script).name in _LAUNCHERS else []
     return Path([*scripts, script][0]).resolve().stem or "script"
-
-
-def _new_id() -> str:
-    """The id of a run folder that is made once something is watched."""
-    letters = random.SystemRandom().choices(string.ascii_lowercase, k=4)
-    return f"{datetime.now():%Y%m%d-%H%M%S}-{''.join(letters)}"

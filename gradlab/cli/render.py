@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TextIO
 
 from rich import box
@@ -48,6 +49,13 @@ def plain_table(header: Sequence[str], *, right: Sequence[str] = ()) -> Table:
     for name in header:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
     return table
+
+
+def local_time(moment: str | datetime) -> str:
+    """A moment on the clock of whoever reads it: `2026-11-28 01:14`."""
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
 
 
 def duration_text(seconds: float) -> str:

@@ -112,6 +112,7 @@ def _finish(outcome: Outcome) -> None:
 def _say_why(outcome: Outcome) -> None:
     """Why the run did not finish, where to read more, and how it goes on."""
     reason = outcome.reason if outcome.error is None or outcome.explained else "the run failed"
-    _say(f"{reason.removesuffix('.')}; the log is {outcome.folder.log}")
+    log = f"; the log is {outcome.folder.log}" if outcome.folder.log.is_file() else ""
+    _say(reason.removesuffix(".") + log)
     if outcome.code in (75, 130):
         _say(f"go on with: {hint('run --resume', outcome.folder.path)}")

@@ -36,6 +36,7 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
     return {
         "id": run.id,
         "name": run.name,
+        "started": run.started().isoformat(),
         "state": run.status(),
         "code": ended.get("code"),
         "reason": ended.get("reason"),
@@ -56,13 +57,14 @@ def finite(value: float) -> float | None:
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
 
-    from gradlab.cli.render import console, duration_text, plain_table
+    from gradlab.cli.render import console, duration_text, local_time, plain_table
 
-    table = plain_table(("run", "name", "state", "steps", "took", "metrics"), right=("steps", "took"))
+    table = plain_table(("run", "name", "started", "state", "steps", "took", "metrics"), right=("steps", "took"))
     for row in rows:
         shown = list(row["metrics"].items())[:_METRICS_SHOWN]
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown if value is not None)
         took = "" if row["seconds"] is None else duration_text(row["seconds"])
         steps = "" if row["steps"] is None else str(row["steps"])
-        table.add_row(row["id"], escape(row["name"]), row["state"], steps, took, escape(metrics))
+        started = local_time(row["started"])
+        table.add_row(row["id"], escape(row["name"]), started, row["state"], steps, took, escape(metrics))
     console().print(table)

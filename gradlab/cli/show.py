@@ -37,12 +37,12 @@ def show_command(run: str, what: str | None, html: Path | None, root: Path) -> N
     if html is not None:
         _write_report(folder, html)
         return
-    from gradlab.cli.render import print_summary
+    from gradlab.cli.render import local_time, print_summary
     from gradlab.launch.summary import load_summary
 
     ended = folder.read_exit()
     reason = f": {ended['reason']}" if ended and ended["reason"] != "done" else ""
-    click.echo(f"{folder.name}  {folder.id}  {folder.status()}{reason}")
+    click.echo(f"{folder.name}  {folder.id}  {local_time(folder.started())}  {folder.status()}{reason}")
     summary = load_summary(folder)
     if summary is not None:
         print_summary(summary)

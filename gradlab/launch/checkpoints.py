@@ -16,20 +16,25 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
 from gradlab.errors import UsageError
+from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.randomness import restore, snapshot
 from gradlab.launch.signals import STOPS
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes one checkpoint file after every epoch and when a stop was requested, over the one before."""
+    """Writes one checkpoint file after every epoch and when a stop was requested, over the one before.
 
-    def __init__(self, path: Path) -> None:
+    With `watch`, one that cannot be written is reported there and training goes on.
+    """
+
+    def __init__(self, path: Path, watch: FolderWatch | None = None) -> None:
         self.path = path
+        self._watch = watch
         self._cut_short = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save: an epoch is done."""
-        trainer.save_checkpoint(self.path)
+        self._save(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -44,7 +49,18 @@ class LastCheckpoint(Checkpoint):
         """Save where the run stops as asked; what fails leaves the last good checkpoint alone."""
         if isinstance(exception, STOPS) and trainer.optimizers:
             self._cut_short = trainer.validating
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if self._watch is None:
             trainer.save_checkpoint(self.path)
+        elif trainer.world_size > 1 or not self._watch.is_gone:  # Lightning would make the folder anew
+            saved = False
+            with self._watch.tolerating(f"the checkpoint {self.path}"):
+                trainer.save_checkpoint(self.path)
+                saved = True
+            if not saved:  # where the other ranks wait for this one
+                trainer.strategy.barrier("Trainer.save_checkpoint")
 
 
 class Continuation(pl.Callback):

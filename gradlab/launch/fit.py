@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 
 from gradlab.launch.card import answers_card
 from gradlab.launch.checkpoints import Continuation, LastCheckpoint
+from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.layers import layer_table
 from gradlab.launch.lookout import Lookout
 from gradlab.launch.outputs import Outputs
@@ -98,6 +99,7 @@ def open_session(
     *,
     request: StopRequest,
     progress: Callable[[str], None] | None,
+    watch: FolderWatch | None = None,
 ) -> Session:
     """The trainer of a run and what belongs to it.
 
@@ -107,6 +109,7 @@ def open_session(
         results: where all else goes.
         request: how a stop is asked for.
         progress: takes the lines of plain progress; None shows Lightning's bar instead.
+        watch: what looks after the folder, in the process that writes into it.
     """
     experiment = prepared.loaded.experiment
     gradlab = GradlabCallback(
@@ -119,7 +122,7 @@ def open_session(
     )
     reaction = FindingReaction(experiment.diagnose.on_finding, gradlab, folder)
     options = _trainer_options(prepared, folder, bar=progress is None)
-    callbacks = [gradlab, reaction, *_run_callbacks(folder, request, progress, options)]
+    callbacks = [gradlab, reaction, *_run_callbacks(folder, request, progress, options, watch)]
     trainer = pl.Trainer(**options, logger=results.logger or False, callbacks=callbacks)
     return Session(
         prepared=prepared,
@@ -151,12 +154,17 @@ def _trainer_options(prepared: Prepared, folder: RunFolder, *, bar: bool) -> dic
 
 
 def _run_callbacks(
-    folder: RunFolder, request: StopRequest, progress: Callable[[str], None] | None, options: Mapping[str, Any]
+    folder: RunFolder,
+    request: StopRequest,
+    progress: Callable[[str], None] | None,
+    options: Mapping[str, Any],
+    watch: FolderWatch | None,
 ) -> list[pl.Callback]:
     """What makes a training a run: it can be stopped, goes on where it was, and says how far it is."""
     callbacks: list[pl.Callback] = [StopAfterStep(request), Continuation()]
+    callbacks += [watch] if watch is not None else []
     if options.get("enable_checkpointing", True) is not False:
-        callbacks.append(LastCheckpoint(folder.last_checkpoint))
+        callbacks.append(LastCheckpoint(folder.last_checkpoint, watch))
     if progress is not None:
         callbacks.append(PlainProgress(progress))
     return callbacks

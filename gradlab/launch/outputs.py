@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import Logger
 
 from gradlab.events import EventWriter
 from gradlab.launch.card import hyperparameters, run_card
+from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.prepare import Prepared
 from gradlab.lightning.logger import GradlabLogger
 from gradlab.runs.folder import RunFolder
@@ -29,16 +30,25 @@ class Outputs:
 
 @contextmanager
 def outputs(
-    prepared: Prepared, folder: RunFolder, record: Mapping[str, Any], *, resumed_step: int | None
+    prepared: Prepared,
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    *,
+    resumed_step: int | None,
+    watch: FolderWatch,
 ) -> Iterator[Outputs]:
     """Open the files of a run and tell in them what it is; they are flushed and closed when the block is left."""
     writer = EventWriter(folder.events, resumed_step=resumed_step)
     tensorboard, jsonl = TensorBoardSink(writer), JsonlSink(folder.metrics)
     logger = GradlabLogger(writer, jsonl=jsonl)
+    watch.follow(writer.path, lambda: writer.closed)
+    watch.follow(folder.metrics, lambda: jsonl.closed)
     try:
         writer.text("run/card", run_card(folder, record, prepared.loaded.resolved()), resumed_step or 0)
         logger.log_hyperparams(hyperparameters(prepared.loaded.experiment))
         yield Outputs(sinks=(tensorboard, jsonl), logger=logger)
+        watch.look()
     finally:
-        tensorboard.close()
-        jsonl.close()
+        for sink in (tensorboard, jsonl):
+            with watch.tolerating(f"what the run has measured ({sink.name})"):
+                sink.close()

@@ -15,6 +15,7 @@ from gradlab.errors import GradlabError, RunError, UsageError
 from gradlab.launch.card import hyperparameters
 from gradlab.launch.checkpoints import saved_step
 from gradlab.launch.fit import Session, open_session
+from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
 from gradlab.launch.origin import Origin
@@ -86,10 +87,15 @@ def _begin(prepared: Prepared, origin: Origin, *, root: Path, argv: Sequence[str
     experiment = prepared.loaded.experiment
     folder = RunFolder.create(root, experiment.name)
     record = {**describe(argv, seed=experiment.seed), **origin.record()}
-    with locked(folder.lock):
-        folder.experiment.write_bytes(prepared.loaded.source)
-        folder.resolved.write_text(prepared.loaded.resolved(), encoding="utf-8")
-        write_record(folder, record)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder.lock, _warning(voice)))
+            folder.experiment.write_bytes(prepared.loaded.source)
+            folder.resolved.write_text(prepared.loaded.resolved(), encoding="utf-8")
+            write_record(folder, record)
+        except BaseException as error:
+            folder.remove()
+            raise machine_fault(error) or error from error
         voice.say(f"run {folder.path}")
         return _attempt(prepared, folder, record, voice=voice, resumed_step=None)
 
@@ -115,7 +121,7 @@ def _go_on(folder: RunFolder, origin: Origin, *, argv: Sequence[str], voice: Voi
     experiment = prepared.loaded.experiment
     code = origin.folder if origin.folder.is_dir() else Path.cwd()
     record = {**describe(argv, seed=experiment.seed, folder=code), "folder": str(Path.cwd())}
-    with locked(folder.lock) as attempt:
+    with locked(folder.lock, _warning(voice)) as attempt:
         folder.set_aside_exit()
         _say_what_changed(folder, record, voice)
         classes = {key: value for key, value in hyperparameters(experiment).items() if key in _CLASSES}
@@ -125,6 +131,10 @@ def _go_on(folder: RunFolder, origin: Origin, *, argv: Sequence[str], voice: Voi
         begins = f"from step {step}" if step else "from the start: it has no checkpoint"
         voice.say(f"run {folder.path}, attempt {attempt}, {begins}")
         return _attempt(prepared, folder, record, voice=voice, resumed_step=step, origin=origin)
+
+
+def _warning(voice: Voice) -> Callable[[str], None]:
+    return lambda line: voice.say(f"warning: {line}")
 
 
 def _attempt(
@@ -138,22 +148,40 @@ def _attempt(
 ) -> Outcome:
     """Train once in a folder whose lock is held, and write how it ended."""
     progress = None if voice.bar else voice.say
+    watch = FolderWatch(folder, voice.say)
     with messages_to(folder.log) as log, StopRequest() as request, announced(folder):
         try:
-            with outputs(prepared, folder, record, resumed_step=resumed_step) as results:
-                opened = open_session(prepared, folder, results, request=request, progress=progress)
-                outcome = _summarized(opened, _fit(opened, request))
+            with outputs(prepared, folder, record, resumed_step=resumed_step, watch=watch) as results:
+                opened = open_session(prepared, folder, results, request=request, progress=progress, watch=watch)
+                outcome = _summarized(opened, _fit(opened, request), watch)
         except KeyboardInterrupt:
             outcome = Outcome(code=INTERRUPTED, reason="interrupted at once", folder=folder)
         except STOPS:
             outcome = _stopped(folder, request, "outside training")
         except Exception as error:
             outcome = _failure(error, folder)
+        outcome = _incomplete(outcome, watch)
         if origin is not None and outcome.error is not None:
             origin.explain(outcome.error)
         log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
-    _write_exit(outcome, request)
-    return outcome
+    return _ended(outcome, request, watch)
+
+
+def _ended(outcome: Outcome, request: StopRequest, watch: FolderWatch) -> Outcome:
+    """Write `exit.json`, but into no folder that was deleted; the outcome says where that could not be done."""
+    if watch.is_gone:
+        return outcome
+    with watch.tolerating(str(outcome.folder.exit)):
+        _write_exit(outcome, request)
+    return _incomplete(outcome, watch)
+
+
+def _incomplete(outcome: Outcome, watch: FolderWatch) -> Outcome:
+    """The outcome of a run whose folder lacks something: failed, unless it has failed anyway."""
+    if not watch.problem or outcome.code not in (DONE, RESUMABLE) or outcome.reason.endswith(watch.problem):
+        return outcome
+    trained = "trained to the end" if outcome.code == DONE else outcome.reason
+    return replace(outcome, code=FAILED, reason=f"{trained}, but {watch.problem}")
 
 
 def _follow(prepared: Prepared, voice: Voice) -> Outcome:
@@ -224,11 +252,13 @@ def _stopped(folder: RunFolder, request: StopRequest, when: str) -> Outcome:
     return Outcome(code=code, reason=f"stopped by {name} {when}", folder=folder)
 
 
-def _summarized(opened: Session, outcome: Outcome) -> Outcome:
+def _summarized(opened: Session, outcome: Outcome, watch: FolderWatch) -> Outcome:
     """The outcome with what the run has to say, which may be nothing where it failed."""
     try:
         summary = opened.summarize()
-        summary.save(opened.folder)
+        if not watch.is_gone:
+            with watch.tolerating(str(opened.folder.summary)):
+                summary.save(opened.folder)
     except Exception:
         if outcome.code == FAILED:
             return outcome
@@ -246,14 +276,13 @@ def _failure(error: BaseException, folder: RunFolder) -> Outcome:
 
 
 def _write_exit(outcome: Outcome, request: StopRequest) -> None:
-    """Write `exit.json`; on a full disk the code that the process ends with has to do."""
+    """Write `exit.json`."""
     facts: dict[str, Any] = {"signal": request.received.name if request.received else None}
     if outcome.summary is not None:
         kept = ("seconds", "epochs", "steps", "metrics")
         facts |= {name: getattr(outcome.summary, name) for name in kept}
         facts["findings"] = len(outcome.summary.findings)
-    with contextlib.suppress(OSError):
-        outcome.folder.write_exit(code=outcome.code, reason=outcome.reason, **facts)
+    outcome.folder.write_exit(code=outcome.code, reason=outcome.reason, **facts)
 
 
 def _say_what_changed(folder: RunFolder, record: Mapping[str, Any], voice: Voice) -> None:

@@ -133,8 +133,13 @@ class GradlabLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Make what was logged readable by others."""
-        if not self._failed and not self._writer.closed:
+        if self._failed or self._writer.closed:
+            return
+        try:
             self._writer.flush()
+        except EventError as error:
+            self._failed = True
+            warnings.warn(f"the logger was switched off: {error}", stacklevel=2)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -18,7 +18,7 @@ _ID = re.compile(r"\d{8}-\d{6}-[a-z]{4}")
 def all_runs(root: Path) -> list[RunFolder]:
     """Every run below `root`, the latest first."""
     found = [RunFolder(path) for path in root.glob("*/*") if _ID.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda run: run.id, reverse=True)
+    return sorted(found, key=lambda run: (run.started(), run.id), reverse=True)
 
 
 def find_run(what: str, root: Path) -> RunFolder:

@@ -7,13 +7,15 @@ lie.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,20 +45,29 @@ class RunFolder:
         if name in ("", ".", "..") or Path(name).name != name:
             raise UsageError(f"the name of a run is the name of its folder, so it may hold no slash; got {name!r}.")
         parent = root / spelled_on_disk(name)
+        folder = None
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder = cls(_new_child(parent))
             for part in (folder.events, folder.checkpoints):
                 part.mkdir()
         except OSError as error:
+            if folder is not None:
+                folder.remove()
             raise MachineError(
                 f"cannot make a run folder in {parent}: {error.strerror}. Choose another place with --runs DIR."
             ) from error
         return folder
 
+    def remove(self) -> None:
+        """Remove the folder of a run that could not begin, and that of its experiment where no other run is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
+
     @property
     def id(self) -> str:
-        """`<YYYYMMDD-HHMMSS>-<4 letters>`, which sorts by time."""
+        """`<YYYYMMDD-HHMMSS>-<4 letters>`, of the time in UTC; runs from before 0.2 have their local time there."""
         return self.path.name
 
     @property
@@ -124,6 +135,15 @@ class RunFolder:
         """How the last attempt ended; absent while it runs and after it was killed."""
         return self.path / "exit.json"
 
+    def started(self) -> datetime:
+        """When the first attempt began, by the record; else by the id."""
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            started = datetime.fromisoformat((read_json(self.record) or {})["started"])
+            return started if started.tzinfo else started.replace(tzinfo=UTC)
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(self.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+        return datetime.fromtimestamp(0, UTC)
+
     def status(self) -> Status:
         """The state of the run, read off the folder."""
         if is_locked(self.lock):
@@ -152,6 +172,13 @@ class RunFolder:
             self.exit.rename(self.path / f"exit-{ended.get('attempt', 1)}.json")
 
 
+def new_id() -> str:
+    """The id of a run that starts now: in UTC, so that ids sort by time wherever they were made."""
+    letters = random.SystemRandom()  # never the seeded generator: two seeded runs would choose alike
+    suffix = "".join(letters.choices(string.ascii_lowercase, k=4))
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{suffix}"
+
+
 def spelled_on_disk(name: str) -> str:
     """How this process spells a file's name so that it is UTF-8 on disk, whatever its locale says of file names."""
     return os.fsdecode(name.encode("utf-8", "surrogateescape"))
@@ -164,10 +191,8 @@ def read_from_disk(name: str) -> str:
 
 def _new_child(parent: Path) -> Path:
     """A folder of its own below `parent`, made exclusively."""
-    letters = random.SystemRandom()  # never the seeded generator: two seeded runs would choose alike
     while True:
-        suffix = "".join(letters.choices(string.ascii_lowercase, k=4))
-        child = parent / f"{datetime.now():%Y%m%d-%H%M%S}-{suffix}"
+        child = parent / new_id()
         try:
             child.mkdir()
         except FileExistsError:

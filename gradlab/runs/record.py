@@ -26,7 +26,7 @@ def describe(argv: Sequence[str], *, seed: int | None, folder: Path | None = Non
     """The record of a run that starts now, with the state of the repository at `folder` (default: here)."""
     return {
         "argv": list(argv),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seed": seed,
         "git": git_state(folder or Path.cwd()),
         "versions": versions(),

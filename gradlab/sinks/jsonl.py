@@ -36,6 +36,11 @@ class JsonlSink:
             self._file.write(b"\n")
         weakref.finalize(self, self._file.close)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by `close` or by a failed write."""
+        return self._file.closed
+
     def frame(self, frame: Frame) -> None:
         """Write the global gradient norms of one step."""
         self.scalars(global_norms(frame), frame.step, frame.wall_time)

@@ -1,6 +1,7 @@
 """`gradlab runs` and `gradlab show`, on folders as runs leave them."""
 
 import json
+import time
 
 import pytest
 
@@ -11,11 +12,20 @@ from gradlab.runs.folder import RunFolder, write_json
 from gradlab.runs.lock import locked
 
 
+@pytest.fixture(autouse=True)
+def in_greenwich(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run that has finished, in tmp_path/runs."""
     folder = RunFolder.create(tmp_path / "runs", "digits")
-    write_json(folder.record, {"argv": ["gradlab", "run"], "git": None})
+    write_json(folder.record, {"argv": ["gradlab", "run"], "git": None, "started": "2026-11-28T01:14:24.250+00:00"})
     folder.resolved.write_text("name: digits\n")
     folder.log.write_text("a warning\n")
     with locked(folder.lock):
@@ -51,8 +61,8 @@ def test_runs_are_listed_with_state_and_metrics(gradlab, run):
     result = gradlab("runs", "--runs", run.path.parents[1])
     assert result.exit_code == 0
     assert lines(result) == [
-        ["run", "name", "state", "steps", "took", "metrics"],
-        [run.id, "digits", "done", "30", "4.2", "s", "val/loss", "0.25"],
+        ["run", "name", "started", "state", "steps", "took", "metrics"],
+        [run.id, "digits", "2026-11-28", "01:14", "done", "30", "4.2", "s", "val/loss", "0.25"],
     ]
 
 
@@ -80,7 +90,7 @@ def test_show_repeats_the_closing_summary(gradlab, run):
     result = gradlab("show", "--runs", run.path.parents[1])
     assert result.exit_code == 0
     assert result.stdout == (
-        f"digits  {run.id}  done\n"
+        f"digits  {run.id}  2026-11-28 01:14  done\n"
         f"\ndigits  {run.path}\n"
         "30 steps, 2 epochs in 4.2 s\n"
         "val/loss 0.25\n"
@@ -116,7 +126,7 @@ def test_show_of_a_run_that_failed_says_why(gradlab, run):
     run.summary.unlink()
     run.write_exit(code=1, reason="RuntimeError: boom")
     result = gradlab("show", "--runs", run.path.parents[1])
-    assert result.stdout == f"digits  {run.id}  failed: RuntimeError: boom\n"
+    assert result.stdout == f"digits  {run.id}  2026-11-28 01:14  failed: RuntimeError: boom\n"
 
 
 def test_an_unknown_run_is_refused_with_the_nearest(gradlab, run):

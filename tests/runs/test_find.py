@@ -1,6 +1,8 @@
 """What a person types, and the run that it means."""
 
+import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,28 @@ def test_what_is_no_run_is_explained(root, what, message):
 def test_an_empty_root_says_so(tmp_path):
     with pytest.raises(UnknownRunError, match=r"holds no runs\. Choose another place with --runs DIR\."):
         find_run("digits", tmp_path)
+
+
+def test_runs_are_in_the_order_in_which_they_began_whatever_their_ids_say(tmp_path, monkeypatch):
+    """Ids made in local time, as before they were in UTC, at the ends of the earth and within one second."""
+    began = {
+        "20261128-151424-late": "2026-11-28T01:14:24+00:00",  # by the clock of Kiritimati
+        "20261127-171500-mind": "2026-11-28T01:15:00+00:00",  # by that of Los Angeles, a little later
+        "20261128-011501-aaaa": "2026-11-28T01:15:01.900+00:00",
+        "20261128-011501-zzzz": "2026-11-28T01:15:01.100+00:00",
+    }
+    for run_id, started in began.items():
+        (tmp_path / "x" / run_id).mkdir(parents=True)
+        (tmp_path / "x" / run_id / "record.json").write_text(json.dumps({"started": started}))
+    order = ["20261128-011501-aaaa", "20261128-011501-zzzz", "20261127-171500-mind", "20261128-151424-late"]
+    assert [run.id for run in all_runs(tmp_path)] == order
+    assert find_run("@1", tmp_path).id == find_run("x", tmp_path).id == order[0]
+
+
+@pytest.mark.parametrize("record", ["{}", "[1]", '{"started": null}', '{"started": "noon"}', None])
+def test_a_run_whose_record_does_not_say_is_ordered_by_its_id(tmp_path, record):
+    run = tmp_path / "x" / "20261128-011424-abcd"
+    run.mkdir(parents=True)
+    if record is not None:
+        (run / "record.json").write_text(record)
+    assert all_runs(tmp_path)[0].started() == datetime(2026, 11, 28, 1, 14, 24, tzinfo=UTC)

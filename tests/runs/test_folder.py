@@ -1,15 +1,22 @@
 """The folder of a run: made exclusively, its state read off its contents."""
 
+import errno
+import fcntl
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from gradlab.errors import MachineError, RunError, UsageError
-from gradlab.runs.folder import RunFolder, read_json, write_json
+from gradlab.runs.folder import RunFolder, new_id, read_json, write_json
 from gradlab.runs.lock import locked
 
 
@@ -114,3 +121,84 @@ def test_json_is_replaced_in_one_step_and_leaves_nothing_behind(tmp_path):
 def test_broken_json_reads_as_none(tmp_path):
     (tmp_path / "a.json").write_text('{"code": ')
     assert read_json(tmp_path / "a.json") is None
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/Los_Angeles", "Europe/Berlin"])
+def test_an_id_is_the_time_in_utc_wherever_it_is_made(zone, monkeypatch):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        made = datetime.strptime(new_id()[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+        assert abs(made - datetime.now(UTC)) < timedelta(minutes=1)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_run_folder_that_cannot_be_finished_is_not_left_behind(tmp_path, monkeypatch):
+    def full(path, *args, **options):
+        if path.name == "checkpoints":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return mkdir(path, *args, **options)
+
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(MachineError, match="No space left on device"):
+        RunFolder.create(tmp_path, "digits")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_where_there_are_no_locks_a_run_goes_on_and_says_so_once(tmp_path, no_locks):
+    run, said = RunFolder.create(tmp_path, "digits"), []
+    with locked(run.lock, said.append) as attempt:
+        assert attempt == 1 and run.status() == "running"
+        with pytest.raises(RunError, match="is being run by process"), locked(run.lock, said.append):
+            pass
+    assert said == [f"{run.path} is run without a lock, which its file system does not have (No locks available)."]
+    assert run.status() == "lost"
+    with locked(run.lock, said.append) as attempt:
+        assert attempt == 2
+
+
+def test_where_there_are_no_locks_another_process_or_host_of_that_id_is_not_the_runs(tmp_path, no_locks):
+    run = RunFolder.create(tmp_path, "digits")
+    with locked(run.lock, [].append):
+        owner = json.loads(run.lock.read_text())
+        assert run.status() == "running"
+        for other in ({"process_started": "1"}, {"host": "elsewhere"}, {"pid": 2**22 + 1}, {"pid": 2**70}):
+            run.lock.write_text(json.dumps(owner | other))
+            assert run.status() == "lost"
+        run.lock.write_text(json.dumps(owner))
+
+
+SHIM = """
+#include <errno.h>
+int flock(int descriptor, int operation) { errno = %s; return -1; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler to make a library with")
+@pytest.mark.parametrize("name", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_a_kernel_without_locks_is_gone_on_with(tmp_path, name):
+    (tmp_path / "shim.c").write_text(SHIM % name)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
+    hold = (
+        "import pathlib, sys\nfrom gradlab.runs.lock import is_locked, locked\npath = pathlib.Path(sys.argv[1])\n"
+        "with locked(path, print) as attempt: print(attempt, is_locked(path))\nprint(is_locked(path))"
+    )
+    environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "shim.so")}
+    command = [sys.executable, "-c", hold, str(tmp_path / "lock")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    said, *rest = done.stdout.splitlines()
+    assert said.startswith(f"{tmp_path} is run without a lock, which its file system does not have (")
+    assert rest == ["1 True", "False"]
