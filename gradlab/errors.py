@@ -5,6 +5,7 @@
     │   ├── ArgumentError (2)   an argument that does not exist, or of a wrong type; a TypeError too
     │   └── ConfigError (2)     an experiment file or an override is wrong; carries every problem found
     ├── UnknownNameError (2)    a mapping was asked for a name that it does not have; a KeyError too
+    ├── CopyError (1)           an object that is tied to this process was copied or pickled; a TypeError too
     ├── TapError (2)            a pattern, a tap or a statistic is wrong for this model
     ├── JacobianError (1)       a Jacobian that does not exist or cannot be computed
     ├── ProfileError (1)        a profile window that cannot be opened or written
@@ -54,6 +55,10 @@ class UnknownNameError(GradlabError, KeyError):
 
     exit_code = 2
     __str__ = Exception.__str__
+
+
+class CopyError(GradlabError, TypeError):
+    """An object that cannot be copied or pickled, since it is tied to a model in this process."""
 
 
 class TapError(GradlabError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from dataclasses import FrozenInstanceError, dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -16,11 +16,18 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gradlab.errors import ArgumentError, UnknownNameError, did_you_mean
-from gradlab.values import ABSENT as ABSENT
-from gradlab.values import ReadOnlyDict, Value, abridged, few, key, number, protect, read_only, short
-from gradlab.values import is_absent as is_absent
+from gradlab.values import ReadOnlyDict, Value, abridged, few, key, short
 
+ABSENT = np.uint32(0x7FC0_0ABE).view(np.float32)
+"""Stands for "no value on this step" in a series: a NaN by its own bit pattern, so that a NaN that was really seen
+differs from a site that did not run. (R tells its missing numbers from NaN in the same way.)"""
+_MOST_SHOWN = 3
 _set = object.__setattr__
+
+
+def is_absent(values: np.ndarray) -> np.ndarray:
+    """[n] bool: where a float32 array holds `ABSENT`."""
+    return np.asarray(np.ascontiguousarray(values, np.float32).view(np.uint32) == ABSENT.view(np.uint32))
 
 
 @dataclass(frozen=True, repr=False)
@@ -290,12 +297,10 @@ class JacobianBlock(Value):
     """Tells apart two blocks of the same sites: a probe set, or a set of rows."""
 
     def __post_init__(self) -> None:
-        for name in ("row_names", "col_names", "notes"):
-            _set(self, name, tuple(getattr(self, name)))
         protect(self)
 
     def __repr__(self) -> str:
-        said = [f"{name}={number(self.summaries[name])}" for name in list(self.summaries)[:3]]
+        said = [f"{name}={abridged(self.summaries[name])}" for name in list(self.summaries)[:3]]
         return f"JacobianBlock({', '.join([short(self.name), abridged(self.values), *said])})"
 
     @property
@@ -337,3 +342,56 @@ def same_items(one: Mapping[str, Any], other: Mapping[Any, Any]) -> bool:
 def _item_key(value: Any) -> Hashable:
     """As `values.key`; a float32 is a float, and `ABSENT` a NaN, as they are among the items of a series."""
     return key(float(value)) if isinstance(value, float | int | np.floating) else key(value)
+
+
+# Arrays: how they are protected, compared and shown.
+
+
+def protect(value: Finding | JacobianBlock) -> None:
+    """Make the arrays, lists and mappings in the fields of a frozen dataclass read-only, for its `__post_init__`."""
+    for one in fields(value):
+        content = getattr(value, one.name)
+        if isinstance(content, np.ndarray):
+            _set(value, one.name, read_only(content))
+        elif isinstance(content, Mapping):
+            _set(value, one.name, ReadOnlyDict(content))
+        elif isinstance(content, list):
+            _set(value, one.name, tuple(content))
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The array, or a view of it that refuses to be written to."""
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+@key.register
+def _(array: np.ndarray) -> Hashable:
+    """As `values.key`; `ABSENT` is equal only to itself."""
+    if array.dtype.kind in "fc":
+        missing = np.isnan(array)
+        absent = is_absent(array) if array.dtype == np.float32 else None
+        array = array + array.dtype.type(0)  # a copy, in which -0 is 0
+        array[missing] = np.nan
+        if absent is not None:
+            array[absent] = ABSENT
+    return array.shape, array.dtype.str, array.tobytes()
+
+
+@abridged.register
+def _(array: np.ndarray) -> str:
+    numbers = ", ".join(abridged(one) for one in array.flat[:_MOST_SHOWN])
+    return (
+        f"<{' x '.join(map(str, array.shape))} {array.dtype}: {numbers}{', ...' if array.size > _MOST_SHOWN else ''}>"
+    )
+
+
+@abridged.register(float)
+@abridged.register(np.floating)
+def _(number: Any) -> str:
+    """Four digits; `absent` for `ABSENT`."""
+    if isinstance(number, np.float32) and is_absent(np.array([number]))[0]:
+        return "absent"
+    return f"{number:.4g}"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.arguments import named_options
 from gradlab.delivery import Delivery, Pending
-from gradlab.errors import TapError, warn
+from gradlab.errors import CopyError, TapError, warn
 from gradlab.frame import Finding, Series
 from gradlab.jacobians.spec import Measurement
+from gradlab.options import check_options
 from gradlab.profiling.performance import Performance
 from gradlab.profiling.phases import Phase
 from gradlab.profiling.schedule import ON_DEMAND, Profile
@@ -29,11 +31,12 @@ from gradlab.sinks import Sink
 from gradlab.steps import Steps
 from gradlab.taps.engine import Engine, check_taps
 from gradlab.taps.identity import WeakIdentityDict
-from gradlab.taps.interpreter import looks_away, outside_modes, own_ops
+from gradlab.taps.interpreter import looks_away, own_ops
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import parameter_names, unwrapped
 from gradlab.taps.stand import Hook
 from gradlab.taps.tripwire import NonFinite, Tripwire
+from gradlab.values import few
 
 if TYPE_CHECKING:
     from gradlab.jacobians.schedule import Schedule
@@ -41,6 +44,11 @@ if TYPE_CHECKING:
 
 _watched: WeakIdentityDict = WeakIdentityDict()
 """The monitor of each model that is watched."""
+
+_NO_COPY = (
+    "a Monitor cannot be copied, pickled or saved, as it is tied to one model in one process: keep it out of what is "
+    "(a local variable in place of model.monitor), and watch the copy by a monitor of its own."
+)
 
 
 class _TakeProbe(Hook):
@@ -89,20 +97,21 @@ class Monitor:
         TapError: a pattern that matches nothing, or a model that is watched already.
     """
 
+    @named_options
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
-        taps: Sequence[Tap] | None = None,
-        jacobians: Sequence[Measurement] = (),
+        taps: Tap | Sequence[Tap] | None = None,
+        jacobians: Measurement | Sequence[Measurement] = (),
         probe: Any = None,
         profile: Profile | None = None,
         profile_dir: str | Path | None = None,
         performance: bool | None = None,
         nonfinite: NonFinite | None = None,
         scaler: Any = None,
-        sinks: Sequence[Sink] = (),
+        sinks: Sink | Sequence[Sink] = (),
         logdir: str | Path | None = None,
         across_ranks: bool | None = None,
         strict: bool = False,
@@ -110,12 +119,14 @@ class Monitor:
         first_step: int = 0,
         closes_sinks: bool = True,
     ) -> None:
+        kept = check_options("watch()", locals())
+        all_sinks: list[Sink] = list(kept["sinks"])
         self.model = model
         self.strict = strict
-        self.step = first_step
+        self.step: int = kept["first_step"]
         """The number of the optimizer step under way, counted from 0."""
         self._inner = unwrapped(model)
-        rules = tuple(taps) if taps is not None else (Tap("*", of="weight_grad"),)
+        rules: tuple[Tap, ...] = (Tap("*", of="weight_grad"),) if kept["taps"] is None else kept["taps"]
         self._check(rules)
         self._engine = Engine(
             model,
@@ -128,16 +139,17 @@ class Monitor:
             on_step_in_backward=lambda: self._steps.end(),
             on_skipped=lambda count: self._report_skipped(count, before=self.step),
         )
-        self._steps = Steps(optimizer, lambda: self._engine.parameters, self)
+        self._steps = Steps(kept["optimizer"], lambda: self._engine.parameters, self)
         writes = logdir is not None and (across_ranks is False or _writes(logdir, told=bool(across_ranks)))
-        own = [_tensorboard(Path(logdir))] if logdir is not None and writes else []
-        self._delivery = Delivery([*sinks, *own], strict=strict, history=history)
+        self._is_prompt = any(getattr(sink, "prompt", False) for sink in all_sinks)
+        if logdir is not None and writes:
+            all_sinks.append(_tensorboard(Path(logdir)))
+        self._delivery = Delivery(all_sinks, strict=strict, history=kept["history"])
         self._delivery.on_loss = lambda error: self._tap_failed("", error)
-        self._is_prompt = any(getattr(sink, "prompt", False) for sink in sinks)
         self._closes_sinks = closes_sinks
         self._handles: list[RemovableHandle] = []
         self._warned: set[str] = set()
-        self._jacobians = self._schedule(jacobians, probe) if jacobians else None
+        self._jacobians = self._schedule(kept["jacobians"], probe) if kept["jacobians"] else None
         windows = Path(profile_dir) if profile_dir else Path(logdir) / "profile" if logdir else None
         self._profiler = _profiler(profile, windows, self)
         if self._profiler is not None:
@@ -233,6 +245,26 @@ class Monitor:
             handle.remove()
         self._handles.clear()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has let go of the model."""
+        return _watched.get(self._inner) is not self
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self.is_closed else ""
+        taps = few(map(repr, self.taps)) or "none"
+        where = few(sink.name for sink in self.sinks) or "history() alone"
+        return f"Monitor({type(self._inner).__name__}, step {self.step}{closed}; taps: {taps}; results go to: {where})"
+
+    def __copy__(self) -> NoReturn:
+        raise CopyError(_NO_COPY)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise CopyError(_NO_COPY)
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(_NO_COPY)
+
     def __enter__(self) -> Monitor:
         return self
 
@@ -323,10 +355,6 @@ class Monitor:
 
     def step_ended(self) -> None:
         """Close the frame of this step, send it on its way, and get ready for the next step."""
-        with outside_modes():  # what is measured between steps is none of a counter's around the loop
-            self._end_step()
-
-    def _end_step(self) -> None:
         try:
             self._send_frame()
         except Exception as error:
@@ -440,16 +468,50 @@ class Monitor:
         warn(f"{title} was switched off: {error}")
 
 
+@named_options
 def watch(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    **options: Any,
+    *,
+    taps: Tap | Sequence[Tap] | None = None,
+    jacobians: Measurement | Sequence[Measurement] = (),
+    probe: Any = None,
+    profile: Profile | None = None,
+    profile_dir: str | Path | None = None,
+    performance: bool | None = None,
+    nonfinite: NonFinite | None = None,
+    scaler: Any = None,
+    sinks: Sink | Sequence[Sink] = (),
+    logdir: str | Path | None = None,
+    across_ranks: bool | None = None,
+    strict: bool = False,
+    history: int = 1000,
+    first_step: int = 0,
+    closes_sinks: bool = True,
 ) -> Monitor:
     """Watch a model in any training loop: `gradlab.watch(model, optimizer, logdir="runs/mlp")`, and nothing else.
 
     Steps are counted by the optimizer. The arguments are those of `Monitor`, which it returns; `close()` lets go.
     """
-    return Monitor(model, optimizer, **options)
+    return Monitor(
+        model,
+        optimizer,
+        taps=taps,
+        jacobians=jacobians,
+        probe=probe,
+        profile=profile,
+        profile_dir=profile_dir,
+        performance=performance,
+        nonfinite=nonfinite,
+        scaler=scaler,
+        sinks=sinks,
+        logdir=logdir,
+        across_ranks=across_ranks,
+        strict=strict,
+        history=history,
+        first_step=first_step,
+        closes_sinks=closes_sinks,
+    )
 
 
 def _world_size() -> int:

@@ -1,7 +1,7 @@
 """Value objects: what people hold compares, hashes, prints and travels by what is in it, and cannot be written to.
 
-Belongs here: how arrays and mappings in the fields of a frozen dataclass are protected, compared and shown. Does not:
-what the fields mean.
+Belongs here: what any frozen dataclass is given. Does not: what its fields mean, or arrays (`frame`), since the options
+of an experiment are checked without numpy.
 """
 
 from __future__ import annotations
@@ -9,19 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import singledispatch
 from typing import Any, NoReturn, Self
 
-import numpy as np
-
-ABSENT = np.uint32(0x7FC0_0ABE).view(np.float32)
-"""Stands for "no value on this step" in a series: a NaN by its own bit pattern, so that a NaN that was really seen
-differs from a site that did not run. (R tells its missing numbers from NaN in the same way.)"""
 _MOST_SHOWN, _LONGEST_TEXT = 3, 80
-
-
-def is_absent(values: np.ndarray) -> np.ndarray:
-    """[n] bool: where a float32 array holds `ABSENT`."""
-    return np.asarray(np.ascontiguousarray(values, np.float32).view(np.uint32) == ABSENT.view(np.uint32))
 
 
 class ReadOnlyDict(dict[Any, Any]):
@@ -47,11 +38,11 @@ class ReadOnlyDict(dict[Any, Any]):
 
 
 class Value:
-    """What a frozen dataclass with arrays and mappings is given: equality, hash, one-line repr, copy and pickle.
+    """What a frozen dataclass is given: equality, hash, one-line repr, copy and pickle.
 
-    Two are equal where their fields are; NaN equals NaN, and `ABSENT` only itself. Made with
-    `@dataclass(frozen=True, eq=False, repr=False)`; `__post_init__` calls `protect`. A copy is the object itself, as of
-    a tuple of numbers; a pickle is made anew by the constructor, as protected as it was.
+    Two are equal where their fields are, NaN being equal to NaN. Made with `@dataclass(frozen=True, eq=False,
+    repr=False)`; what can be written to is replaced in `__post_init__`. A copy is the object itself, as of a tuple of
+    numbers; a pickle is made anew by the constructor, as protected as it was.
     """
 
     __slots__ = ()
@@ -83,48 +74,19 @@ def rebuilt(kind: type[Any], fields: dict[str, Any]) -> Any:
     return kind(**fields)
 
 
-def protect(value: object) -> None:
-    """Make the arrays and mappings in the fields of a frozen dataclass read-only, for its `__post_init__`."""
-    for name, content in _fields(value):
-        if isinstance(content, np.ndarray):
-            object.__setattr__(value, name, read_only(content))
-        elif isinstance(content, Mapping):
-            object.__setattr__(value, name, ReadOnlyDict(content))
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    """The array, or a view of it that refuses to be written to."""
-    if array.flags.writeable:
-        array = array.view()
-        array.flags.writeable = False
-    return array
-
-
+@singledispatch
 def key(value: Any) -> Hashable:
-    """A hashable stand-in that is equal for equal values; NaN is equal to NaN, and `ABSENT` only to itself."""
-    if isinstance(value, np.ndarray):
-        return _array_key(value)
+    """A hashable stand-in that is equal for equal values, NaN being equal to NaN. (`frame` has that of arrays.)"""
     if isinstance(value, dict):
         return frozenset((name, key(content)) for name, content in value.items())
     if isinstance(value, list | tuple):
         return tuple(map(key, value))
     if isinstance(value, float) and math.isnan(value):
         return _NAN
-    return value
+    return value if isinstance(value, Hashable) else id(value)
 
 
 _NAN = ("NaN",)
-
-
-def _array_key(array: np.ndarray) -> Hashable:
-    if array.dtype.kind in "fc":
-        missing = np.isnan(array)
-        absent = is_absent(array) if array.dtype == np.float32 else None
-        array = array + array.dtype.type(0)  # a copy, in which -0 is 0
-        array[missing] = np.nan
-        if absent is not None:
-            array[absent] = ABSENT
-    return array.shape, array.dtype.str, array.tobytes()
 
 
 def _fields(value: Any) -> Iterable[tuple[str, Any]]:
@@ -149,22 +111,17 @@ def told_fields(value: Any) -> Iterable[tuple[str, Any]]:
             yield field.name, content
 
 
+@singledispatch
 def abridged(value: Any) -> str:
     """A value in a few words: the first of many numbers, the beginning of a long text; never more than a line."""
-    if isinstance(value, np.ndarray):
-        size = " x ".join(map(str, value.shape))
-        numbers = ", ".join(number(one) for one in value.flat[:_MOST_SHOWN])
-        return f"<{size} {value.dtype}: {numbers}{', ...' if value.size > _MOST_SHOWN else ''}>"
     if isinstance(value, Mapping):
         return "{" + few(f"{name!r}: {abridged(content)}" for name, content in value.items()) + "}"
     if isinstance(value, list | tuple):
         open_, close = "[]" if isinstance(value, list) else "()"
         return f"{open_}{few(map(abridged, value))}{',' if len(value) == 1 and open_ == '(' else ''}{close}"
-    if isinstance(value, float | np.floating):
-        return number(value)
     if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__
-    return repr(short(value) if isinstance(value, str) else value)
+        return str(value.__qualname__)
+    return repr(short(value)) if isinstance(value, str) else short(repr(value))
 
 
 def few(words: Iterable[str], most: int = _MOST_SHOWN) -> str:
@@ -178,10 +135,3 @@ def short(text: str) -> str:
     text = " ".join(text.split())
     half = _LONGEST_TEXT // 2
     return text if len(text) <= _LONGEST_TEXT else f"{text[:half]}...{text[-half:]}"
-
-
-def number(value: Any) -> str:
-    """A number with four digits; `absent` for `ABSENT`."""
-    if isinstance(value, np.float32) and bool(is_absent(np.array([value]))[0]):
-        return "absent"
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)

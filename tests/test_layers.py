@@ -11,9 +11,9 @@ import gradlab
 
 ROOT = Path(gradlab.__file__).parent
 LAYERS = [
-    {"errors", "stats", "values", "frame", "events"},
+    {"errors", "stats", "values", "arguments", "frame", "events"},
     {"taps", "jacobians", "profiling", "diagnose", "sinks"},
-    {"delivery", "steps"},
+    {"delivery", "steps", "options"},
     {"monitor"},
     {"lightning", "integrations", "models", "data"},
     {"config", "runs"},

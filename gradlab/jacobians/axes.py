@@ -31,7 +31,7 @@ def chosen(picks: Picks, size: int, *, axis: str, site: str) -> Indices:
     """
     if picks is None:
         return range(size)
-    if isinstance(picks, bool | str):
+    if isinstance(picks, bool | str) or not isinstance(picks, int | Iterable):
         raise JacobianError(f"{axis}={picks!r}: give a number of entries or a list of flat indices.")
     if isinstance(picks, int):
         if not 1 <= picks <= size:

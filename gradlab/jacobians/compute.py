@@ -8,13 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradlab.arguments import ANYTHING, FLAG, NAME, mapping, named_options, optional, take
+from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.axes import Picks
 from gradlab.jacobians.measure import ladder_for, measure
 from gradlab.jacobians.question import Question, Reduce
 from gradlab.jacobians.quiet import Mode
+from gradlab.taps.kinds import INPUTS, MATRIX, MODEL
 
 
+@named_options
 def jacobian(
     model: nn.Module,
     x: Any,
@@ -76,6 +80,9 @@ def jacobian(
             floating-point.
     Cost: one forward and min(rows, about 2 * cols) backward passes' arithmetic between the two sites, batched.
     """
+    given = {"model": model, "x": x, "of": of, "wrt": wrt, "weights": weights, "groups": groups, "engine": engine}
+    flags = {"batched": batched, "audit": audit, "spectrum": spectrum, "block": block}
+    kept = take("jacobian()", _ARGUMENTS, given | flags, JacobianError)
     question = Question(
         of=of,
         wrt=wrt,
@@ -84,7 +91,7 @@ def jacobian(
         samples=samples,
         reduce=reduce,
         of_map=of_map,
-        weights=weights,
+        weights=kept["weights"],
         mode=mode,
         batched=batched,
         groups=groups,
@@ -95,3 +102,14 @@ def jacobian(
         top=top,
     )
     return measure(model, x, question, ladder_for(model, x, question, engine), torch.Generator().manual_seed(0))
+
+
+_ARGUMENTS = {
+    "model": MODEL,
+    "x": INPUTS,
+    **dict.fromkeys(("of", "wrt", "engine"), NAME),
+    "weights": optional(MATRIX),
+    "groups": optional(mapping(ANYTHING, "a mapping from names to lists of indices")),
+    "batched": optional(FLAG),
+    **dict.fromkeys(("audit", "spectrum", "block"), FLAG),
+}

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.arguments import NAME, PATTERNS, TEXT, named_options, one_of, take, whole
 from gradlab.errors import JacobianError, did_you_mean
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.pose import count_samples
 from gradlab.jacobians.quiet import Mode, quiet
+from gradlab.taps.kinds import INPUTS, MODEL
 from gradlab.taps.sites import chooser, leaves, replace_leaves, shortlist
 from gradlab.taps.visit import visiting
 
 
+@named_options
 def depth_growth(
     model: nn.Module,
     x: Any,
@@ -67,14 +70,15 @@ def depth_growth(
     Cost: a forward with a batch of `directions + 1` and two backwards, a sample: one walks, one audits the product of
     all R, which only sites on every path from `of` to `wrt` can give.
     """
+    ends = {"model": model, "x": x, "at": at, "of": of, "wrt": wrt}
+    given = ends | {"directions": directions, "samples": samples, "mode": mode, "seed": seed, "label": label}
+    patterns = take("depth_growth()", _ARGUMENTS, given, JacobianError)["at"]
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
     batch = count_samples(x, None)
     if batch is None or batch < samples:
         raise JacobianError(
             f"depth growth needs an input with a sample axis and at least {samples} samples, got {batch or 'no axis'}."
         )
-    patterns = (at,) if isinstance(at, str) else tuple(at)
-    if not isinstance(directions, int) or directions < 1 or samples < 1:
-        raise JacobianError(f"directions={directions!r} and samples={samples!r} must be whole numbers from 1.")
     each, errors = [], []
     for sample in range(samples):
         walk = _Walk(of, wrt, patterns, torch.Generator().manual_seed(seed + sample))
@@ -99,6 +103,18 @@ def depth_growth(
         notes=tuple(notes),
         label=label,
     )
+
+
+_ARGUMENTS = {
+    "model": MODEL,
+    "x": INPUTS,
+    "at": PATTERNS,
+    **dict.fromkeys(("of", "wrt"), NAME),
+    **dict.fromkeys(("directions", "samples"), whole(1)),
+    "mode": one_of("eval", "as_is"),
+    "seed": whole(0),
+    "label": TEXT,
+}
 
 
 def _summaries(values: np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from gradlab.arguments import seen
 from gradlab.errors import JacobianError
 from gradlab.jacobians.axes import Picks
 from gradlab.jacobians.quiet import Mode
@@ -40,9 +41,10 @@ class Question:
 
     def __post_init__(self) -> None:
         for name, known in _WORDS.items():
-            if getattr(self, name) not in known:
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str | bool)) or value not in known:
                 words = ", ".join(map(repr, known))
-                raise JacobianError(f"{name}={getattr(self, name)!r} means nothing here; give one of {words}.")
+                raise JacobianError(f"{name}={seen(value)} means nothing here; give one of {words}.")
         given = [name for name in ("rows", "weights", "groups") if getattr(self, name) is not None]
         if len(given) > 1:
             raise JacobianError(f"{' and '.join(given)} both say what the rows are; give one of them.")

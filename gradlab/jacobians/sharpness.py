@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlab.arguments import FUNCTION, TEXT, named_options, number, one_of, take, whole
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.ladder import plain_kernels
 from gradlab.jacobians.quiet import Mode, quiet
+from gradlab.taps.kinds import MODEL
 
 Loss = Callable[[nn.Module], Tensor]
 """From the model to a scalar loss on some fixed batch."""
 
 
+@named_options
 def loss_sharpness(
     model: nn.Module,
     loss: Loss,
@@ -52,6 +55,8 @@ def loss_sharpness(
         JacobianError: if the loss is no finite scalar that depends on a parameter, or its gradient has no derivative.
     Cost: two backwards' arithmetic for the graph, and about two a product; `products` vectors the size of the model.
     """
+    given = {"model": model, "loss": loss, "top": top, "products": products, "tolerance": tolerance}
+    take("loss_sharpness()", _ARGUMENTS, given | {"mode": mode, "seed": seed, "label": label}, JacobianError)
     with quiet(model, mode=mode, requires_grad=_trained) as core, plain_kernels(), torch.enable_grad():
         wanted = _trained(core)
         if not wanted:
@@ -81,6 +86,17 @@ def loss_sharpness(
         kind="sharpness",
         label=label,
     )
+
+
+_ARGUMENTS = {
+    "model": MODEL,
+    "loss": FUNCTION,
+    **dict.fromkeys(("top", "products"), whole(1)),
+    "tolerance": number("a number above 0", lambda share: share > 0),
+    "mode": one_of("eval", "as_is"),
+    "seed": whole(0),
+    "label": TEXT,
+}
 
 
 def _trained(core: nn.Module) -> list[nn.Parameter]:

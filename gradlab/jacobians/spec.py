@@ -6,11 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gradlab.arguments import (
+    FLAG,
+    FUNCTION,
+    NAME,
+    PATTERNS,
+    TEXT,
+    either,
+    listed,
+    mapping,
+    named_fields,
+    number,
+    one_of,
+    optional,
+    settle,
+    whole,
+)
 from gradlab.errors import JacobianError
+from gradlab.values import Value
 
 
-@dataclass(frozen=True, kw_only=True)
-class JacobianSlice:
+@named_fields
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class JacobianSlice(Value):
     """Log rows of d(of)/d(wrt) every so many steps: `JacobianSlice(of="output", wrt="input", rows=10, every=50)`."""
 
     of: str
@@ -46,9 +64,8 @@ class JacobianSlice:
 
     def __post_init__(self) -> None:
         who = f"JacobianSlice({self.of!r}, {self.wrt!r})"
-        _check_counts(who, every=self.every, samples=self.samples)
-        _check_words(who, of_map=(self.of_map, (None, "softmax")), mode=(self.mode, ("replay", "live")))
-        _check_words(who, reduce=(self.reduce, ("mean", "rms", "none")))
+        settle(self, "JacobianSlice", _ENDS, JacobianError)
+        settle(self, who, _SLICE, JacobianError)
         given = [name for name in ("rows", "groups", "weights") if getattr(self, name) is not None]
         if len(given) > 1:
             raise JacobianError(f"{who}: {' and '.join(given)} both say what the rows are; give one of them.")
@@ -63,8 +80,9 @@ class JacobianSlice:
         return "-".join(part for part in (self.label, "" if self.probe == "train" else self.probe) if part)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DepthGrowth:
+@named_fields
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class DepthGrowth(Value):
     """Log how directions grow from site to site on the way back: `DepthGrowth(at="layers.*", every=50)`."""
 
     at: str | Sequence[str]
@@ -85,7 +103,8 @@ class DepthGrowth:
     """Put behind the name, to tell apart several of the same sites."""
 
     def __post_init__(self) -> None:
-        _check_counts(f"DepthGrowth({self.at!r})", every=self.every, samples=self.samples, directions=self.directions)
+        settle(self, "DepthGrowth", {"at": PATTERNS}, JacobianError)
+        settle(self, f"DepthGrowth({self.at!r})", _GROWTH, JacobianError)
 
     @property
     def full_label(self) -> str:
@@ -93,8 +112,9 @@ class DepthGrowth:
         return "-".join(part for part in (self.label, "" if self.probe == "train" else self.probe) if part)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sharpness:
+@named_fields
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Sharpness(Value):
     """Log the largest eigenvalues of the loss Hessian: `Sharpness(every=100, loss=lambda model: ...)`."""
 
     every: int = 100
@@ -111,7 +131,7 @@ class Sharpness:
     """From the model to a scalar loss on a fixed batch; under Lightning, the training step's where left out."""
 
     def __post_init__(self) -> None:
-        _check_counts("Sharpness", every=self.every, top=self.top, samples=self.samples, products=self.products)
+        settle(self, "Sharpness", _SHARPNESS, JacobianError)
 
     @property
     def full_label(self) -> str:
@@ -122,15 +142,24 @@ class Sharpness:
 Measurement = JacobianSlice | DepthGrowth | Sharpness
 
 
-def _check_counts(who: str, **counts: object) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise JacobianError(f"{who}: {name} must be at least 1, got {value!r}.")
-
-
-def _check_words(who: str, **words: tuple[object, tuple[object, ...]]) -> None:
-    for name, (value, known) in words.items():
-        if value not in known:
-            allowed = [repr(word) for word in known if word is not None]
-            left_out = " or left out" if None in known else ""
-            raise JacobianError(f"{who}: {name} must be {' or '.join(allowed)}{left_out}, got {value!r}.")
+_INDICES = listed(whole(), "a list of indices")
+_PICKS = optional(either(whole(1), _INDICES))
+_NUMBER = number("a number", lambda value: True)
+_WEIGHTS = listed(listed(_NUMBER, "a list of numbers"), "a list of vectors")
+_ENDS = {"of": NAME, "wrt": NAME}
+_COUNTS = {"every": whole(1), "samples": whole(1), "label": TEXT}
+_SLICE = {
+    "rows": _PICKS,
+    "cols": _PICKS,
+    "groups": optional(mapping(_INDICES, "a mapping from names to lists of indices")),
+    "weights": optional(_WEIGHTS),
+    **_COUNTS,
+    "reduce": one_of("mean", "rms", "none"),
+    "of_map": one_of("softmax", None),
+    "mode": one_of("replay", "live"),
+    "train": FLAG,
+    "probe": NAME,
+    "block": FLAG,
+}
+_GROWTH = {**_ENDS, "directions": whole(1), **_COUNTS, "probe": NAME}
+_SHARPNESS = {**_COUNTS, "top": whole(1), "products": whole(1), "loss": optional(FUNCTION)}

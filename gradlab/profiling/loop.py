@@ -18,7 +18,7 @@ from torch.utils.data import dataloader
 
 from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.phases import PhaseClock
-from gradlab.taps.interpreter import is_batched, looks_away, outside_modes
+from gradlab.taps.interpreter import is_batched, looks_away
 from gradlab.taps.stand import Hook
 
 _P = ParamSpec("_P")
@@ -127,8 +127,7 @@ class LoopMarks:
         if not module.training and not torch.is_grad_enabled():
             self._on_evaluation()
         else:
-            with outside_modes():
-                self._on_batch(args, kwargs)
+            self._on_batch(args, kwargs)
         self._clock.enter("forward")
 
     @_never_stops_training
@@ -139,11 +138,10 @@ class LoopMarks:
         if self._in_forward:
             return
         self._clock.leave()
-        with outside_modes():
-            end = _first_differentiable(output) if torch.is_grad_enabled() else None
-            if end is not None:
-                self._clock.rest("loss")
-                end.register_hook(self._backward_begins)
+        end = _first_differentiable(output) if torch.is_grad_enabled() else None
+        if end is not None:
+            self._clock.rest("loss")
+            end.register_hook(self._backward_begins)
 
     @_never_stops_training
     def _backward_begins(self, gradient: Tensor) -> None:

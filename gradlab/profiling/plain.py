@@ -10,11 +10,15 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
+from gradlab.arguments import FLAG, PATH, named_options, optional, take, whole
+from gradlab.errors import ProfileError
 from gradlab.profiling.schedule import Profile, Trigger
 from gradlab.profiling.window import Profiler, ranks
 from gradlab.profiling.writing import UNTIL_CLOSED
+from gradlab.taps.kinds import MODEL, OPTIMIZER
 
 
+@named_options
 def profile(
     logdir: Path | str,
     model: nn.Module | None = None,
@@ -42,6 +46,8 @@ def profile(
     Without `active` everything is recorded until the end; without a call of `step` it counts as one step.
     The other arguments are those of `Profile` and `Profiler`.
     """
+    given = {"logdir": logdir, "model": model, "optimizer": optimizer, "active": active, "strict": strict}
+    take("profile()", _ARGUMENTS, given, ProfileError)
     options = Profile(
         wait=wait,
         warmup=warmup,
@@ -65,3 +71,12 @@ def profile(
         world_size=world_size,
         strict=strict,
     )
+
+
+_ARGUMENTS = {
+    "logdir": PATH,
+    "model": optional(MODEL),
+    "optimizer": optional(OPTIMIZER),
+    "active": optional(whole(1)),
+    "strict": FLAG,
+}

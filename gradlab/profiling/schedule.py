@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
+from gradlab.arguments import FLAG, instance, named_fields, number, optional, settle, whole
 from gradlab.errors import ProfileError
+from gradlab.values import Value
 
 Phase = Literal["warmup", "active", "last"]
 ReasonKind = Literal["schedule", "slow_step", "data_wait", "finding", "demand"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trigger:
+@named_fields
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Trigger(Value):
     """What opens a window besides the schedule. The window holds the steps after the one that gave the reason."""
 
     slow_step: float | None = None
@@ -23,14 +26,12 @@ class Trigger:
     """A finding above `info`."""
 
     def __post_init__(self) -> None:
-        if self.slow_step is not None and not self.slow_step > 1:
-            raise ProfileError(f"Trigger: slow_step is a multiple of the median, above 1; got {self.slow_step!r}.")
-        if self.data_wait is not None and not 0 < self.data_wait < 1:
-            raise ProfileError(f"Trigger: data_wait is a share between 0 and 1; got {self.data_wait!r}.")
+        settle(self, "Trigger", _TRIGGER, ProfileError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
+@named_fields
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Profile(Value):
     """Profile a few steps: skip `wait`, warm up for `warmup`, record `active`, and do so `repeat` times."""
 
     wait: int = 5
@@ -61,16 +62,7 @@ class Profile:
     """No window by `every` or `trigger` while profiling has taken more than this share of the run's time."""
 
     def __post_init__(self) -> None:
-        least = {"wait": 0, "warmup": 0, "active": 1, "repeat": 0, "every": 1, "max_windows": 1, "max_megabytes": 1}
-        optional = {field.name for field in fields(self) if field.default is None}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise ProfileError(f"Profile: {name} must be at least {lowest}, got {value!r}.")
-        if not 0 < self.max_share <= 1:
-            raise ProfileError(f"Profile: max_share is a share above 0 and up to 1, got {self.max_share!r}.")
+        settle(self, "Profile", _PROFILE, ProfileError)
         if self.every is not None and self.every < self.warmup + self.active:
             raise ProfileError(
                 f"Profile: every={self.every} leaves no room for a window of {self.warmup} + {self.active} steps."
@@ -98,6 +90,23 @@ class Profile:
         return step if self.every else (step // self.period + 1) * self.period
 
 
+_TRIGGER = {
+    "slow_step": optional(number("a multiple of the median step, above 1", lambda times: times > 1)),
+    "data_wait": optional(number("a share between 0 and 1", lambda share: 0 < share < 1)),
+    "on_finding": FLAG,
+}
+_PROFILE = {
+    "wait": whole(0),
+    "warmup": whole(0),
+    "active": whole(1),
+    "repeat": optional(whole(0)),
+    "every": optional(whole(1)),
+    "trigger": optional(instance(Trigger, "a gradlab.Trigger", "Give Trigger(slow_step=2.0).")),
+    **dict.fromkeys(("memory", "shapes", "stack", "raw"), FLAG),
+    "max_windows": whole(1),
+    "max_megabytes": whole(1),
+    "max_share": number("a share above 0 and up to 1", lambda share: 0 < share <= 1),
+}
 ON_DEMAND = Profile(repeat=0)
 """No window but those asked for while the run goes on."""
 

@@ -155,8 +155,7 @@ class _OpWatcher(TorchFunctionMode):
         if node is not None:
             child = node.next.get(func)
             if child is None:
-                with _NoFunctionModes():
-                    child = node.grow(func, result, self.hooks.plan)
+                child = node.grow(func, result, self.hooks.plan)
             if child is not node:
                 here.node = child
                 if child.target is not None:
@@ -332,10 +331,9 @@ class ModuleHooks:
             recorded.ignoring = False
         elif output is not None and current is not None:
             current.row.flush()
-            with _NoFunctionModes():
-                tensor = first_differentiable(output)
-                if tensor is not None:
-                    self.recorder.watch_output(tensor, current)
+            tensor = first_differentiable(output)
+            if tensor is not None:
+                self.recorder.watch_output(tensor, current)
 
     def begin_step(self) -> None:
         """A step begins: whatever a forward of this thread that was interrupted left behind is dropped."""

@@ -9,7 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
+from gradlab.arguments import (
+    FLAG,
+    FUNCTION,
+    NAME,
+    PATTERNS,
+    either,
+    listed,
+    named_fields,
+    one_or_several,
+    settle,
+    whole,
+)
 from gradlab.errors import TapError, did_you_mean
+from gradlab.values import Value
 
 Quantity = Literal["output", "output_grad", "weight", "weight_grad", "update"]
 Stat = Literal["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "underflow", "hist", "cosine"]
@@ -18,9 +31,13 @@ OwnStat = Callable[[Any], Any]
 Stage = Literal["final", "clipped", "micro"]
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Watch the tensors at some sites: `Tap("encoder.*", of="output_grad", every=10)`."""
+@named_fields
+@dataclass(frozen=True, eq=False, repr=False)
+class Tap(Value):
+    """Watch the tensors at some sites: `Tap("encoder.*", of="output_grad", every=10)`.
+
+    A list of one pattern or word is kept as that one, a longer list as a tuple: both spellings make equal taps.
+    """
 
     at: str | Sequence[str]
     """A glob over site names, or a list of them; a leading `!` excludes. `*` crosses dots and slashes."""
@@ -40,21 +57,18 @@ class Tap:
     `weight_grad` at stage `micro`, before ranks are reduced. Adds 8 bytes a site and rank to the collective."""
 
     def __post_init__(self) -> None:
+        settle(self, "Tap", {"at": PATTERNS}, TapError)
+        who = f"Tap({self.at!r})"
+        settle(self, who, _FIELDS, TapError)
         for name, choices in (("of", Quantity), ("stats", Stat), ("stage", Stage)):
-            for word in _items(getattr(self, name)):
-                if not (name == "stats" and callable(word)) and word not in get_args(choices):
-                    near = did_you_mean(str(word), get_args(choices))
-                    raise TapError(
-                        f"Tap({self.at!r}): {name} has no {word!r}.{near} It may be {', '.join(get_args(choices))}."
-                    )
+            for word in as_tuple(getattr(self, name)):
+                if isinstance(word, str) and word not in get_args(choices):
+                    near = did_you_mean(word, get_args(choices))
+                    raise TapError(f"{who}: {name} has no {word!r}.{near} It may be {', '.join(get_args(choices))}.")
         if "final" not in self.stages and set(self.quantities) != {"weight_grad"}:
-            raise TapError(f"Tap({self.at!r}): stage {' and '.join(self.stages)} is of weight_grad only.")
+            raise TapError(f"{who}: stage {' and '.join(self.stages)} is of weight_grad only.")
         if self.per_rank:
             self._check_per_rank()
-        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
-            raise TapError(f"Tap({self.at!r}): every must be a whole number from 1, got {self.every!r}.")
-        if not as_tuple(self.at) or not all(isinstance(p, str) and p for p in as_tuple(self.at)):
-            raise TapError(f"Tap: at must be a pattern or a list of patterns, got {self.at!r}.")
 
     def _check_per_rank(self) -> None:
         same = [q for q in self.quantities if q in ("weight", "update")]
@@ -76,29 +90,38 @@ class Tap:
     @property
     def quantities(self) -> tuple[Quantity, ...]:
         """`of` as a tuple."""
-        return as_tuple(self.of)  # type: ignore[return-value]
+        return as_tuple(self.of)
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """The names of `stats` as a tuple."""
-        return tuple(stat if isinstance(stat, str) else stat.__name__ for stat in _items(self.stats))
+        return tuple(stat if isinstance(stat, str) else stat.__name__ for stat in as_tuple(self.stats))
 
     @property
     def own_stats(self) -> dict[str, OwnStat]:
         """The user's own stats by name."""
-        return {stat.__name__: stat for stat in _items(self.stats) if not isinstance(stat, str)}
+        return {stat.__name__: stat for stat in as_tuple(self.stats) if not isinstance(stat, str)}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """`stage` as a tuple."""
-        return as_tuple(self.stage)  # type: ignore[return-value]
+        return as_tuple(self.stage)
 
 
-def _items(value: Any) -> tuple[Any, ...]:
-    """One thing or several, as a tuple."""
-    return (value,) if isinstance(value, str) or callable(value) else tuple(value)
-
-
-def as_tuple(value: str | Sequence[str]) -> tuple[str, ...]:
+def as_tuple(value: Any) -> tuple[Any, ...]:
     """One word or several, as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _words(choices: Any) -> str:
+    return f"{', '.join(get_args(choices))}, or a list of these"
+
+
+_FIELDS = {
+    "of": one_or_several(NAME, _words(Quantity)),
+    "stats": listed(either(NAME, FUNCTION), f"functions, or {_words(Stat)}", alone=True, least=1),
+    "every": whole(1),
+    "stage": one_or_several(NAME, _words(Stage)),
+    "keep": FLAG,
+    "per_rank": FLAG,
+}

@@ -19,18 +19,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.arguments import FLAG, PATH, either, named_fields, settle
 from gradlab.frame import Finding
 from gradlab.taps.gradhooks import is_recomputing
-from gradlab.taps.interpreter import is_batched, looks_away, outside_modes, own_ops
+from gradlab.taps.interpreter import is_batched, looks_away, own_ops
 from gradlab.taps.origin import Origin, RandomState, replay_origin
 from gradlab.taps.sites import leaves
 from gradlab.taps.stand import Hook
+from gradlab.values import Value
 
 _MOST_BATCHES = 8
 
 
-@dataclass(frozen=True)
-class NonFinite:
+@named_fields
+@dataclass(frozen=True, eq=False, repr=False)
+class NonFinite(Value):
     """What to do before an update whose gradients are not all finite: `watch(..., nonfinite=NonFinite(skip=True))`."""
 
     _: KW_ONLY
@@ -41,6 +44,9 @@ class NonFinite:
     save: bool | str | Path = False
     """Save the batch, the random state and the origin to `nonfinite-step<n>.pt`, in this folder or the log folder.
     With several ranks each saves its own, to `nonfinite-step<n>-rank<r>.pt`."""
+
+    def __post_init__(self) -> None:
+        settle(self, "NonFinite", {"skip": FLAG, "explain": FLAG, "save": either(FLAG, PATH)})
 
 
 class _Batch:
@@ -123,20 +129,16 @@ class Tripwire:
     def forward_ended(self, output: Any) -> None:
         """Keep the gradients of the outputs when they come."""
         if torch.is_grad_enabled() and not looks_away() and not is_recomputing() and self._batches:
-            with outside_modes():
-                for suffix, tensor in leaves(output):
-                    if tensor.requires_grad:
-                        tensor.register_hook(self._batches[-1].keep(suffix))
+            for suffix, tensor in leaves(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(self._batches[-1].keep(suffix))
 
     def look(self, parameters: Iterable[nn.Parameter], step: int) -> Finding | None:
         """Just before an update: what was found, where a gradient of these parameters is not finite.
 
         Cost: one norm over all gradients, and one host read.
         """
-        with outside_modes():
-            return self._look([p for p in parameters if p.grad is not None], step)
-
-    def _look(self, own: list[nn.Parameter], step: int) -> Finding | None:
+        own = [p for p in parameters if p.grad is not None]
         with own_ops():
             is_good = not own or all_finite([p.grad for p in own if p.grad is not None])
         if is_good:
@@ -163,9 +165,8 @@ class Tripwire:
 
     def updated(self) -> None:
         """The optimizer has been called: gradients that were held back are there again."""
-        with outside_modes():
-            for p, grad in self._held_back:
-                p.grad = grad
+        for p, grad in self._held_back:
+            p.grad = grad
         self._held_back = []
 
     def step_ended(self) -> None:

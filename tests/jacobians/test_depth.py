@@ -100,7 +100,7 @@ def test_replicas_that_meet_or_differ_are_refused() -> None:
         ({"at": "nothing*"}, "at='nothing*' matches no site between 'input' and 'output'."),
         ({"at": "?", "of": "oputput"}, "of='oputput' is no site here. Did you mean 'output'?"),
         ({"at": "?", "samples": 5}, "at least 5 samples, got 1"),
-        ({"at": "?", "directions": 0}, "directions=0 and samples=1 must be whole numbers from 1."),
+        ({"at": "?", "directions": 0}, "directions must be a whole number from 1, got 0."),
     ],
 )
 def test_mistakes_are_named(options: dict[str, object], message: str) -> None:

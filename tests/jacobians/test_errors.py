@@ -204,8 +204,8 @@ def test_a_probe_with_too_few_samples_says_how_many_there_are() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"every": 0}, "JacobianSlice('output', 'input'): every must be at least 1, got 0."),
-        ({"samples": True}, "JacobianSlice('output', 'input'): samples must be at least 1, got True."),
+        ({"every": 0}, "JacobianSlice('output', 'input'): every must be a whole number from 1, got 0."),
+        ({"samples": True}, "JacobianSlice('output', 'input'): samples must be a whole number from 1, got True."),
         (
             {"of_map": "relu"},
             "JacobianSlice('output', 'input'): of_map must be 'softmax' or left out, got 'relu'.",

@@ -108,8 +108,11 @@ def test_one_that_fails_is_switched_off_and_the_others_go_on() -> None:
             lambda: JacobianSlice(of="a", wrt="b", rows=1, groups={"c": [0]}),
             "rows and groups both say",
         ),
-        (lambda: DepthGrowth(at="x", directions=0), "DepthGrowth('x'): directions must be at least 1, got 0."),
-        (lambda: Sharpness(top=0), "Sharpness: top must be at least 1, got 0."),
+        (
+            lambda: DepthGrowth(at="x", directions=0),
+            "directions must be a whole number from 1, got 0.",
+        ),
+        (lambda: Sharpness(top=0), "Sharpness: top must be a whole number from 1, got 0."),
     ],
 )
 def test_mistakes_in_options_are_named(make: Any, message: str) -> None:

@@ -47,18 +47,18 @@ def test_after_a_window_that_was_cut_short_comes_the_next_turn_of_the_schedule(s
 )
 def test_a_schedule_that_means_nothing_is_refused_by_name(wrong):
     (name,) = wrong
-    with pytest.raises(ProfileError, match=f"{name} must be at least"):
+    with pytest.raises(ProfileError, match=f"{name} must be a whole number from"):
         Profile(**wrong)
 
 
 def test_limits_that_mean_nothing_are_refused():
     with pytest.raises(ProfileError, match=r"every=4 leaves no room for a window of 2 \+ 3 steps"):
         Profile(every=4)
-    with pytest.raises(ProfileError, match="max_share is a share above 0"):
+    with pytest.raises(ProfileError, match="max_share must be a share above 0"):
         Profile(max_share=5)
-    with pytest.raises(ProfileError, match=r"slow_step is a multiple of the median, above 1; got 0\.5"):
+    with pytest.raises(ProfileError, match=r"slow_step must be a multiple of the median step, above 1, or None"):
         Trigger(slow_step=0.5)
-    with pytest.raises(ProfileError, match="data_wait is a share between 0 and 1; got 20"):
+    with pytest.raises(ProfileError, match="data_wait must be a share between 0 and 1, or None, got 20"):
         Trigger(data_wait=20)
 
 
