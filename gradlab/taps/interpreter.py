@@ -7,7 +7,8 @@ it is decided here, once, for every entry point of gradlab (`tests/taps/test_int
    scripted, inside a transform of functorch (vmap, grad, jvp), under a mode that makes fake tensors or records a graph
    of its own (make_fx), and while a probe of gradlab's runs the model. Nothing is recorded there, nothing is run, and
    the artefact is that of an unwatched model.
-2. **An op of gradlab's own runs outside of the modes of others** (`own_ops`): a function mode or dispatch mode sees
+2. **An op of gradlab's own runs outside of the modes of others** (`own_ops`, and `outside_modes` around whatever runs
+   the model itself): a function mode or dispatch mode sees
    each op that is called while it is on, ours too. A counter of FLOPs would count them, and selective checkpointing
    would hand one of our results to the recomputation in place of one of the model's.
 3. **What belongs to a forward belongs to its thread** (`threading.local`, in `modules` and `recorder`): another
@@ -24,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._device import DeviceContext
 
 from gradlab.taps import quiet
 
@@ -35,6 +37,9 @@ num_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many dispatch modes would see an op that is called now. Cost: 0.04 microseconds, as the next one."""
 has_function_modes: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 """Whether a function mode would, gradlab's own watcher of ops included."""
+_num_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+_pop_function_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
+_push_function_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
 _pop_dispatch_mode: Callable[[None], Any] = torch._C._pop_torch_dispatch_stack
 _push_dispatch_mode: Callable[[Any], None] = torch._C._push_on_torch_dispatch_stack
 _set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
@@ -90,39 +95,50 @@ def in_selective_checkpoint() -> bool:
 
 
 class outside_modes:
-    """`with outside_modes():` lets no function mode and no dispatch mode of anybody see an op.
+    """`with outside_modes():` takes all function modes and dispatch modes of others aside; those put on inside work.
 
-    Tensor subclasses are what they were. Not torch's own context for it, which imports the machinery of export, and
-    `_DisableTorchDispatch` neither, under which the ops of tensor subclasses do not work.
+    For whatever of gradlab's runs the user's model, and so may need modes of its own. The default device
+    (`torch.set_default_device`) is a function mode too, and stays: a model may count on it. Tensor subclasses are what
+    they were. Not torch's own context for dispatch modes, which imports the machinery of export, and not
+    `_DisableTorchDispatch`, under which the ops of tensor subclasses do not work.
     """
 
-    __slots__ = ("_modes", "_no_function")
+    __slots__ = ("_dispatch", "_function", "_kept")
 
     def __enter__(self) -> None:
-        count = num_dispatch_modes()
-        self._modes: Sequence[Any] = [_pop_dispatch_mode(None) for _ in range(count)] if count else ()
-        self._no_function = torch._C.DisableTorchFunction()
-        self._no_function.__enter__()
+        self._dispatch: Sequence[Any] = [_pop_dispatch_mode(None) for _ in range(num_dispatch_modes())]
+        self._function: Sequence[Any] = [_pop_function_mode() for _ in range(_num_function_modes())]
+        self._kept: Sequence[Any] = [mode for mode in self._function if type(mode) is DeviceContext]
+        for mode in reversed(self._kept):
+            _push_function_mode(mode)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._no_function.__exit__(None, None, None)
-        for mode in reversed(self._modes):
+        for _ in self._kept:
+            _pop_function_mode()
+        for mode in reversed(self._function):
+            _push_function_mode(mode)
+        for mode in reversed(self._dispatch):
             _push_dispatch_mode(mode)
 
 
-class own_ops(outside_modes):
-    """`with own_ops():` runs ops of gradlab's own: seen by no mode, without a graph.
+class own_ops:
+    """`with own_ops():` runs reductions of gradlab's own: seen by no mode, without a graph.
 
     Cost: half a microsecond, where there are no modes.
     """
 
-    __slots__ = ("_grad",)
+    __slots__ = ("_dispatch", "_grad", "_no_function")
 
     def __enter__(self) -> None:
-        super().__enter__()
+        count = num_dispatch_modes()
+        self._dispatch: Sequence[Any] = [_pop_dispatch_mode(None) for _ in range(count)] if count else ()
+        self._no_function = torch._C.DisableTorchFunction()
+        self._no_function.__enter__()
         self._grad = torch.is_grad_enabled()
         _set_grad_enabled(False)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         _set_grad_enabled(self._grad)
-        super().__exit__(kind, error, trace)
+        self._no_function.__exit__(None, None, None)
+        for mode in reversed(self._dispatch):
+            _push_dispatch_mode(mode)

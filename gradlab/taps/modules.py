@@ -408,7 +408,7 @@ class ModuleHooks:
             if type(scope) is not Pass:
                 self.recorder.recomputed(target.site, tensor)
             elif num_dispatch_modes():
-                with outside_modes():
+                with outside_modes(), _NoFunctionModes():  # a default device too
                     self.recorder.record(target, tensor, scope)
             elif has_function_modes():  # that of gradlab itself, nearly always
                 with _NoFunctionModes():
