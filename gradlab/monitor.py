@@ -60,7 +60,7 @@ class _TakeProbe(Hook):
         self.monitor = monitor
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not looks_away():
+        if module is self.monitor.model and not looks_away():
             with own_ops():
                 self.monitor.take_probe(args, kwargs)
 

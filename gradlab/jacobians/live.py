@@ -30,6 +30,7 @@ from gradlab.jacobians.question import Question
 from gradlab.jacobians.replay import Region, independent, parameter_named
 from gradlab.taps.gradhooks import is_recomputing
 from gradlab.taps.interpreter import in_selective_checkpoint, is_batched, looks_away, outside_modes
+from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.quiet import muting
 from gradlab.taps.sites import all_modules, shortlist, unwrapped
 from gradlab.taps.stand import PLACE, beneath
@@ -117,6 +118,7 @@ class _Capture:
         self.of: tuple[Tensor, GradientEdge] | None = None
         self.batch: int | None = None
         self.retaining: list[weakref.ref[Tensor]] = []
+        self.leaf_hooks = LeafHooks()
         self.solved: Solved | None = None
         self.error: JacobianError | None = None
         self.is_measuring = False
@@ -140,8 +142,8 @@ class _Capture:
         self.hooks.enter_context(visiting(core, self))
         watcher = _RetainWatcher(self.retaining)
         handles = [
-            core.register_forward_pre_hook(VisitHook(lambda *_: watcher.enter()), prepend=True),
-            core.register_forward_hook(VisitHook(lambda *_: watcher.leave()), always_call=True),
+            core.register_forward_pre_hook(VisitHook(core, lambda *_: watcher.enter()), prepend=True),
+            core.register_forward_hook(VisitHook(core, lambda *_: watcher.leave()), always_call=True),
         ]
         for handle in handles:
             self.hooks.callback(handle.remove)
@@ -149,6 +151,7 @@ class _Capture:
 
     def close(self) -> None:
         self.hooks.close()
+        self.leaf_hooks.remove()
         self.of = self.wrt = None
 
     def __call__(self, site: str, value: Tensor) -> Tensor | None:
@@ -192,7 +195,7 @@ class _Capture:
             self.retaining += [weakref.ref(value), weakref.ref(here)]
             if site.split("[")[0] == "output":
                 self.ran = True
-                here.register_hook(self.fire)
+                self.leaf_hooks.register(here, self.fire)
         return new
 
     def note_wrt(self, value: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from gradlab.taps.gradhooks import is_recomputing
 from gradlab.taps.interpreter import looks_away, own_ops
 from gradlab.taps.quiet import muting
 from gradlab.taps.sites import all_modules, unwrapped
-from gradlab.taps.stand import PLACE
+from gradlab.taps.stand import PLACE, ModuleHook
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class CallRecorder:
         self._handles: list[Any] = []
         for module in modules:
             if not is_compiled(module):
-                self._handles.append(module.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._end, always_call=True))
+                begin, end = ModuleHook(module, self._begin), ModuleHook(module, self._end)
+                self._handles.append(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(end, always_call=True))
 
     def close(self) -> None:
         """Take the hooks out."""

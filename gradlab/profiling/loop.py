@@ -19,6 +19,7 @@ from torch.utils.data import dataloader
 from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.phases import PhaseClock
 from gradlab.taps.interpreter import is_batched, looks_away
+from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.stand import Hook
 
 _P = ParamSpec("_P")
@@ -69,6 +70,7 @@ class LoopMarks:
         self._on_error = on_error
         self._thread = threading.get_ident()
         self._handles: list[Any] = []
+        self._leaf_hooks = LeafHooks()
         self._in_forward = 0
         self._in_backward = False
         self._reduces = False
@@ -89,6 +91,7 @@ class LoopMarks:
         _waits.detach(self)
         while self._handles:
             self._handles.pop().remove()
+        self._leaf_hooks.remove()
 
     @_never_stops_training
     def data_begins(self) -> None:
@@ -116,10 +119,11 @@ class LoopMarks:
     def step_ended(self) -> None:
         """Whatever was under way belongs to a step that is over."""
         self._in_forward, self._in_backward = 0, False
+        self._leaf_hooks.remove()
 
     @_never_stops_training
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if looks_away() or threading.get_ident() != self._thread:
+        if module is not self._model or looks_away() or threading.get_ident() != self._thread:
             return
         self._in_forward += 1
         if self._in_forward > 1:  # a model that calls itself
@@ -132,7 +136,7 @@ class LoopMarks:
 
     @_never_stops_training
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        if looks_away() or not self._in_forward or threading.get_ident() != self._thread:
+        if module is not self._model or looks_away() or not self._in_forward or threading.get_ident() != self._thread:
             return
         self._in_forward -= 1
         if self._in_forward:
@@ -141,7 +145,7 @@ class LoopMarks:
         end = _first_differentiable(output) if torch.is_grad_enabled() else None
         if end is not None:
             self._clock.rest("loss")
-            end.register_hook(self._backward_begins)
+            self._leaf_hooks.register(end, self._backward_begins)
 
     @_never_stops_training
     def _backward_begins(self, gradient: Tensor) -> None:

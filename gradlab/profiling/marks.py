@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from sys import getrefcount
 from typing import Any, NamedTuple
 
 import torch
@@ -96,10 +97,10 @@ class ModuleMarks:
         for name, module in eager_modules(self._model):
             described = Module(name, type(module).__name__)
             self.modules[described.mark] = described
-            begin = _Begin(described.mark, ranges)
+            begin = _Begin(module, described.mark, ranges)
             self._handles.append(module.register_forward_pre_hook(begin, prepend=True))
             # always_call: a forward that raises must not leave its range open around the rest of the step.
-            self._handles.append(module.register_forward_hook(_End(ranges), always_call=True))
+            self._handles.append(module.register_forward_hook(_End(module, ranges), always_call=True))
         for name, module in compiled_modules(self._model):
             described = Module(name, f"{type(unwrapped(module)).__name__} (compiled)")
             self.modules[described.mark] = described
@@ -132,15 +133,19 @@ class _Box(StandIn):
         self.mark = mark
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
+            return copied(*args, **kwargs)
         with Range(self.mark):
             return self.inner(*args, **kwargs)
 
 
 class _Begin(Hook):
-    def __init__(self, mark: str, ranges: _OpenRanges) -> None:
-        self.mark, self.ranges = mark, ranges
+    def __init__(self, module: nn.Module, mark: str, ranges: _OpenRanges) -> None:
+        self.module, self.mark, self.ranges = module, mark, ranges
 
     def __call__(self, module: nn.Module, args: Any) -> None:
+        if module is not self.module:
+            return
         if torch.compiler.is_compiling():  # called from inside somebody's compiled function: stay out of its graph
             return
         opened = Range(self.mark)
@@ -149,9 +154,9 @@ class _Begin(Hook):
 
 
 class _End(Hook):
-    def __init__(self, ranges: _OpenRanges) -> None:
-        self.ranges = ranges
+    def __init__(self, module: nn.Module, ranges: _OpenRanges) -> None:
+        self.module, self.ranges = module, ranges
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.ranges.stack and not torch.compiler.is_compiling():
+        if module is self.module and self.ranges.stack and not torch.compiler.is_compiling():
             self.ranges.stack.pop().__exit__(None, None, None)

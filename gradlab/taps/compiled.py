@@ -24,12 +24,11 @@ from torch import nn
 
 from gradlab.taps.identity import is_among
 from gradlab.taps.sites import all_modules, unwrapped
-from gradlab.taps.stand import PLACE, StandIn, beneath
+from gradlab.taps.stand import MARK, PLACE, StandIn, beneath
 
 # Where a compiled callable stands in a module's own attributes: `module.compile()`, then the `forward` of what
 # `torch.compile(module)` returns, then the methods that Lightning compiles one by one.
 _ENTRANCES = (PLACE, "forward", "training_step")
-_MARK = "_gradlab_original"
 _MOST_SEARCHES = 3
 
 
@@ -71,7 +70,7 @@ class Gates:
             return called
         for module, name in entrances(self._modules):
             original = vars(module)[name]
-            if not isinstance(original, StandIn) and not hasattr(original, _MARK):
+            if not isinstance(original, StandIn) and not hasattr(original, MARK):
                 gate = vars(module)[name] = self._gate(module, original)
                 self._placed.append((module, name, gate))
                 if name == PLACE:
@@ -82,7 +81,7 @@ class Gates:
         """Put back what was there, unless somebody else has changed it since."""
         for module, name, gate in self._placed:
             if vars(module).get(name) is gate:
-                vars(module)[name] = getattr(gate, _MARK)
+                vars(module)[name] = getattr(gate, MARK)
         self._placed.clear()
 
     def search(self) -> None:
@@ -105,7 +104,7 @@ class Gates:
             with torch.compiler.set_stance("force_eager"):
                 return original(*args, **kwargs)
 
-        setattr(gate, _MARK, original)
+        setattr(gate, MARK, original)
         return gate
 
 

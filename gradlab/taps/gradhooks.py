@@ -86,7 +86,7 @@ class GradHook:
     def _put_on(self, tensor: Tensor) -> None:
         node, hooks = tensor.grad_fn, tensor._backward_hooks
         if node is None:
-            tensor.register_hook(self)
+            self.recorder.leaf_hooks.register(tensor, self)
         elif hooks is None and type(tensor) is Tensor:
             tensor._backward_hooks = TensorHooks({_OURS: self})
             node._register_hook_dict(tensor)  # type: ignore[attr-defined]

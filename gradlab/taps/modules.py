@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from sys import getrefcount
 from typing import Any
 
 import torch
@@ -47,7 +48,9 @@ class _Block(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if looks_away():
-            return self.inner(*args, **kwargs)
+            return self.unseen(args, kwargs)
+        if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
+            return copied(*args, **kwargs)
         hooks = self.hooks
         scope = hooks.scope()
         if scope is None:
@@ -79,7 +82,9 @@ class _Leaf(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if looks_away():
-            return self.inner(*args, **kwargs)
+            return self.unseen(args, kwargs)
+        if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
+            return copied(*args, **kwargs)
         hooks = self.hooks
         scope = hooks.scope()
         if scope is None:
@@ -110,7 +115,9 @@ class _Root(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if looks_away():
-            return self.inner(*args, **kwargs)
+            return self.unseen(args, kwargs)
+        if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
+            return copied(*args, **kwargs)
         self.hooks.begin_root()
         output = None
         try:
@@ -123,13 +130,13 @@ class _Root(StandIn):
 class _Inputs(Hook):
     """A pre-hook of a module whose inputs are watched: it sees them as other pre-hooks have left them."""
 
-    __slots__ = ("hooks", "watch")
+    __slots__ = ("hooks", "module", "watch")
 
-    def __init__(self, hooks: ModuleHooks, watch: Watch) -> None:
-        self.hooks, self.watch = hooks, watch
+    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: Watch) -> None:
+        self.module, self.hooks, self.watch = module, hooks, watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if looks_away():
+        if module is not self.module or looks_away():
             return
         scope = self.hooks.scope()
         running = self.hooks.here.counts.running(self.watch, scope) if scope is not None else None
@@ -298,7 +305,7 @@ class ModuleHooks:
             )  # fmt: skip
             self._stands.setdefault(module, []).append(stand)
             if wants_inputs:
-                self._input_hooks.append((module, _fresh_key(), _Inputs(self, watch)))
+                self._input_hooks.append((module, _fresh_key(), _Inputs(module, self, watch)))
         if not isinstance(self.model, torch.jit.ScriptModule):
             self._stands.setdefault(self.model, []).append(_Root(self.model, self))
 

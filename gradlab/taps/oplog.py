@@ -153,7 +153,8 @@ class _Enter(Hook):
         self.stacks, self.name = stacks, name
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self.stacks.enter(self.name)
+        if self.stacks.names.get(module) == self.name:  # and no copy of it
+            self.stacks.enter(self.name)
 
 
 class _Leave(Hook):
@@ -165,7 +166,8 @@ class _Leave(Hook):
         self.stacks = stacks
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.stacks.leave()
+        if module in self.stacks.names:
+            self.stacks.leave()
 
 
 class NameInputs(Hook):

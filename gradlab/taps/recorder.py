@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.gradhooks import NO_TASK, GradHook, Pass, task_id
 from gradlab.taps.interpreter import in_symbolic_trace, looks_away, own_ops
+from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.segments import Segment, SegmentHook
 from gradlab.taps.sites import is_input, leaves, without_call_number
@@ -70,6 +71,7 @@ class Recorder:
         self._row: Row | None = None
         self._sentinels: list[RemovableHandle] = []
         self._shown_by_output = False
+        self.leaf_hooks = LeafHooks()
 
     def use(
         self, parameters: Sequence[nn.Parameter], grad_of: Callable[[nn.Parameter], Any] = attrgetter("grad")
@@ -93,6 +95,7 @@ class Recorder:
             if self._row is not None:
                 self.plan.rows.give_back([self._row])
         self.plan, self._row = plan, None
+        self.leaf_hooks.remove()
         self.here = Here()  # for all threads: what one of them has begun belongs to the step before
         self.backward_pass = None
         self.passes = []

@@ -23,6 +23,7 @@ from gradlab.arguments import FLAG, PATH, either, named_fields, settle
 from gradlab.frame import Finding
 from gradlab.taps.gradhooks import is_recomputing
 from gradlab.taps.interpreter import is_batched, looks_away, own_ops
+from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.origin import Origin, RandomState, replay_origin
 from gradlab.taps.sites import leaves
 from gradlab.taps.stand import Hook
@@ -78,7 +79,8 @@ class _Before(Hook):
         self.wire = wire
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.wire.forward_begins(args, kwargs)
+        if module is self.wire.model:
+            self.wire.forward_begins(args, kwargs)
 
 
 class _After(Hook):
@@ -88,7 +90,8 @@ class _After(Hook):
         self.wire = wire
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.wire.forward_ended(output)
+        if module is self.wire.model:
+            self.wire.forward_ended(output)
 
 
 class Tripwire:
@@ -101,6 +104,7 @@ class Tripwire:
         self._batches: list[_Batch] = []
         self._held_back: list[tuple[nn.Parameter, Tensor]] = []
         self._was_bad = False
+        self._leaf_hooks = LeafHooks()
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -116,6 +120,7 @@ class Tripwire:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._leaf_hooks.remove()
         self._batches.clear()
 
     def forward_begins(self, args: Any, kwargs: Any) -> None:
@@ -131,7 +136,7 @@ class Tripwire:
         if torch.is_grad_enabled() and not looks_away() and not is_recomputing() and self._batches:
             for suffix, tensor in leaves(output):
                 if tensor.requires_grad:
-                    tensor.register_hook(self._batches[-1].keep(suffix))
+                    self._leaf_hooks.register(tensor, self._batches[-1].keep(suffix))
 
     def look(self, parameters: Iterable[nn.Parameter], step: int) -> Finding | None:
         """Just before an update: what was found, where a gradient of these parameters is not finite.
@@ -172,6 +177,7 @@ class Tripwire:
     def step_ended(self) -> None:
         """The batches of the step are done with."""
         self._batches.clear()
+        self._leaf_hooks.remove()
 
     def _explain(self) -> Origin | None:
         """The origin in the first batch of the step that has one."""

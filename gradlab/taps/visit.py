@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gradlab.taps.functional import OpWatcher, call_place
 from gradlab.taps.identity import IdentitySet
 from gradlab.taps.sites import leaves, module_names, parameter_names, replace_leaves, unwrapped, without_call_number
-from gradlab.taps.stand import Hook
+from gradlab.taps.stand import ModuleHook
 
 Visitor = Callable[[str, Tensor], Tensor | None]
 """Called with a site name and its tensor; a returned tensor takes its place in the rest of the forward."""
@@ -97,19 +97,19 @@ def hides_its_ops(module: nn.Module) -> bool:
     return place.startswith("torch.nn.") and not any(child is not None for child in module._modules.values())
 
 
-class VisitHook(Hook):
+class VisitHook(ModuleHook):
     """A hook of a visit: it sees eager calls of the thread that began the visit; others may be calling the model."""
 
-    __slots__ = ("function", "thread")
+    __slots__ = ("thread",)
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__(module, function)
         self.thread = get_ident()
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, module: nn.Module, *arguments: Any) -> Any:
         if torch.compiler.is_compiling() or get_ident() != self.thread:
             return None
-        return self.function(*arguments)
+        return super().__call__(module, *arguments)
 
 
 class _Visit:
@@ -130,10 +130,10 @@ class _Visit:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             # What the user's own hooks compute belongs to the module; the input is what they have made of it.
-            hooks.callback(module.register_forward_pre_hook(VisitHook(self.enter), prepend=True).remove)
-            hooks.callback(module.register_forward_pre_hook(VisitHook(self.before), with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(VisitHook(self.after)).remove)
-            hooks.callback(module.register_forward_hook(VisitHook(self.left), always_call=True).remove)
+            hooks.callback(module.register_forward_pre_hook(VisitHook(module, self.enter), prepend=True).remove)
+            hooks.callback(module.register_forward_pre_hook(VisitHook(module, self.before), with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(VisitHook(module, self.after)).remove)
+            hooks.callback(module.register_forward_hook(VisitHook(module, self.left), always_call=True).remove)
         listeners.append(self)
         hooks.callback(listeners.remove, self)
         hooks.callback(self.end_pass)
