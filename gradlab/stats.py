@@ -283,7 +283,8 @@ def derive(stat: str, parts: Mapping[str, np.ndarray], numel: np.ndarray) -> np.
         parts: part -> [sites] float64.
         numel: [sites] elements of each tensor.
     Returns:
-        [sites] float64. `std` is that of the population; NaN for a tensor without elements.
+        [sites] float64. `std` is that of the population. Of a tensor without elements the norm and all counts are 0;
+        what is a share or a mean, and the largest of nothing, is NaN.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         if stat == "norm":
@@ -295,7 +296,7 @@ def derive(stat: str, parts: Mapping[str, np.ndarray], numel: np.ndarray) -> np.
         if stat == "std":
             return np.asarray(parts["spread"] / np.sqrt(numel))
         if stat == "max_abs":
-            return np.asarray(np.maximum(parts["max"], -parts["min"]))
+            return np.asarray(np.where(numel > 0, np.maximum(parts["max"], -parts["min"]), np.nan))
         if stat == "zeros":
             return np.asarray(1.0 - parts["nonzero"] / numel)
         if stat == "underflow":

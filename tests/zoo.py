@@ -691,7 +691,7 @@ class ScalarOutput(nn.Module):
 
 @case(0, 4, loss=lambda out: out.sum())
 class EmptyBatch(nn.Module):
-    """A batch without a row: tensors without elements have no numbers, parameters have gradients of zeros."""
+    """A batch without a row: tensors without elements have a norm of 0, parameters have gradients of zeros."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ task_id: Callable[[], int] = torch._C._current_graph_task_id
 NO_TASK = -1
 _next_node: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 _OURS = "gradlab"
+_order = count()
 
 
 def is_recomputing() -> bool:
@@ -35,13 +37,20 @@ def is_recomputing() -> bool:
 class Pass:
     """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
 
-    __slots__ = ("first_node", "is_over", "modes", "named", "row", "task", "task_row", "task_rows", "unhooked")
+    __slots__ = (
+        "__weakref__", "first_node", "inside", "is_over", "modes", "named", "order", "row", "task", "task_row",
+        "task_rows", "unhooked",
+    )  # fmt: skip
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        self.first_node = _next_node()
+        # Inside of an autograd function (reentrant checkpointing) gradients are off, and its node is there already.
+        self.first_node = _next_node() - (not torch.is_grad_enabled())
+        self.order = next(_order)
         self.is_over = False
         """Whether a backward has come through it: what is called now belongs to another one."""
+        self.inside = NO_TASK
+        """The outermost backward that this forward ran in, if any."""
         self.task = NO_TASK
         self.modes = False
         """Whether that task runs under modes of somebody's, which are the same all along."""

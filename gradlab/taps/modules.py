@@ -9,6 +9,7 @@ Not here: what is done at a site (`plan`, `calls`), or with a tensor that comes 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -27,11 +28,12 @@ from gradlab.taps.identity import IdentityDict, IdentitySet
 from gradlab.taps.interpreter import has_function_modes, in_functorch, looks_away, num_dispatch_modes, outside_modes
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.recorder import Recorder, first_differentiable
-from gradlab.taps.segments import Segment
+from gradlab.taps.segments import FUNCTION_APPLY, Segment
 from gradlab.taps.sites import all_modules, leaves, may_match, may_own_ops, names_inputs, unwrapped
 from gradlab.taps.stand import Hook, StandIn
 from gradlab.taps.visit import hides_its_ops
 
+_is_grad_enabled = torch.is_grad_enabled
 _pop_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
 _NoFunctionModes = torch._C.DisableTorchFunction
 _push_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
@@ -102,6 +104,9 @@ class _Leaf(StandIn):
             if is_hidden:
                 here.show_ops()
         return output
+
+
+_CALLS = (_Block.__call__.__code__, _Leaf.__call__.__code__)
 
 
 class _Root(StandIn):
@@ -315,7 +320,10 @@ class ModuleHooks:
             return
         here = self.here
         here.root_runs += 1
-        if here.root_runs > 1 or is_recomputing():
+        if here.root_runs > 1:
+            return
+        if is_recomputing():
+            self.recorder.inside_backward(whole=True)
             return
         here.forget()
         self._is_unseen = False
@@ -328,7 +336,10 @@ class ModuleHooks:
             return
         here = self.here
         here.root_runs -= 1
-        if here.root_runs > 0 or is_recomputing():
+        if here.root_runs > 0:
+            return
+        if is_recomputing():
+            self.recorder.end_inner(output)
             return
         here.root_runs = 0
         here.forget()
@@ -354,16 +365,32 @@ class ModuleHooks:
     def scope(self) -> Pass | Segment | None:
         """What a tensor seen now belongs to: the pass under way, a recomputed segment, or None: nothing is recorded.
 
-        A pass is begun where a part of the model is called by itself.
+        A pass is begun where a part of the model is called by itself, with gradients on.
         """
         recorder = self.recorder
         if is_recomputing():
-            return recorder.segment() if recorder.backward_pass is not None else None
+            return recorder.inside_backward()
         here = recorder.here
         if here.ignoring:
             return None
+        is_whole = self.here.root_runs
+        if not is_whole and not _is_grad_enabled():
+            return self._scope_without_gradients()
         current = here.current
-        return current if current is not None and not current.is_over else recorder.begin_pass()
+        return current if current is not None and (is_whole or not current.is_over) else recorder.begin_pass()
+
+    def _scope_without_gradients(self) -> Pass | None:
+        """A part is called without gradients: it counts inside a call that does, or inside an autograd function."""
+        frame, current = sys._getframe(2), self.recorder.here.current
+        if current is not None and current.is_over:
+            current = None
+        while frame is not None:
+            if frame.f_code is FUNCTION_APPLY:
+                return current or self.recorder.begin_pass(has_graph=True)
+            if frame.f_code in _CALLS and current is not None and frame.f_locals.get("scope") is current:
+                return current
+            frame = frame.f_back  # type: ignore[assignment]
+        return None
 
     def returned(self, watch: Watch, call: Call, output: Any, scope: Pass | Segment) -> None:
         """A module has returned."""
@@ -412,8 +439,8 @@ class ModuleHooks:
     def record(self, target: Target, tensor: Tensor, scope: Pass | Segment) -> None:
         """A watched tensor comes by."""
         try:
-            if type(scope) is not Pass:
-                self.recorder.recomputed(target.site, tensor)
+            if isinstance(scope, Segment):
+                self.recorder.recomputed(target.site, tensor, scope)
             elif num_dispatch_modes():
                 with outside_modes(), _NoFunctionModes():  # a default device too
                     self.recorder.record(target, tensor, scope)

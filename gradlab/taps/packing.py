@@ -8,17 +8,23 @@ Belongs here: arithmetic on arrays. Does not: collectives (`exchange`), or when 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradlab.stats import LINEAR, PARTS
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
-from gradlab.taps.slots import Entry
+from gradlab.taps.slots import NO_ELEMENTS, Entry
+
+if TYPE_CHECKING:
+    from gradlab.taps.finished import Sums
 
 _KINDS = {"norm": 0, "spread": 1, "min": 3, "max": 4}
 _SQUARE, _SPREAD, _SUM, _MIN, _MAX, _OWN = range(6)
 _MOST_GATHERED = 1 << 16
 """A table of extremes with more values than this is too large for the sum: they take a collective of their own."""
+_EMPTY = 1e-9
+"""Counts for a tensor that was seen and has no elements."""
 _NOTHING = -1.0
 """Stands for a norm that a rank does not have."""
 Key = tuple[str, str]
@@ -88,11 +94,12 @@ class Packing:
     # Out: what this rank adds to the sum. Most of it is skipped in the usual case, where norms are all that is wanted.
 
     def pack(
-        self, rows: Sequence[np.ndarray], numel: Sequence[list[int]], *, grown: bool
+        self, rows: Sequence[np.ndarray], numel: Sequence[list[float]], *, grown: bool, over: Sums | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """[n] float64 to be added up over ranks, and [extremes] of which the largest is wanted where not gathered."""
         values = np.array([_padded(row, self.last_slot)[self.slots] for row in rows], np.float64)
         counts = np.array([_padded(np.array(n, np.float64), self.last_index)[self.indices] for n in numel])
+        is_empty, counts = (counts < 0).any(0), counts.clip(0)
         packed = np.zeros(self.length)
         sums, total, squares, times, said, table = [packed[piece] for piece in self.pieces]
         said[:] = grown
@@ -103,8 +110,14 @@ class Packing:
             if len(self.micro):
                 # The squared norms of this rank's backwards, added up, for the gradient noise scale.
                 is_micro = counts[:, self.micro] > 0
+                if over is not None:  # many passes that are over, in the second row: of their norms one is left there
+                    is_micro[1] = False
                 squares[:] = np.where(is_micro, np.square(values[:, self.micro_slots]), 0.0).sum(0)
                 times[:] = is_micro.sum(0)
+                if over is not None:
+                    places = self.slots[self.micro_slots], self.indices[self.micro]
+                    squares += _padded(over.squares, self.last_slot)[places[0]]
+                    times += _padded(over.times, self.last_index)[places[1]]
             if len(self.extremes):
                 largest = np.where(is_there[:, self.extremes], values[:, self.extremes] * self.signs, -np.inf).max(0)
             if len(table):
@@ -113,7 +126,7 @@ class Packing:
                     mine[: len(self.local)] = self._local(values, is_there)
                 if self.gathers:
                     mine[len(self.local) :] = largest if largest is not None else ()
-        total[:] = counts.sum(0) * self.weights
+        total[:] = (counts.sum(0) + is_empty * _EMPTY) * self.weights
         return packed, None if self.gathers else largest
 
     def _add_up(self, values: np.ndarray, counts: np.ndarray, is_there: np.ndarray, sums: np.ndarray) -> None:
@@ -158,7 +171,7 @@ class Packing:
             flat = np.zeros(self.width, np.float32)
             flat[self.slots] = result * self.scales
         counts = np.zeros(self.num_entries)
-        counts[self.indices] = np.rint(total)
+        counts[self.indices] = np.where((total > 0) & (total < 0.5), NO_ELEMENTS, np.rint(total))
         micro = (squares[self.micro_order], times[self.micro_order])
         return Whole(flat, counts.tolist(), micro, table[:, self.local_order])
 

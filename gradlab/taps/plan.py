@@ -16,7 +16,6 @@ from gradlab.frame import ABSENT, Schema, Series
 from gradlab.stats import (
     HIST_EDGES,
     UNITS,
-    WIDTHS,
     CosineWithPrevious,
     combine,
     derive,
@@ -28,7 +27,7 @@ from gradlab.stats import (
 )
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import chooser
-from gradlab.taps.slots import Entry, HostCopy, Row, Rows
+from gradlab.taps.slots import Entry, HostCopy, Row, Rows, slots_of
 
 TENSOR_QUANTITIES = ("output", "output_grad")
 PARAMETER_QUANTITIES = ("weight", "weight_grad", "update")
@@ -167,7 +166,7 @@ class _Metric:
         edges = HIST_EDGES if stat == "hist" else ()
         self.schema = Schema(_metric_name(label, stat), tuple(e.site for e in entries), UNITS.get(stat, ""), edges)
         self.entries = np.array([e.index for e in entries])
-        self.slots = {part: _slots_of(part, entries) for part in parts_of((stat,))}
+        self.slots = {part: slots_of(part, entries) for part in parts_of((stat,))}
 
 
 class _SeriesMaker:
@@ -176,7 +175,7 @@ class _SeriesMaker:
     def __init__(self, metrics: dict[tuple[str, str], list[Entry]], per_rank: Sequence[Entry]) -> None:
         self.per_rank = per_rank
         self.metrics = [_Metric(label, stat, entries) for (label, stat), entries in metrics.items()]
-        self._numel: list[int] = []
+        self._numel: list[float] = []
         self._counts: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     def __call__(self, copy: HostCopy | CombinedCopy, loss_scale: Entry, scaled: frozenset[str]) -> dict[str, Series]:
@@ -240,21 +239,29 @@ class _SeriesMaker:
                 return {}
             counts = np.stack([_take(np.array(n, np.float64), micro.entries) for n in copy.numel])
             norms = np.stack([_take(row, micro.slots["norm"]) for row in rows]).astype(np.float64) / scale
-            scales = noise_scale(np.where(counts > 0, norms, np.nan), total)
+            if copy.sums is None:
+                scales = noise_scale(np.where(counts != 0, norms, np.nan), total)
+            else:
+                counts[1] = 0  # of all these one norm was left
+                squares = np.where(counts != 0, np.square(norms), 0.0).sum(0)
+                squares += _take(copy.sums.squares, micro.slots["norm"]) / scale**2
+                scales = noise_scale_of_sums(
+                    squares, (counts != 0).sum(0) + _take(copy.sums.times, micro.entries), total
+                )
         else:
             squares, times = copy.micro()
             scales = noise_scale_of_sums(squares / scale**2, times, total * copy.world_size)
         schema = Schema("noise_scale", (*final.schema.sites, "all parameters"), "micro-batches")
         return {schema.metric: Series(schema, scales.astype(np.float32))}
 
-    def _of_one(self, row: np.ndarray, numel: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _of_one(self, row: np.ndarray, numel: list[float]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """The values of the usual step, which is one pass, and where there are none. Norms are taken as they are."""
         if numel != self._numel:
             self._numel = numel
             self._counts = []
             for metric in self.metrics:
                 counts = _take(np.array(numel, np.float64), metric.entries)
-                self._counts.append((counts, counts == 0 if (counts == 0).any() else None))
+                self._counts.append((counts.clip(0), counts == 0 if (counts == 0).any() else None))
         for metric, (counts, absent) in zip(self.metrics, self._counts, strict=True):
             parts = {part: _take(row, slots) for part, slots in metric.slots.items()}
             if metric.stat != "norm":
@@ -262,7 +269,7 @@ class _SeriesMaker:
             yield derive(metric.stat, parts, counts), absent
 
     def _of_several(
-        self, rows: Sequence[np.ndarray], numel: Sequence[list[int]]
+        self, rows: Sequence[np.ndarray], numel: Sequence[list[float]]
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """The values of a step of several passes: those of the passes' concatenation."""
         for metric in self.metrics:
@@ -271,6 +278,7 @@ class _SeriesMaker:
                 part: np.stack([_take(row, slots) for row in rows]).astype(np.float64)
                 for part, slots in metric.slots.items()
             }
+            absent, counts = (counts == 0).all(axis=0), counts.clip(0)
             if metric.label.endswith("@micro"):  # one backward: the last
                 last = len(counts) - 1 - np.argmax(counts[::-1] > 0, axis=0)
                 total = np.take_along_axis(counts, last[None], axis=0)[0]
@@ -278,19 +286,12 @@ class _SeriesMaker:
             else:
                 total = counts.sum(axis=0)
                 whole = {part: combine(part, pieces, counts) for part in pieces}
-            yield derive(metric.stat, whole, total), total == 0
+            yield derive(metric.stat, whole, total), absent
 
 
 def _rows_at(pieces: np.ndarray, which: np.ndarray) -> np.ndarray:
     """`pieces[which[site], site]` of [pieces, sites] or [pieces, sites, bins]."""
     return np.asarray(pieces[which, np.arange(pieces.shape[1])])
-
-
-def _slots_of(part: str, entries: Sequence[Entry]) -> np.ndarray:
-    """[sites] int64, where a part lies in a row; [sites, bins] of a histogram."""
-    starts = np.array([e.start + sum(e.widths[: e.parts.index(part)]) for e in entries])
-    width = WIDTHS.get(part, 1)
-    return starts if width == 1 else starts[:, None] + np.arange(width)
 
 
 def _metric_name(label: str, stat: str) -> str:

@@ -119,7 +119,7 @@ class RankCopy:
         try:
             packing, add = self._packing, self._ranks.exchange.add
             rows, numel = self._host.rows(), self._host.numel
-            self._packed, self._extremes = packing.pack(rows, numel, grown=self._grown)
+            self._packed, self._extremes = packing.pack(rows, numel, grown=self._grown, over=self._host.sums)
             self._works.append(add(torch.from_numpy(self._packed)))
             if self._extremes is not None:
                 self._works.append(add(torch.from_numpy(self._extremes), dist.ReduceOp.MAX))

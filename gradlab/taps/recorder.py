@@ -1,14 +1,31 @@
 """The recorder: what the hooks of a training step talk to. It knows the forward passes and backward passes of the step.
 
-A **pass** is one forward of the model with gradients on. A **task** is one run of the autograd engine; it counts only
-if it changed a gradient of the watched parameters, so that `autograd.grad` probes leave no trace. Passes of one
-optimizer step are combined into the numbers of their concatenated batch. The recorder holds slots and names, never a
-tensor of the graph (but those that a tap keeps on request).
+What counts, decided here once:
+
+- A **pass** is one forward of the model with gradients on. Where the model is never called as a whole, a pass begins
+  with the first part that is called with gradients on, and ends with the next backward. A part that is called without
+  gradients, outside of any forward that counts, is an evaluation and counts nowhere (`modules.scope`).
+- A **task** is one run of the autograd engine. It counts if it changed a gradient of the watched parameters, so that
+  `autograd.grad` probes leave no trace. A pass counts if a task that counts reached it, and passes of one optimizer
+  step are combined into the numbers of their concatenated batch. A pass that no backward reaches is void.
+- A **nested backward** (a backward that is run by a hook, or by the backward of an autograd function) is a part of the
+  outermost one: gradients of parameters are read when that has ended. Where the outermost one is noticed only after
+  backwards inside it have ended, each of these counts by itself, and so does the outermost one.
+- A forward inside a backward either **repeats** an earlier one (activation checkpointing, `segments`) and belongs to
+  that one's pass, or is a pass of its own: the chunks that GradCache runs in a hook. What these repeat of a forward
+  without gradients takes the place of what was recorded there.
+- Passes may be many. One lives as long as its graph, which may still be reached; when the graph is gone it is either
+  void, or its slots are sent to the host at once and combined there (`finished`). So memory is bounded where
+  forward and backward take turns, and where forwards are left alone; where one backward goes through all of them it
+  grows with the graph itself, by a small part of it.
+
+The recorder holds slots and names, never a tensor of the graph (but those that a tap keeps on request).
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -18,15 +35,17 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.taps.finished import Finished
 from gradlab.taps.gradhooks import NO_TASK, GradHook, Pass, task_id
 from gradlab.taps.interpreter import in_symbolic_trace, looks_away, own_ops
 from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.plan import Plan, Target
-from gradlab.taps.segments import Segment, SegmentHook
+from gradlab.taps.segments import RunBy, Segment, SegmentHook, makes_a_graph, run_by
 from gradlab.taps.sites import is_input, leaves, without_call_number
 from gradlab.taps.slots import NORM_IN_ONE, Row
 
-_MOST_PASSES = 1024
+_MANY = 256
+"""Beyond so many passes of a step it is looked after which of them are over, and which rows can be put away."""
 
 
 class Here(threading.local):
@@ -69,6 +88,12 @@ class Recorder:
         self._left: list[tuple[nn.Parameter, int]] = []
         """The versions of some gradients when the last backward of the step had ended."""
         self._row: Row | None = None
+        self._first: Pass | None = None
+        """The pass that writes into the row of the step."""
+        self._sweep_at = _MANY
+        self._inner: Pass | None = None
+        """The forward under way inside a backward, where that is a pass of its own."""
+        self._inner_place: tuple[int, int] | None = None
         self._sentinels: list[RemovableHandle] = []
         self._shown_by_output = False
         self.leaf_hooks = LeafHooks()
@@ -90,27 +115,32 @@ class Recorder:
     def start(self, plan: Plan | None) -> None:
         """A new optimizer step begins, under this plan (None: nothing is due)."""
         if self.plan is not None:
-            for one in self.passes:
-                self.plan.rows.give_back([r for r in {one.row, *one.task_rows.values()} if r is not self._row])
+            rows = {row for one in self.passes for row in (one.row, *one.task_rows.values())}
             if self._row is not None:
-                self.plan.rows.give_back([self._row])
+                rows.add(self._row)
+            self.plan.rows.give_back(list(rows))
         self.plan, self._row = plan, None
         self.leaf_hooks.remove()
         self.here = Here()  # for all threads: what one of them has begun belongs to the step before
-        self.backward_pass = None
+        self.backward_pass = self._first = None
         self.passes = []
+        self._sweep_at = _MANY
         self._forwarding.clear()
         self.open_tasks.clear()
-        self._segments.clear()
+        self._forget_reruns()
         self._left = []
         self.committed.clear()
         self._consumed.clear()
         self.keeps_are_old = True
 
-    def begin_pass(self) -> Pass | None:
-        """A forward pass begins. None where it is not to be recorded: without gradients, or inside a probe."""
+    def begin_pass(self, *, has_graph: bool = False) -> Pass | None:
+        """A forward pass begins. None where it is not to be recorded: without gradients, or inside a probe.
+
+        Args:
+            has_graph: what runs without gradients is inside of an autograd function, which makes a graph of it.
+        """
         here = self.here
-        if self.plan is None or not torch.is_grad_enabled() or looks_away() or in_symbolic_trace():
+        if self.plan is None or not (has_graph or torch.is_grad_enabled()) or looks_away() or in_symbolic_trace():
             here.current = None
             return None
         if self.on_first_pass is not None:
@@ -119,17 +149,60 @@ class Recorder:
         self._forwarding.add(threading.get_ident())
         if len(self._forwarding) == 1:  # else another thread may be in its backward
             self.open_tasks.clear()  # a backward that raised never closed its own
-            self._segments.clear()
+            self._forget_reruns()
+        here.current = None
+        here.current = self._new_pass()
+        return here.current
+
+    def _new_pass(self) -> Pass:
         if self.keeps_are_old:
             self.kept.clear()
             self.keeps_are_old = False
-        if len(self.passes) >= _MOST_PASSES:
-            self._drop([self.passes[0]])
-        is_first = not any(one.row is self._row for one in self.passes)
         with own_ops():
-            current = here.current = Pass(self.step_row() if is_first else self.plan.rows.take(self.device))
-        self.passes.append(current)
-        return current
+            if len(self.passes) >= self._sweep_at:
+                self._sweep()
+            if len(self.passes) >= _MANY:
+                self._put_away(self.passes[-1])
+            row = self.step_row() if self._first is None else self._extra_row()
+        one = Pass(row)
+        if self._first is None:
+            self._first = one
+        self.passes.append(one)
+        return one
+
+    def _sweep(self) -> None:
+        """Let go of the passes whose graph is gone: no backward will reach them any more.
+
+        The hooks in a graph hold their pass. So those of which nothing is left, once nothing here holds them, are over.
+        """
+        assert self.plan is not None
+        is_open = self.open_tasks.keys()
+        kept = [one for one in self.passes if one is self._first or is_open & one.task_rows.keys()]
+        known = set(map(id, kept))
+        others = [(weakref.ref(one), one.row, one.task_rows) for one in self.passes if id(one) not in known]
+        self.passes, over = [], list[Row]()
+        for ref, row, task_rows in others:
+            if (one := ref()) is not None:
+                kept.append(one)
+            elif row is not self._row:
+                if last := self._last_counted(task_rows):
+                    over.append(_with_gradients_of(row, last, self.plan))
+                self.plan.rows.give_back([one for one in {row, *task_rows.values()} if one not in over])
+        self.passes = sorted(kept, key=attrgetter("order"))
+        self._sweep_at = max(_MANY, 2 * len(kept))
+        if over:
+            step = self.step_row()
+            if step.finished is None:
+                step.finished = Finished(self.plan.rows.layout)
+            step.finished.add(over)
+            self.plan.rows.give_back(over)
+
+    def _put_away(self, one: Pass) -> None:
+        """A pass whose forward has ended, or whose backward has gone on to another, may be one of very many."""
+        for row in (one.row, one.task_row):
+            if row is not self._row:
+                row.pack()
+        one.task = NO_TASK
 
     def record(self, target: Target, tensor: Tensor, into: Pass) -> None:
         """A watched tensor comes by in the forward: reduce its value now, its gradient when it comes."""
@@ -144,7 +217,7 @@ class Recorder:
             into.row.write(target.value, tensor)
         if tensor.requires_grad:
             GradHook(self, target.grad, into, tensor)
-        if target.grad is not None and not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             hooked = tensor.requires_grad
             into.unhooked.setdefault(without_call_number(target.site), []).append(None if hooked else target)
 
@@ -158,44 +231,92 @@ class Recorder:
         patterns = [pattern for rule in self.plan.rules for pattern in rule.patterns] if self.plan is not None else []
         return ("[" in site or is_input(site)) and site not in patterns
 
-    def recomputed(self, site: str, tensor: Tensor) -> None:
+    def recomputed(self, site: str, tensor: Tensor, segment: Segment) -> None:
         """A watched tensor again, recomputed in the backward: its gradient is wanted if it had no graph before.
 
         That is so under reentrant checkpointing, whose first forward runs without a graph.
         """
-        segment, base = self.segment(), without_call_number(site)
+        base = without_call_number(site)
         if segment.reentrant and segment.of_pass.unhooked.get(base):
             calls = segment.calls.setdefault(base, [])
             if tensor.requires_grad:
                 SegmentHook(self, segment, base, len(calls), tensor)
             calls.append(torch.is_grad_enabled())
 
-    def segment(self) -> Segment:
-        """The checkpointed segment that is being recomputed: that of the autograd node that runs the forward again."""
+    def inside_backward(self, *, whole: bool = False) -> Segment | Pass | None:
+        """What a call of a module inside a backward belongs to: a segment that is run again, or a pass of its own.
+
+        Args:
+            whole: it is the model as a whole that is called.
+        """
+        if self.plan is None:
+            return None
         node = torch._C._current_autograd_node()
-        number = node._sequence_nr() if node is not None else NO_TASK
-        key = (task_id(), number)
-        if not self._segments or self._segments[-1].key != key:
-            self._end_segments(key[0])
-            if self._segments:
-                self._segments[-1].claim()
-                of_pass = self._segments[-1].of_pass
-            else:
-                of_pass = self._pass_of(number)
-            # The non-reentrant kind recomputes where an op asks for its saved tensors, and has gradients already.
-            reentrant = isinstance(node, torch.autograd.function.BackwardCFunction)
-            self._segments.append(Segment(key, of_pass, reentrant=reentrant))
+        place = (task_id(), node._sequence_nr() if node is not None else NO_TASK)
+        if self._segments and self._segments[-1].key == place:
+            return self._segments[-1]
+        if self._inner_place == place:
+            self._end_segments(place[0])
+        else:
+            by = run_by()
+            if by is not RunBy.HOOK and (segment := self._segment(place, by)) is not None:
+                return segment
+            if by is RunBy.CHECKPOINT:
+                return None
+            self._inner, self._inner_place = None, place
+        if self._inner is None or whole:
+            self._inner = self._begin_inner()
+        return self._inner
+
+    def _begin_inner(self) -> Pass | None:
+        """A forward begins that a hook runs: it counts with the backward that is under way."""
+        if looks_away() or not makes_a_graph():
+            return None
+        task = task_id()
+        if task not in self.open_tasks:
+            self._open(task)
+        one = self._new_pass()
+        one.inside = next(iter(self.open_tasks))
+        return one
+
+    def end_inner(self, output: Any) -> None:
+        """A forward of the whole model inside a backward has ended."""
+        if self._inner is not None and output is not None:
+            self._inner.row.flush()
+            if (tensor := first_differentiable(output)) is not None:
+                self.watch_output(tensor, self._inner)
+
+    def _segment(self, place: tuple[int, int], by: RunBy) -> Segment | None:
+        """The checkpointed segment that is being recomputed: that of the autograd node that runs the forward again.
+
+        None where nothing is known that would be run again.
+        """
+        self._end_segments(place[0])
+        if self._segments:
+            self._segments[-1].claim()
+            of_pass = self._segments[-1].of_pass
+        elif self.passes:
+            of_pass = self._pass_of(place[1])
+            if by is RunBy.FUNCTION and not of_pass.unhooked:
+                return None
+        else:
+            return None
+        # The non-reentrant kind recomputes where an op asks for its saved tensors, and has gradients already.
+        self._segments.append(Segment(place, of_pass, reentrant=by is RunBy.FUNCTION))
         return self._segments[-1]
 
     def _end_segments(self, task: int) -> None:
-        """A node of this task begins a recomputation: those that came before it, and all inside them, are over."""
-        while any(one.key[0] == task for one in self._segments):
+        """A node of this task runs a forward: segments that came before it, and all in tasks inside it, are over."""
+        while any(one.key[0] >= task for one in self._segments):
             self._segments.pop().end()
+
+    def _forget_reruns(self) -> None:
+        self._segments.clear()
+        self._inner = self._inner_place = None
 
     def _pass_of(self, number: int) -> Pass:
         """The pass in which a node was made, by its sequence number."""
-        made = [one for one in self.passes if one.first_node <= number]
-        return made[-1] if made else self.passes[0]
+        return next((one for one in reversed(self.passes) if one.first_node <= number), self.passes[0])
 
     def watch_output(self, output: Tensor, of_pass: Pass) -> None:
         """Mark a tensor whose gradient shows that a backward reached this pass."""
@@ -232,12 +353,16 @@ class Recorder:
     def optimizer_stepped(self) -> None:
         """An optimizer has used the gradients that there are; others may follow in this step."""
         self._consumed |= self.committed
+        if self._row is not None and self._row.finished is not None:
+            self._row.finished.settle()
 
-    def _accumulated(self, parameter: Tensor) -> None:
+    def _accumulated(self, parameter: nn.Parameter) -> None:
+        """A gradient has arrived at a parameter: if that is the first sign of a backward, outputs do not show all."""
         task = task_id()
         if self.plan is not None and task not in self.open_tasks and not looks_away():
-            self._open(task)
+            self._open(task, parameter)
             self.open_tasks[task] = None
+            self._shown_by_output = False
 
     def notice_backward(self) -> None:
         """The backward under way is one of the step's own, whatever its gradients look like at its end."""
@@ -252,22 +377,28 @@ class Recorder:
         if task not in self.open_tasks:
             self._open(task)
         outermost = next(iter(self.open_tasks))
-        self.backward_pass = of_pass
+        left, self.backward_pass = self.backward_pass, of_pass
+        if len(self.passes) > _MANY and left is not None and left is not of_pass:
+            self._put_away(left)
         if outermost not in of_pass.task_rows:
             fresh = not of_pass.task_rows
             of_pass.task_rows[outermost] = of_pass.row if fresh else self._extra_row()
         of_pass.task, of_pass.task_row = task, of_pass.task_rows[outermost]
+        of_pass.task_row.unpack()
 
     def _extra_row(self) -> Row:
+        """A row of its own for a pass or a further backward, where anything is written there."""
         assert self.plan is not None
-        return self.plan.rows.take(self.device)
+        return self.plan.rows.take(self.device) if self.plan.writes_in_passes else self.step_row()
 
-    def _open(self, task: int) -> None:
+    def _open(self, task: int, noticed_by: nn.Parameter | None = None) -> None:
         grads = list(map(self._grad_of, self.parameters))
-        if not self.open_tasks and self._were_thrown_away(grads):
+        if not self.open_tasks and self._were_thrown_away(grads, noticed_by):
             self._abandon_committed()
         some = any(grad is not None for grad in grads)
         self.open_tasks[task] = [g if g is None else g._version for g in grads] if some else self._no_gradients
+        if self.committed and max(self.committed) > task:
+            self.open_tasks[task] = None  # it began before one that has ended: that was a part of it
         # Queued twice over, so that it runs after the callbacks with which DDP and FSDP finish their reductions.
         queue = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
         queue(lambda: queue(lambda: self._close(task)))
@@ -283,14 +414,17 @@ class Recorder:
         if task not in self.open_tasks:
             return
         before = self.open_tasks.pop(task)
+        self._end_inner_of(task)
         if self.open_tasks:
+            self._end_segments(task)
             return
-        self._segments.clear()
+        self._forget_reruns()
         if before is not None and not self._has_changed_since(before):
             self._discard(task)
             return
         self.committed.add(task)
         self._left = [(p, grad._version) for p in self._sample if (grad := self._grad_of(p)) is not None]
+        self._forget_repeated(task)
         for one in self.passes:  # not `here`: on a GPU this may be a thread of the engine
             if task in one.task_rows or len(self._forwarding) <= 1:
                 one.is_over = True
@@ -298,18 +432,39 @@ class Recorder:
             self.ignore_parameters()
         self.on_backward_end()
 
-    def _were_thrown_away(self, grads: Sequence[Tensor | None]) -> bool:
+    def _end_inner_of(self, task: int) -> None:
+        """A backward has ended: the pass inside a backward that it went through is over."""
+        if self._inner is not None and (self._inner.task == task or self._inner.inside == task):
+            self._inner = None
+
+    def _forget_repeated(self, task: int) -> None:
+        """What a pass has recorded without gradients, and a hook of its backward has run again with them, is void.
+
+        The later one counts, as it has both values and gradients.
+        """
+        inner = [one for one in self.passes if one.inside == task and task in one.task_rows]
+        if not inner or self.plan is None:
+            return
+        bases = {without_call_number(entry.site) for one in inner for entry in one.row.written()}
+        for one in self.passes:
+            if one.inside == NO_TASK and task in one.task_rows:
+                void = [target for base in bases & one.unhooked.keys() for target in one.unhooked.pop(base)]
+                one.row.forget_entries({t.value for t in void if t is not None and t.value is not None})
+
+    def _were_thrown_away(self, grads: Sequence[Tensor | None], noticed_by: nn.Parameter | None) -> bool:
         """Whether the gradients of the backwards before are gone: set to None, or all written to in place since then.
 
         The latter is what `zero_grad(set_to_none=False)` does, as far as some of them tell. A parameter that noticed
-        the backward has its gradient already.
+        the backward has its gradient already: only what it has been added to tells that it was there before.
         """
         if self.committed <= self._consumed:
             return False
-        noticed = bool(self._sentinels)
+        before = {id(p): version for p, version in self._left}
         there = sum(grad is not None for grad in grads)
+        if noticed_by is not None:
+            there -= not _was_added_to(self._grad_of(noticed_by), before.get(id(noticed_by)))
         same = any((grad := self._grad_of(p)) is not None and grad._version == version for p, version in self._left)
-        return there <= noticed or (bool(self._left) and not same and there > noticed)
+        return there <= 0 or (bool(self._left) and not same and there > (noticed_by is not None))
 
     def _has_changed_since(self, before: list[int | None]) -> bool:
         """Whether the gradient of any parameter has changed; the first one tells, nearly always."""
@@ -324,6 +479,8 @@ class Recorder:
         void = self.committed - self._consumed
         if void and self.plan is not None:
             self._drop([one for one in self.passes if void & one.task_rows.keys()])
+            if self._row is not None and self._row.finished is not None:
+                self._row.finished.forget_unsettled()
             self.committed -= void
             self.thrown_away += 1
             self._left = []
@@ -331,11 +488,13 @@ class Recorder:
     def _drop(self, passes: Sequence[Pass]) -> None:
         """Some passes of the step count no more."""
         assert self.plan is not None
-        self.passes = [one for one in self.passes if one not in passes]
+        void = set(map(id, passes))
+        self.passes = [one for one in self.passes if id(one) not in void]
         for one in passes:
-            if one.row is self._row:
+            if one is self._first:
+                self._first = None
                 self.plan.forget_tensors(one.row)
-            else:
+            elif one.row is not self._row:
                 self.plan.rows.give_back([one.row])
 
     def _discard(self, task: int) -> None:
@@ -354,15 +513,22 @@ class Recorder:
         Where several backwards ran through one pass, the gradients of tensors are those of the last.
         """
         rows = [self.step_row()]
-        for one in list(self.passes):
-            reached = [task for task in one.task_rows if task in self.committed]
-            if not reached:
-                self._drop([one])
-                continue
-            row = _with_gradients_of(one, one.task_rows[reached[-1]], self.plan)
-            if row is not self._row and self.plan is not None and self.plan.writes_in_passes:
-                rows.append(row)
+        void = []
+        for one in self.passes:
+            last = self._last_counted(one.task_rows)
+            if last is None:
+                void.append(one)
+            elif self.plan is not None:
+                row = _with_gradients_of(one.row, last, self.plan)
+                if row is not self._row:
+                    rows.append(row)
+        if void:
+            self._drop(void)
         return rows
+
+    def _last_counted(self, task_rows: dict[int, Row]) -> Row | None:
+        """The row of the last backward through a pass that counts; None where there is none."""
+        return next((task_rows[task] for task in reversed(task_rows) if task in self.committed), None)
 
     def backward_row(self) -> Row:
         """The row of the pass whose backward is under way."""
@@ -376,18 +542,24 @@ class Recorder:
         return self._row
 
 
-def _with_gradients_of(one: Pass, last: Row, plan: Plan | None) -> Row:
-    """The pass's own row, with the gradient slots of a later backward through the same graph copied over."""
-    if last is not one.row and plan is not None:
-        last.flush()
-        one.row.flush()
+def _with_gradients_of(own: Row, last: Row, plan: Plan) -> Row:
+    """A pass's own row, with the gradient slots of a later backward through the same graph copied over."""
+    if last is not own:
+        for row in (last, own):
+            row.flush()
+            row.unpack()
         for target in plan.targets.values():
             entry = target.grad if target is not None else None
             if entry is not None and entry.index < len(last.numel) and last.numel[entry.index]:
-                for slot in range(entry.start, entry.start + len(entry.parts)):
-                    one.row.views[slot].copy_(last.views[slot])
-                one.row.numel[entry.index] = last.numel[entry.index]
-    return one.row
+                for slot in range(entry.start, entry.start + sum(entry.widths)):
+                    own.views[slot].copy_(last.views[slot])
+                own.numel[entry.index] = last.numel[entry.index]
+    return own
+
+
+def _was_added_to(gradient: Tensor | None, version: Any) -> bool:
+    """Whether a gradient is one that has been there, with a further one added to it in place."""
+    return gradient is not None and isinstance(version, int) and gradient._version > version
 
 
 def first_differentiable(value: Any) -> Tensor | None:

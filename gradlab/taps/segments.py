@@ -1,14 +1,18 @@
 """Checkpointed segments: a forward that runs again inside the backward, and which calls of the first one it repeats.
 
 Reentrant checkpointing runs its first forward without a graph, so that gradients exist only for the tensors of the
-recomputation. They are put down to the calls that they repeat.
+recomputation. They are put down to the calls that they repeat. A forward that a hook runs in a backward repeats
+nothing: it is a pass of its own (`recorder`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from enum import Enum
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from gradlab.taps.gradhooks import GradHook, Pass
@@ -16,6 +20,47 @@ from gradlab.taps.gradhooks import GradHook, Pass
 if TYPE_CHECKING:
     from gradlab.taps.plan import Target
     from gradlab.taps.recorder import Recorder
+
+
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_FUNCTION = torch.autograd.function.BackwardCFunction.apply.__code__
+
+
+class RunBy(Enum):
+    """What runs a forward inside a backward."""
+
+    CHECKPOINT = 1
+    """Non-reentrant checkpointing, where an op asks for its saved tensors."""
+    FUNCTION = 2
+    """The backward of an autograd function: reentrant checkpointing, an invertible or an offloaded block."""
+    HOOK = 3
+    """A hook of the user's."""
+
+
+def run_by() -> RunBy:
+    """What runs the forward that this is called in, by the frames between here and the engine."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _ENGINE:
+        code = frame.f_code
+        if code is _FUNCTION:
+            return RunBy.FUNCTION
+        if code.co_name == "unpack_hook" and code.co_filename.endswith("checkpoint.py"):
+            return RunBy.CHECKPOINT
+        frame = frame.f_back  # type: ignore[assignment]
+    return RunBy.HOOK
+
+
+def makes_a_graph() -> bool:
+    """Whether a graph comes of what runs now: with gradients on, or inside of an autograd function, which makes one."""
+    if torch.is_grad_enabled():
+        return True
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _ENGINE:
+        if frame.f_code is FUNCTION_APPLY:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 class Segment:

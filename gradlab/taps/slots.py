@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,9 +31,16 @@ from gradlab.taps.gather import (
 )
 from gradlab.taps.interpreter import own_ops
 
+if TYPE_CHECKING:
+    from gradlab.taps.finished import Finished, Sums
+
 _vector_norm = torch.linalg.vector_norm
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
 """Dtypes whose norm torch reduces in float32 straight into a slot."""
+
+
+NO_ELEMENTS = -1
+"""Stands in the counts of elements for a tensor that was seen and is empty; 0 stands for none that was seen."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,9 +86,16 @@ class Layout:
 
 
 class Row:
-    """One row of slots on the device, and how many elements each entry was computed from (0: nothing was written)."""
+    """One row of slots on the device, and how many elements each entry was computed from (0: nothing was written).
 
-    __slots__ = ("chunks", "device", "groupings", "layout", "numel", "room", "small", "trials", "views", "waiting")
+    A row that is one of very many is packed while nobody writes to it: a view a slot takes a hundred times as much
+    memory as the slot. The next write unpacks it.
+    """
+
+    __slots__ = (
+        "chunks", "device", "finished", "groupings", "layout", "numel", "packed", "room", "small", "trials", "views",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, layout: Layout, device: torch.device, groupings: Groupings | None = None) -> None:
         self.layout = layout
@@ -96,10 +111,41 @@ class Row:
         """How many more elements may wait."""
         self.trials: list[tuple[list[Entry], Tensor]] = []
         """Norms of tensors that did wait, to be compared with those that were taken at once."""
+        self.packed: list[int] | None = None
+        """The counts of elements of a packed row."""
+        self.finished: Finished | None = None
+        """Of the row of a step: what passes have written that are over."""
         self.grow()
+
+    @property
+    def counts(self) -> list[int]:
+        """How many elements each entry was computed from, packed or not."""
+        return self.numel if self.packed is None else self.packed
+
+    @property
+    def width(self) -> int:
+        """How many slots there are."""
+        return sum(map(len, self.chunks))
+
+    def pack(self) -> None:
+        """Take as little memory as can be, until the next write."""
+        if self.packed is None:
+            self.flush()
+            self.packed, self.numel, self.views = self.numel, [], []
+
+    def unpack(self) -> None:
+        """The opposite."""
+        if self.packed is not None:
+            self.numel, self.packed = self.packed, None
+            self.views = [view for chunk in self.chunks for view in chunk.unbind()]
+
+    def written(self) -> list[Entry]:
+        """The entries that have a value."""
+        return [entry for entry, count in zip(self.layout.entries, self.counts, strict=False) if count]
 
     def grow(self) -> None:
         """Room for all entries that the layout has by now, in a new chunk: written slots stay where they are."""
+        self.unpack()
         missing = self.layout.width - len(self.views)
         if missing > 0:
             self.chunks.append(torch.zeros(missing, dtype=torch.float32, device=self.device))
@@ -118,7 +164,7 @@ class Row:
         """Reduce a tensor into its slots, on the device, without a host read; a small one with others, at `flush`."""
         if entry.waits != NEVER:
             count = tensor.numel()
-            if count <= self.small and entry.index < len(self.numel):
+            if 0 < count <= self.small and entry.index < len(self.numel):
                 if entry.waits == SAFE:
                     self.waiting.append((entry, tensor, tensor._version))
                     self.numel[entry.index] = count
@@ -132,7 +178,7 @@ class Row:
     def _try_to_wait(self, entry: Entry, tensor: Tensor, count: int) -> None:
         if not _may_wait(tensor):
             entry.waits = NEVER
-        elif count > 0:
+        else:
             self.waiting.append((entry, tensor, tensor._version))
             self.room -= count
             if self.room < 0:
@@ -216,7 +262,7 @@ class Row:
             for function, width in zip(entry.functions, entry.widths, strict=True):
                 function(x, self.views[slot] if width == 1 else self.slots(slot, slot + width))
                 slot += width
-        self.numel[entry.index] = x.numel()
+        self.numel[entry.index] = x.numel() or NO_ELEMENTS
 
     def _reduce_elsewhere(self, entry: Entry, tensor: Tensor) -> None:
         """For a model on several devices: reduce on the tensor's own device, and copy the results over."""
@@ -226,11 +272,12 @@ class Row:
             function(x, result)
             (self.views[slot] if width == 1 else self.slots(slot, slot + width)).copy_(result, non_blocking=True)
             slot += width
-        self.numel[entry.index] = x.numel()
+        self.numel[entry.index] = x.numel() or NO_ELEMENTS
 
     def rescale(self, entries: Iterable[Entry], factor: Tensor) -> None:
         """Multiply what has been written for some entries by a positive number, as if their tensors had been."""
         self.flush()
+        self.unpack()
         views: list[Tensor] = []
         for entry in entries:
             slot = entry.start
@@ -243,6 +290,8 @@ class Row:
 
     def forget(self) -> None:
         """All entries count as not written."""
+        self.unpack()
+        self.finished = None
         self.numel = [0] * len(self.layout.entries)
         self.drop_waiting()
         self.trials = []
@@ -254,6 +303,7 @@ class Row:
 
     def forget_entries(self, entries: set[Entry]) -> None:
         """Some entries count as not written."""
+        self.unpack()
         for entry in entries:
             if entry.index < len(self.numel):
                 self.numel[entry.index] = 0
@@ -278,7 +328,7 @@ class Rows:
         """A row in which nothing is written yet. One that grew in pieces is replaced by one in one piece."""
         while self.free:
             row = self.free.pop()
-            if len(row.chunks) == 1 and len(row.views) == self.layout.width and row.device == device:
+            if len(row.chunks) == 1 and row.width == self.layout.width and row.device == device:
                 row.forget()
                 return row
         return Row(self.layout, device, self.groupings)
@@ -324,18 +374,32 @@ class HostCopy:
     def __init__(self, rows: Sequence[Row]) -> None:
         for row in rows:
             row.flush()
-        self.numel = [row.numel for row in rows]
-        self._widths = [len(row.views) for row in rows]
+        self.numel: list[list[float]] = [list(row.counts) for row in rows]
+        self.sums: Sums | None = None
+        """What passes have written that were over before the end of the step, once `rows` has been called."""
+        self._finished = rows[0].finished if rows else None
+        self._widths = [row.width for row in rows]
         self._trials = [(number, entries) for number, row in enumerate(rows) for entries, _ in row.trials]
         chunks = [chunk for row in rows for chunk in row.chunks]
         self._transfer = Transfer(chunks + [norms for row in rows for _, norms in row.trials])
 
     def done(self) -> bool:
         """Whether the values can be read without waiting."""
-        return self._transfer.done()
+        return self._transfer.done() and (self._finished is None or self._finished.done())
 
     def rows(self) -> list[np.ndarray]:
-        """One float32 array a row, [slots]; waits for the transfer where it is still under way."""
+        """One array a row, [slots]; waits for the transfer where it is still under way.
+
+        After the row of the step comes that of the passes that were over before its end, where there are any.
+        """
+        rows = self._own_rows()
+        if self._finished is not None:
+            self.sums, self._finished = self._finished.total(), None
+            if self.sums is not None:
+                self.numel[1:1] = self.sums.numel
+        return rows if self.sums is None else [rows[0], *self.sums.rows(), *rows[1:]]
+
+    def _own_rows(self) -> list[np.ndarray]:
         values = self._transfer.values()
         if not self._trials and len(self._widths) == 1:
             return [values]
@@ -355,3 +419,10 @@ def _judge(entries: Sequence[Entry], row: np.ndarray, waited: np.ndarray) -> Non
     for entry, is_same in zip(entries, same, strict=True):
         if entry.waits == TRIAL:
             entry.waits = SAFE if is_same else NEVER
+
+
+def slots_of(part: str, entries: Sequence[Entry]) -> np.ndarray:
+    """[entries] int64, where a part lies in a row; [entries, bins] of a histogram."""
+    starts = np.array([e.start + sum(e.widths[: e.parts.index(part)]) for e in entries])
+    width = WIDTHS.get(part, 1)
+    return starts if width == 1 else starts[:, None] + np.arange(width)
