@@ -1,21 +1,35 @@
-"""Which model an optimizer trains: found when a module that owns its parameters is called for the first time.
+"""Which model an optimizer trains: found when a module that owns its parameters is called for the first time, or else
+when the optimizer is about to step.
 
 Earlier, a model may still be moved, sharded or wrapped; later, its first step would be lost. Until then
 `Module.__call__` has a line more; torch's global module hooks would be too late, since a module's call is under way
 when they run.
+
+What counts as the model is decided here once, by `ModelSearch`:
+
+- It **outlives a step**: a module that was built after the optimizer, as `Loss(net)` that a loop makes anew or the
+  wrapper of an ODE solver, cannot be where the optimizer has its parameters from.
+- It is **what is called**: of the modules that have all the parameters, the one whose call began. A head that is
+  fine-tuned alone is part of the model that is called, and so are the halves of a network with an optimizer each.
+- Where parts of it are called alone it is the smallest module that has all the parameters; where none was called as a
+  module (functional calls, classes with a `__call__` of their own, optimizers that are made after the first backward)
+  it has all that the backward has reached, too. Of several with the same parameters it is the outermost.
+- Where no module has all the parameters, as of an encoder and a decoder with one optimizer, there are **several
+  models**.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from gradlab.taps.identity import IdentityDict, IdentitySet
 from gradlab.taps.sites import unwrapped
 
 
@@ -48,6 +62,121 @@ class FirstCall:
             self._ours = None
 
 
+class Ages:
+    """Which modules were built after which moment.
+
+    A module that was copied or unpickled, or built before `install`, counts as old.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._born: dict[int, int] = {}  # by id: that of a module that is gone is overwritten by the next one there
+        self._is_installed = False
+
+    def install(self) -> None:
+        """Number the modules that are built from now on."""
+        if self._is_installed:
+            return
+        self._is_installed = True
+        build = nn.Module.__init__
+
+        @functools.wraps(build)
+        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            if not torch.compiler.is_compiling():
+                self.now += 1
+                self._born[id(module)] = self.now
+            build(module, *args, **kwargs)
+
+        nn.Module.__init__ = __init__  # type: ignore[assignment, method-assign]
+
+    def is_younger(self, module: nn.Module, than: int) -> bool:
+        """Whether a module was built after a moment, which is a value of `now`."""
+        return self._born.get(id(module), 0) > than
+
+
+class ModelSearch:
+    """All modules that own some parameters, and all that contain those: one walk over Python's objects, some 50 ms.
+
+    Args:
+        wanted: ids of the parameters.
+        called: the module whose call begins, where that is why somebody searches.
+        ages: which modules are how old.
+    """
+
+    def __init__(self, wanted: set[int], called: nn.Module | None, ages: Ages) -> None:
+        parents: dict[int, list[nn.Module]] = {}
+        owners: list[nn.Module] = []
+        self.owned: set[int] = set()
+        """The wanted parameters that are in a module at all."""
+        for module in _all_modules():
+            own = vars(module)
+            for child in own["_modules"].values():
+                if child is not None:
+                    parents.setdefault(id(child), []).append(module)
+            mine = {id(p) for p in own["_parameters"].values()} & wanted
+            if mine:
+                owners.append(module)
+                self.owned |= mine
+        self._modules = [one for one in _upwards(owners, parents) if unwrapped(one) is one]
+        self._parameters: dict[int, set[int]] = {}
+        self._called, self._ages = called, ages
+
+    def models_of(self, wanted: set[int], made: int) -> list[nn.Module]:
+        """The models that have some of the parameters together, the largest share first; none where no module has any.
+
+        Args:
+            wanted: ids of parameters, of those that were searched for.
+            made: when their optimizer was made, by `ages.now`.
+        """
+        found: list[nn.Module] = []
+        left = wanted & self.owned
+        while left:
+            model = self._best(left, made)
+            found.append(model)
+            left = left - self._parameters_of(model)
+        return found
+
+    def is_called(self, model: nn.Module, made: int) -> bool:
+        """Whether the call that begins is this model's, by way of wrappers that were made for it or not."""
+        return self._called is not None and any(one is model for one in self._entered(self._called, made))
+
+    def _best(self, wanted: set[int], made: int) -> nn.Module:
+        """The model that has all of the parameters, or as many of them as any."""
+        some = [one for one in self._modules if wanted & self._parameters_of(one)]
+        # All may be young, where a model was built around the parameters of another.
+        some = [one for one in some if not self._ages.is_younger(one, made)] or some
+        most = max(len(wanted & self._parameters_of(one)) for one in some)
+        covering = [one for one in some if len(wanted & self._parameters_of(one)) == most]
+        if self._called is None:
+            reached = {id(one): self._num_reached(one) for one in covering}
+            covering = [one for one in covering if reached[id(one)] == max(reached.values())]
+        elif entered := [one for one in covering if self.is_called(one, made)]:
+            covering = entered
+        size = min(len(self._parameters_of(one)) for one in covering)
+        alike = [one for one in some if len(self._parameters_of(one)) == size and self._contains_any(one, covering)]
+        return max(alike, key=lambda one: sum(1 for _ in one.modules()))
+
+    def _entered(self, called: nn.Module, made: int) -> list[nn.Module]:
+        """A called module, or where it was made anew those that it wraps."""
+        inner = unwrapped(called)
+        if not self._ages.is_younger(inner, made):
+            return [inner]
+        return [one for child in inner.children() for one in self._entered(child, made)]
+
+    def _contains_any(self, module: nn.Module, ones: Sequence[nn.Module]) -> bool:
+        inside = {id(one) for one in module.modules()}
+        return any(id(one) in inside for one in ones)
+
+    def _num_reached(self, module: nn.Module) -> int:
+        return sum(p.is_leaf and p.grad is not None for p in module.parameters())
+
+    def _parameters_of(self, module: nn.Module) -> set[int]:
+        known = self._parameters.get(id(module))
+        if known is None:
+            known = self._parameters[id(module)] = {id(p) for p in module.parameters()}
+        return known
+
+
 def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
     """The ids of all parameters that some optimizers own."""
     return {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
@@ -59,28 +188,9 @@ def touches(module: nn.Module, wanted: set[int]) -> bool:
     return any(id(p) in wanted for p in parameters) and not any(is_lazy(p) for p in parameters)
 
 
-def owner_of(wanted: set[int], called: nn.Module | None) -> nn.Module | None:
-    """The model that has all parameters of `wanted`: the smallest one; of several, the outermost that is no wrapper.
-
-    Args:
-        wanted: ids of parameters.
-        called: a module that was called and has some of them: the answer where no module has them all.
-    Cost: a walk over Python's objects, some 50 ms, once an optimizer.
-    """
-    parents: IdentityDict[nn.Module, list[nn.Module]] = IdentityDict()
-    owners: list[nn.Module] = []
-    for module in _all_modules():
-        own = vars(module)
-        for child in own["_modules"].values():
-            if child is not None:
-                parents.setdefault(child, []).append(module)
-        if any(id(p) in wanted for p in own["_parameters"].values()):
-            owners.append(module)
-    covering = [one for one in _upwards(owners, parents) if wanted <= {id(p) for p in one.parameters()}]
-    models = {id(inner): inner for inner in map(unwrapped, covering)}.values()
-    if not models:
-        return called
-    return min(models, key=lambda one: (sum(1 for _ in one.parameters()), -sum(1 for _ in one.modules())))
+def is_ready(optimizer: Optimizer) -> bool:
+    """Whether all parameters of an optimizer exist by now."""
+    return not any(is_lazy(p) for group in optimizer.param_groups for p in group["params"])
 
 
 def _all_modules() -> list[nn.Module]:
@@ -89,13 +199,13 @@ def _all_modules() -> list[nn.Module]:
     return [one for one in found if "_modules" in vars(one) and "_parameters" in vars(one)]
 
 
-def _upwards(owners: Iterable[nn.Module], parents: Mapping[nn.Module, list[nn.Module]]) -> list[nn.Module]:
+def _upwards(owners: Iterable[nn.Module], parents: dict[int, list[nn.Module]]) -> list[nn.Module]:
     """Some modules and all that contain them."""
-    found: IdentitySet[nn.Module] = IdentitySet()
+    found: dict[int, nn.Module] = {}
     waiting = list(owners)
     while waiting:
         module = waiting.pop()
-        if module not in found:
-            found.add(module)
-            waiting += parents.get(module, [])
-    return list(found)
+        if id(module) not in found:
+            found[id(module)] = module
+            waiting += parents.get(id(module), [])
+    return list(found.values())

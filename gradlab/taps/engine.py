@@ -99,6 +99,8 @@ class Engine:
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
         self._seen_once: set[int] = set()
+        self._is_new = True
+        """Whether no optimizer has stepped since watching began: a backward may have ended before."""
         self.recorder = Recorder([], self._backward_ended, on_failure)
         self._use(self.parameters)
 
@@ -254,6 +256,9 @@ class Engine:
         row = self.recorder.step_row()
         if not self.recorder.committed:
             self.recorder.watch_parameters()
+            if self._is_new:
+                armed.parameters.look_back(row)
+        self._is_new = False
         if scale is not None:
             self._note_scale(scale, optimizer, row, armed)
             if self.recorder.thrown_away:

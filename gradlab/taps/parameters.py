@@ -82,6 +82,14 @@ class ParameterWatch:
             # One copy of the watched weights, alive from the first update of a step to its end.
             self._before = [p.clone() for p in self.update.values()]
 
+    def look_back(self, row: Row) -> None:
+        """The gradients of a backward that ended before anybody watched: of those that nothing has changed since.
+
+        A gradient that was clipped, or added to, has been written to in place, which its version tells.
+        """
+        fresh = [g if g is not None and g._version == 0 else None for g in self.final.gradients()]
+        self.final.write(row, fresh)
+
     def _unused(self, quantity: _Quantity) -> list[Tensor | None]:
         """The gradients, without those that an optimizer has used already in this step: they have been read."""
         gradients = quantity.gradients()

@@ -172,10 +172,13 @@ for _ in range(3):
 """
     ended = script.write(code).attached()
     assert ended.code == 0
-    assert ended.said[0] == "gradlab: the model of SGD is not watched: its parameters are in no module."
+    assert re.fullmatch(
+        r"gradlab: the model of SGD \(made in train.py, line \d+\) is not watched: its parameters are in no module\.",
+        ended.said[0],
+    )
 
 
-def test_a_model_whose_forward_is_called_past_its_hooks_is_watched_from_the_second_step(script: Script) -> None:
+def test_a_model_whose_forward_is_called_past_its_hooks_is_watched_from_the_first_step(script: Script) -> None:
     code = """
 net = Net()
 optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -188,14 +191,16 @@ for _ in range(4):
             "torch.randn(2, 8))", "torch.randn(2, 8), net.fc1.weight), net.fc2.weight)"
         )
     )
-    assert steps_of(ended.attached()) == [1, 2, 3]
+    assert steps_of(ended.attached()) == [0, 1, 2, 3]
 
 
 def test_a_pattern_that_matches_nothing_is_said_in_one_line(script: Script) -> None:
     ended = script.write(PLAIN).attached(flags=("--taps", "fc3.*"))
     assert ended.code == 0 and ended.stdout == script.bare().stdout
+    lines = (script.folder / "train.py").read_text().splitlines()
+    line = lines.index("optimizer = torch.optim.Adam(net.parameters(), 1e-2)") + 1
     assert ended.said == [
-        "gradlab: the model of Adam is not watched: no tensor matches 'fc3.*'. "
+        f"gradlab: the model of Adam (made in train.py, line {line}) is not watched: no tensor matches 'fc3.*'. "
         "The model has: fc1.weight, fc1.bias, fc2.weight, fc2.bias."
     ]
     assert not list((script.folder / "runs").glob("*/*"))
