@@ -5,6 +5,7 @@ Never `key_averages()` or `events()` of torch.profiler: those cost about fifty t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from torch._C._profiler import _EventType
 
 _CPU = torch._C._autograd.DeviceType.CPU
 _MEMORY = "[memory]"
+_PYTHON = re.compile(r".*\(\d+\): |<built-in |nn\.Module: ")
+"""How torch names Python's frames, for a torch whose events do not say that they are one."""
 
 
 class Event(NamedTuple):
@@ -48,12 +51,15 @@ class Allocation(NamedTuple):
 def read_events(results: Any) -> list[Event]:
     """All events of torch's `_ProfilerResult`, without changes of memory and the shadows that ranges throw on a device.
 
+    Also without the frames of Python that stacks add: they are the same time once more, and a range begins in the
+    frame of its own `__enter__`, which it outlives. So a window with stacks is told as one without.
+
     Cost: 4 microseconds an event.
     """
     events = []
     for event in results.events():
         name = event.name()
-        if name == _MEMORY:
+        if name == _MEMORY or _is_python(event):
             continue
         on_device = event.device_type() != _CPU
         if on_device and event.is_user_annotation():
@@ -73,6 +79,12 @@ def read_events(results: Any) -> list[Event]:
             )
         )
     return events
+
+
+def _is_python(event: Any) -> bool:
+    """Whether an event is a frame of Python, or a call from there into C."""
+    known = getattr(event, "is_python_function", None)
+    return known() if known is not None else _PYTHON.match(event.name()) is not None
 
 
 def read_allocations(results: Any) -> list[Allocation]:

@@ -20,6 +20,8 @@ from gradlab.taps.stand import PLACE, Hook, StandIn, beneath
 Range: Any = getattr(torch._C._profiler, "_RecordFunctionFast", torch.autograd.profiler.record_function)
 
 STEP = "ProfilerStep#"
+UNFINISHED = "unfinished step "
+"""A step of which a trace has only a part: its mark is renamed, so that nobody averages over it."""
 STEP_BODY = "[pl][profile]train_step"
 DATA = "enumerate(DataLoader)#gradlab.__next__"
 

@@ -90,3 +90,21 @@ def _event(event: dict[str, Any], main: int) -> Event:
         correlation=arguments.get("External id" if operator else "correlation", 0),
         launched_by=0 if operator else arguments.get("External id", 0),
     )
+
+
+def crossings(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The pairs of ranges of a Chrome trace that intersect on their thread, by name."""
+    found, open_ones = [], []
+    ranges = [
+        (event["tid"], start, -start - round(event["dur"] * 1000), event["name"])
+        for event in events
+        if event.get("ph") == "X" and event["cat"] in (*_HOST, "python_function")
+        for start in [round(event["ts"] * 1000)]
+    ]
+    for thread, start, end, name in sorted(ranges):
+        while open_ones and (open_ones[-1][0] != thread or open_ones[-1][1] <= start):
+            open_ones.pop()
+        if open_ones and -end > open_ones[-1][1]:
+            found.append((open_ones[-1][2], name))
+        open_ones.append((thread, -end, name))
+    return found

@@ -9,7 +9,7 @@ from torch import nn
 
 import gradlab
 from gradlab.errors import GradlabWarning, ProfileError
-from gradlab.profiling import recording, trace, window
+from gradlab.profiling import kineto, recording, trace, window
 from gradlab.profiling.schedule import Profile
 from gradlab.profiling.window import Profiler
 
@@ -243,6 +243,33 @@ def test_stacks_and_shapes_are_recorded_on_request(run, tmp_path):
     arguments = [event.get("args", {}) for event in read_trace(profiler.windows[0])["traceEvents"]]
     assert any("Input Dims" in args for args in arguments)
     assert any("Call stack" in args for args in arguments)
+
+
+def test_a_window_with_stacks_is_told_as_one_without(run, tmp_path):
+    told = []
+    for stack in (False, True):
+        with gradlab.profile(
+            tmp_path / str(stack), run.model, stack=stack, warmup=1, active=2, strict=True
+        ) as profiler:
+            for _ in range(3):
+                run.step()
+                profiler.step()
+        summary = read_summary(profiler.windows[0])
+        assert all(summary["mean"][f"{phase}_ms"] > 0 for phase in ("forward", "backward", "optimizer"))
+        modules = [(row["name"], row["calls"], row["retained_bytes"]) for row in summary["modules"]]
+        calls = {row["name"]: row["calls"] for row in summary["operators"]}
+        told.append((modules, calls["aten::addmm"], calls["aten::mm"]))
+    assert told[0] == told[1]
+    assert [name for name, *_ in told[1][0]] == ["", "0", "1", "2"]
+
+
+def test_a_torch_that_does_not_say_what_python_is_is_known_by_its_names(run):
+    with torch.profiler.profile(with_stack=True, profile_memory=True) as profiler:
+        run.step()
+    events = profiler.profiler.kineto_results.events()
+    assert {event.is_python_function() for event in events} == {False, True}
+    for event in events:
+        assert (kineto._PYTHON.match(event.name()) is not None) == event.is_python_function(), event.name()
 
 
 def test_outside_windows_a_step_costs_only_the_schedule(run, tmp_path, monkeypatch):
