@@ -7,16 +7,20 @@ last of a list is added to it. Setting a key twice is an error: one of the two w
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
-from gradlab.config.files import source_of
+from gradlab.config.files import control_character, source_of
 from gradlab.config.nodes import Broken, Entry, Listing, Mapping, Node, Path, Scalar
 from gradlab.config.render import Position, Problem, Source, quoted
 from gradlab.config.rules import seen
-from gradlab.config.yaml import compose
+from gradlab.config.scalars import resolve
+from gradlab.config.yaml import comment_in, compose
 
 _DEEPEST = 12  # parts of a key; no setting lies deeper
 _NOT_HERE = "*!&%@`|>"  # begin things in YAML that an argument has no use for, and patterns that it has
+
+_STRUCTURE = re.compile(r"""^\s*[\[{"']|^\s*[-?](\s|$)|:(\s|$)""")  # a list, a mapping, or text in quotes
 
 
 def apply(root: Mapping, arguments: Sequence[str]) -> tuple[Mapping, list[Problem]]:
@@ -117,10 +121,30 @@ def _wrong_key(key: str, equals: str, path: Path, done: dict[Path, int]) -> list
 
 
 def _value(source: Source, key: str, text: str) -> tuple[Node, list[Problem]]:
-    """The value of an argument: YAML, except that a pattern like `*/relu*` or `!head.*` needs no second quotes."""
+    """The value of an argument: a word as it stands, or YAML where it is a list, a mapping or in quotes.
+
+    A word keeps what a YAML file would take away: a `#` after a blank, which begins a comment there, line breaks,
+    blanks at either end. A pattern like `*/relu*` or `!head.*` needs no second quotes.
+    """
     start = len(key) + 1
     at = Position(source, 1, start + 1, max(1, len(text)))
     if text[:1] in tuple(_NOT_HERE):
         return Scalar(at, text, text, quotes=True), []
+    if not _STRUCTURE.search(text):
+        return _word(source, at, text)
     node, problems = compose(source, " " * start + text)
+    if not problems and (comment := comment_in(" " * start + text)) is not None:
+        place = Position(source, 1, comment + 1, max(1, len(source.lines[0]) - comment))
+        problems = [Problem(place, "'#' begins a comment here. If it is text, write that in quotes.")]
     return (Scalar(at, None, "") if node is None else node), problems
+
+
+def _word(source: Source, at: Position, text: str) -> tuple[Node, list[Problem]]:
+    """A number, true, false or null, blanks around it left out; else the text as it stands."""
+    if problem := control_character(source, "\n".join(source.lines)):
+        return Scalar(at, None, ""), [problem]
+    try:
+        value = resolve(text.strip())
+    except ValueError as error:
+        return Scalar(at, None, ""), [Problem(at, str(error))]
+    return Scalar(at, text if isinstance(value, str) else value, text), []

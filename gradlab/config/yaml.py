@@ -54,6 +54,14 @@ def compose(source: Source, text: str) -> tuple[Node | None, list[Problem]]:
     return composer.root, composer.problems
 
 
+def comment_in(text: str) -> int | None:
+    """Where a comment begins at the end of a text that holds one value; None where there is none."""
+    marks = [(event.start_mark.index, event.end_mark.index) for event in _events(text)]
+    end = max((end for start, end in marks if end > start), default=0)  # what has no width ends after the comment
+    rest = text[end:]
+    return end + len(rest) - len(rest.lstrip()) if rest.lstrip().startswith("#") else None
+
+
 def _events(text: str) -> Iterator[Any]:
     loader = _LOADER(text)
     try:

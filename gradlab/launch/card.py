@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from gradlab.events.markdown import cell
 from gradlab.runs.folder import RunFolder
 
 
@@ -20,8 +22,10 @@ def run_card(folder: RunFolder, record: Mapping[str, Any], resolved: str) -> str
         "devices": ", ".join(device["name"] for device in record["devices"]) or f"{record['host']['cpus']} CPUs",
         **{name: version for name, version in record["versions"].items() if version},
     }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    return f"| | |\n|---|---|\n{table}\n\n```yaml\n{resolved.strip()}\n```\n"
+    table = "\n".join(f"| {name} | {cell(value)} |" for name, value in rows.items())
+    settings = resolved.strip()
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", settings)), default=0))
+    return f"| | |\n|---|---|\n{table}\n\n{fence}yaml\n{settings}\n{fence}\n"
 
 
 def hyperparameters(experiment: Any) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def hyperparameters(experiment: Any) -> dict[str, Any]:
 
 def answers_card(answers: Mapping[str, str]) -> str:
     """A model's answers as a table."""
-    rows = "\n".join(f"| {name} | {_cell(text)} |" for name, text in answers.items())
+    rows = "\n".join(f"| {cell(name)} | {cell(text)} |" for name, text in answers.items())
     return f"| answer | value |\n|---|---|\n{rows}\n"
 
 
@@ -47,8 +51,3 @@ def code_text(git: Mapping[str, Any] | None) -> str:
         return "no git repository"
     dirty = ", with uncommitted changes" if git.get("dirty") else ""
     return f"{git['branch']} {git['sha'][:10]}{dirty}"
-
-
-def _cell(value: object) -> str:
-    """A value inside a table row."""
-    return str(value).encode("utf-8", "backslashreplace").decode().replace("|", "\\|").replace("\n", " ")

@@ -20,6 +20,7 @@ from pytorch_lightning.loggers.logger import Logger
 from gradlab.errors import EventError
 from gradlab.events import EventWriter
 from gradlab.events.hparams import SESSION_TAG, flatten
+from gradlab.events.markdown import cell, code_cell
 from gradlab.sinks import JsonlSink
 
 
@@ -173,5 +174,5 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _table(config: Mapping[str, Any]) -> str:
     """A Markdown table of dotted names and values."""
-    rows = (f"| {name} | `{str(value).replace('|', chr(92) + '|')}` |" for name, value in flatten(config).items())
+    rows = (f"| {cell(name)} | {code_cell(value)} |" for name, value in flatten(config).items())
     return "\n".join(["| setting | value |", "|---|---|", *rows])

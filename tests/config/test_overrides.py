@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 GOOD = "name: x\nmodel: mlp\ntaps:\n  - {at: a, of: output}\n"
 
 
@@ -59,3 +61,74 @@ def test_a_key_of_a_thousand_levels_is_one_sentence(refused):
 def test_an_axis_of_a_sweep_is_set_by_its_dotted_key(loaded):
     sweep = loaded(GOOD, "sweep.over.model.init_args.widths=[[3], [4]]", "sweep.over.seed=[1, 2]").experiment.sweep
     assert sweep.over == {"model.init_args.widths": ([3], [4]), "seed": (1, 2)}
+
+
+AS_THEY_STAND = (
+    "run #2",
+    "#2",
+    "a#b",
+    "two  blanks ",
+    " led by one",
+    "a:b",
+    "12:30",
+    "x=y=z",
+    "yes",
+    "it's",
+    'say "so"',
+    "größe ✓",
+    "line\nbreak",
+    "tab\there",
+    "a, b",
+    "@x",
+    "`x`",
+    "%d",
+    "*.weight",
+    "&x",
+    "--- x",
+    "a\\nb",
+    "->",
+    "a - b",
+    "2026-11-28",
+    "null and void",
+)
+
+
+@pytest.mark.parametrize("text", AS_THEY_STAND)
+def test_text_in_an_argument_is_taken_as_it_stands(loaded, text):
+    experiment = loaded(TEXT, f"model.init_args.text={text}").experiment
+    assert experiment.model.init_args["text"] == text
+    again = loaded(loaded(TEXT, f"model.init_args.text={text}").resolved()).experiment
+    assert again == experiment
+
+
+TEXT = "name: x\nmodel: {class_path: mine.Net, init_args: {text: a}}\n"
+
+AS_IN_YAML = {
+    "1e-3": 1e-3,
+    " 3 ": 3,
+    "~": None,
+    "null": None,
+    "": None,
+    "true": True,
+    "{a: b}": {"a": "b"},
+    "[a, b]": ["a", "b"],
+    "- x": ["x"],
+    "a: b": {"a": "b"},
+    '"run #2"': "run #2",
+    "'[x]'": "[x]",
+    "[a, 'b #2']": ["a", "b #2"],
+}
+
+
+@pytest.mark.parametrize("text", AS_IN_YAML)
+def test_other_values_of_an_argument_are_yaml(loaded, text):
+    experiment = loaded(TEXT, f"model.init_args.text={text}").experiment
+    assert experiment.model.init_args["text"] == AS_IN_YAML[text]
+
+
+@pytest.mark.parametrize("text", ['"run" #2', "[a] # b", "note: run #2", "- run #2"])
+def test_a_comment_in_an_argument_is_refused(refused, text):
+    said = refused(TEXT, f"model.init_args.text={text}")
+    assert said.startswith("argument 1: '#' begins a comment here. If it is text, write that in quotes.\n")
+    number, caret = (line.split(" | ", 1)[1] for line in said.splitlines()[1:3])
+    assert number[caret.index("^")] == "#"
