@@ -31,7 +31,7 @@ from gradlab.sinks import Sink
 from gradlab.steps import Steps
 from gradlab.taps.engine import Engine, check_taps
 from gradlab.taps.identity import WeakIdentityDict
-from gradlab.taps.interpreter import looks_away, own_ops
+from gradlab.taps.interpreter import looks_away, outside_modes, own_ops
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import parameter_names, unwrapped
 from gradlab.taps.stand import Hook
@@ -355,6 +355,10 @@ class Monitor:
 
     def step_ended(self) -> None:
         """Close the frame of this step, send it on its way, and get ready for the next step."""
+        with outside_modes():  # what is measured between steps is none of a counter's around the loop
+            self._end_step()
+
+    def _end_step(self) -> None:
         try:
             self._send_frame()
         except Exception as error:

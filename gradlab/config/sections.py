@@ -19,7 +19,7 @@ from gradlab.config.records import Keys, blame, expanded
 from gradlab.config.render import Problem, refusal
 from gradlab.config.schema import ClassSpec, DataSpec, ModelSpec, OptimizerSpec
 from gradlab.config.signatures import arguments_of
-from gradlab.config.trainer import trainer_keys
+from gradlab.config.trainer import contradictions, trainer_keys
 from gradlab.errors import ConfigError
 
 
@@ -87,8 +87,14 @@ def check_optimizer(setting: Setting, folder: Path, problems: list[Problem]) -> 
 
 
 def check_trainer(setting: Setting, problems: list[Problem]) -> None:
-    """The arguments of Lightning's Trainer."""
-    trainer_keys().check(setting, problems)
+    """The arguments of Lightning's Trainer: each by itself, and then together by building one on trial."""
+    found: list[Problem] = []
+    arguments = trainer_keys().check(setting, found)
+    if not found:
+        for name, sentence in contradictions(arguments):
+            entry = setting.node.entry(name) if name and isinstance(setting.node, MappingNode) else None
+            found.append(Problem((setting.under(entry) if entry else setting).position, sentence))
+    problems += found
 
 
 def brings_data(model: Bound) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -10,6 +11,7 @@ from gradlab.config.annotations import rule_of
 from gradlab.config.limits import Range, Spelled
 from gradlab.config.records import Key, Keys
 from gradlab.config.signatures import arguments_of
+from gradlab.config.trial import refusal_of
 
 _FROM_0: TypeAlias = Annotated[int, Range(0)]
 _FROM_1: TypeAlias = Annotated[int, Range(1)]
@@ -38,7 +40,15 @@ _NARROWER: dict[str, Any] = {
     "gradient_clip_val": Annotated[float, Range(0)] | None,
     "gradient_clip_algorithm": Literal["norm", "value"] | None,
     "reload_dataloaders_every_n_epochs": _FROM_0,
+    "val_check_interval": _FROM_1 | Annotated[float, Range(0, 1)] | str | dict[str, Any] | None,
 }
+
+_LEAST_AND_MOST = (("min_epochs", "max_epochs"), ("min_steps", "max_steps"))
+
+_BAREBONES = (
+    "trainer.barebones is without a log and checkpoints, which a run has. For less of both take `taps: []`, "
+    "`trainer.enable_checkpointing: false` and `trainer.log_every_n_steps`."
+)
 
 _REFUSED = {
     "logger": "trainer.logger is gradlab's: what the model logs with `self.log` goes to the run's own event file.",
@@ -49,6 +59,27 @@ _REFUSED = {
     "plugins": "trainer.plugins takes Python objects, which an experiment file cannot hold. "
     "Use `precision:` or `strategy:`.",
 }
+
+
+def contradictions(arguments: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
+    """What is wrong with arguments that are right one by one: the argument to blame, and the sentence.
+
+    Not what depends on this machine.
+    """
+    if arguments.get("barebones"):
+        yield "barebones", _BAREBONES
+        arguments = {name: value for name, value in arguments.items() if name != "barebones"}
+    if arguments.get("val_check_interval") == 0:
+        yield "val_check_interval", "trainer.val_check_interval is 0; to validate never, set limit_val_batches to 0."
+    for least, most in _LEAST_AND_MOST:
+        low, high = arguments.get(least), arguments.get(most)
+        if low is not None and high is not None and -1 < high < low:
+            yield least, f"trainer.{least} is {low}, more than trainer.{most}, {high}, after which training ends."
+    while (refusal := refusal_of(arguments)) is not None and not refusal.is_of_machine:
+        yield refusal.argument, f"the Trainer refused: {refusal.text}"
+        if refusal.argument is None:
+            return
+        arguments = {name: value for name, value in arguments.items() if name != refusal.argument}
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from gradlab.errors import UsageError
+from gradlab.errors import MachineError, UsageError
 from gradlab.launch.machine import device_options
 from gradlab.launch.messages import quiet_lightning
 from gradlab.launch.optimizer import use_optimizer
@@ -62,10 +62,13 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, beside: Path | None = 
 
 def _prepare(path: Path, overrides: Sequence[str], home: Path) -> Prepared:
     from gradlab.config.load import load
+    from gradlab.config.trial import refusal_of
 
     loaded = load(path, overrides, names_of=_names_of, beside=home)
     experiment = loaded.experiment
     devices = device_options(experiment.trainer, experiment.resources)
+    if refusal := refusal_of({**experiment.trainer, **devices}):
+        raise MachineError(f"the Trainer cannot be built on this machine: {refusal.text}")
     with quiet_lightning():
         pl.seed_everything(experiment.seed, workers=True)
         built = loaded.build()

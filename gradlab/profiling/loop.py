@@ -18,7 +18,7 @@ from torch.utils.data import dataloader
 
 from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.phases import PhaseClock
-from gradlab.taps.interpreter import is_batched, looks_away
+from gradlab.taps.interpreter import is_batched, looks_away, outside_modes
 from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.stand import Hook
 
@@ -131,7 +131,8 @@ class LoopMarks:
         if not module.training and not torch.is_grad_enabled():
             self._on_evaluation()
         else:
-            self._on_batch(args, kwargs)
+            with outside_modes():
+                self._on_batch(args, kwargs)
         self._clock.enter("forward")
 
     @_never_stops_training
@@ -142,10 +143,11 @@ class LoopMarks:
         if self._in_forward:
             return
         self._clock.leave()
-        end = _first_differentiable(output) if torch.is_grad_enabled() else None
-        if end is not None:
-            self._clock.rest("loss")
-            self._leaf_hooks.register(end, self._backward_begins)
+        with outside_modes():
+            end = _first_differentiable(output) if torch.is_grad_enabled() else None
+            if end is not None:
+                self._clock.rest("loss")
+                self._leaf_hooks.register(end, self._backward_begins)
 
     @_never_stops_training
     def _backward_begins(self, gradient: Tensor) -> None:

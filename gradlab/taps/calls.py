@@ -14,8 +14,7 @@ from torch import Tensor
 
 from gradlab.taps.functional import moves_parameters, op_name
 from gradlab.taps.plan import Plan, Target
-from gradlab.taps.sites import leaves
-from gradlab.taps.visit import root_site
+from gradlab.taps.visit import has_floating, root_site
 
 
 class OpNode:
@@ -121,7 +120,3 @@ class Counts:
 
 
 _MOST_SCOPES = 4
-
-
-def has_floating(value: Any) -> bool:
-    return any(t.is_floating_point() or t.is_complex() for _, t in leaves(value))

@@ -167,7 +167,8 @@ class _OpWatcher(TorchFunctionMode):
         if node is not None:
             child = node.next.get(func)
             if child is None:
-                child = node.grow(func, result, self.hooks.plan)
+                with _NoFunctionModes():
+                    child = node.grow(func, result, self.hooks.plan)
             if child is not node:
                 here.node = child
                 if child.target is not None:
@@ -349,9 +350,10 @@ class ModuleHooks:
             recorded.ignoring = False
         elif output is not None and current is not None:
             current.row.flush()
-            tensor = first_differentiable(output)
-            if tensor is not None:
-                self.recorder.watch_output(tensor, current)
+            with _NoFunctionModes():
+                tensor = first_differentiable(output)
+                if tensor is not None:
+                    self.recorder.watch_output(tensor, current)
 
     def begin_step(self) -> None:
         """A step begins: whatever a forward of this thread that was interrupted left behind is dropped."""

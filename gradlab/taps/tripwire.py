@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.arguments import FLAG, PATH, either, named_fields, settle
 from gradlab.frame import Finding
 from gradlab.taps.gradhooks import is_recomputing
-from gradlab.taps.interpreter import is_batched, looks_away, own_ops
+from gradlab.taps.interpreter import is_batched, looks_away, outside_modes, own_ops
 from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.origin import Origin, RandomState, replay_origin
 from gradlab.taps.sites import leaves
@@ -134,16 +134,20 @@ class Tripwire:
     def forward_ended(self, output: Any) -> None:
         """Keep the gradients of the outputs when they come."""
         if torch.is_grad_enabled() and not looks_away() and not is_recomputing() and self._batches:
-            for suffix, tensor in leaves(output):
-                if tensor.requires_grad:
-                    self._leaf_hooks.register(tensor, self._batches[-1].keep(suffix))
+            with outside_modes():
+                for suffix, tensor in leaves(output):
+                    if tensor.requires_grad:
+                        self._leaf_hooks.register(tensor, self._batches[-1].keep(suffix))
 
     def look(self, parameters: Iterable[nn.Parameter], step: int) -> Finding | None:
         """Just before an update: what was found, where a gradient of these parameters is not finite.
 
         Cost: one norm over all gradients, and one host read.
         """
-        own = [p for p in parameters if p.grad is not None]
+        with outside_modes():
+            return self._look([p for p in parameters if p.grad is not None], step)
+
+    def _look(self, own: list[nn.Parameter], step: int) -> Finding | None:
         with own_ops():
             is_good = not own or all_finite([p.grad for p in own if p.grad is not None])
         if is_good:
@@ -170,8 +174,9 @@ class Tripwire:
 
     def updated(self) -> None:
         """The optimizer has been called: gradients that were held back are there again."""
-        for p, grad in self._held_back:
-            p.grad = grad
+        with outside_modes():
+            for p, grad in self._held_back:
+                p.grad = grad
         self._held_back = []
 
     def step_ended(self) -> None:

@@ -97,6 +97,12 @@ def hides_its_ops(module: nn.Module) -> bool:
     return place.startswith("torch.nn.") and not any(child is not None for child in module._modules.values())
 
 
+def has_floating(value: Any) -> bool:
+    """Whether there is a tensor in a value that may have a gradient."""
+    with torch._C.DisableTorchFunction():  # these questions are no ops of the user's
+        return any(t.is_floating_point() or t.is_complex() for _, t in leaves(value))
+
+
 class VisitHook(ModuleHook):
     """A hook of a visit: it sees eager calls of the thread that began the visit; others may be calling the model."""
 
@@ -177,11 +183,7 @@ class _Visit:
             self.end_pass()
 
     def op(self, op: str, result: Any) -> Any:
-        if (
-            self.hidden
-            or not self.calls.stack
-            or not any(t.is_floating_point() or t.is_complex() for _, t in leaves(result))
-        ):
+        if self.hidden or not self.calls.stack or not has_floating(result):
             return result
         return replace_leaves(result, self.see(self.calls.op(op), result))
 

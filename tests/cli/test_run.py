@@ -347,3 +347,22 @@ def test_a_rank_that_gradlab_did_not_start_is_explained(gradlab, experiment, mon
     assert result.exit_code == 2
     assert "Start the ranks with torchrun" in result.stderr
     assert not (experiment.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("trainer.devices=0", 2, "argument 1: the Trainer refused: `Trainer(devices=0)`"),
+        ("trainer.val_check_interval=1.5", 2, "argument 1: trainer.val_check_interval must be a number from 0 to 1"),
+        ("trainer.barebones=true", 2, "argument 1: trainer.barebones is without a log and checkpoints"),
+        ("trainer.precision=transformer-engine", 3, "the Trainer cannot be built on this machine: Requirement"),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_known_before_anything_runs(
+    gradlab, experiment, command, override, code, message
+):
+    result = gradlab(command, experiment, override)
+    assert result.exit_code == code
+    assert result.stderr.startswith(message)
+    assert not (experiment.parent / "runs").exists()
