@@ -9,10 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradlab import errors as errors
+    from gradlab import frame as frame
+    from gradlab import sinks as sinks
+    from gradlab.errors import ArgumentError as ArgumentError
+    from gradlab.errors import ConfigError as ConfigError
+    from gradlab.errors import CopyError as CopyError
+    from gradlab.errors import EventError as EventError
     from gradlab.errors import GradlabError as GradlabError
+    from gradlab.errors import GradlabWarning as GradlabWarning
+    from gradlab.errors import JacobianError as JacobianError
+    from gradlab.errors import MachineError as MachineError
+    from gradlab.errors import ProfileError as ProfileError
+    from gradlab.errors import RanksError as RanksError
+    from gradlab.errors import RunError as RunError
+    from gradlab.errors import TapError as TapError
+    from gradlab.errors import UnknownNameError as UnknownNameError
+    from gradlab.errors import UnknownRunError as UnknownRunError
+    from gradlab.errors import UsageError as UsageError
+    from gradlab.frame import ABSENT as ABSENT
     from gradlab.frame import Finding as Finding
     from gradlab.frame import Frame as Frame
     from gradlab.frame import JacobianBlock as JacobianBlock
+    from gradlab.frame import Schema as Schema
+    from gradlab.frame import Series as Series
+    from gradlab.frame import is_absent as is_absent
     from gradlab.jacobians.compute import jacobian as jacobian
     from gradlab.jacobians.depth import depth_growth as depth_growth
     from gradlab.jacobians.sharpness import loss_sharpness as loss_sharpness
@@ -24,39 +45,80 @@ if TYPE_CHECKING:
     from gradlab.profiling.plain import profile as profile
     from gradlab.profiling.schedule import Profile as Profile
     from gradlab.profiling.schedule import Trigger as Trigger
+    from gradlab.sinks import CallbackSink as CallbackSink
+    from gradlab.sinks import CsvSink as CsvSink
+    from gradlab.sinks import JsonlSink as JsonlSink
+    from gradlab.sinks import MemorySink as MemorySink
+    from gradlab.sinks import Sink as Sink
+    from gradlab.sinks import TensorBoardSink as TensorBoardSink
+    from gradlab.sinks import sinks_of_trackers as sinks_of_trackers
     from gradlab.taps.rule import Tap as Tap
     from gradlab.taps.tripwire import NonFinite as NonFinite
+    from gradlab.taps.visit import Site as Site
+    from gradlab.taps.visit import sites_of as sites_of
     from gradlab.taps.visit import tap as tap
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "ABSENT": "gradlab.frame",
+    "ArgumentError": "gradlab.errors",
+    "CallbackSink": "gradlab.sinks",
+    "ConfigError": "gradlab.errors",
+    "CopyError": "gradlab.errors",
+    "CsvSink": "gradlab.sinks",
     "DepthGrowth": "gradlab.jacobians.spec",
+    "EventError": "gradlab.errors",
     "Finding": "gradlab.frame",
     "Frame": "gradlab.frame",
     "GradlabError": "gradlab.errors",
+    "GradlabWarning": "gradlab.errors",
     "JacobianBlock": "gradlab.frame",
+    "JacobianError": "gradlab.errors",
     "JacobianSlice": "gradlab.jacobians.spec",
+    "JsonlSink": "gradlab.sinks",
+    "MachineError": "gradlab.errors",
+    "MemorySink": "gradlab.sinks",
     "Monitor": "gradlab.monitor",
     "NonFinite": "gradlab.taps.tripwire",
     "Profile": "gradlab.profiling.schedule",
+    "ProfileError": "gradlab.errors",
+    "RanksError": "gradlab.errors",
+    "RunError": "gradlab.errors",
+    "Schema": "gradlab.frame",
+    "Series": "gradlab.frame",
     "Sharpness": "gradlab.jacobians.spec",
+    "Sink": "gradlab.sinks",
+    "Site": "gradlab.taps.visit",
     "Tap": "gradlab.taps.rule",
+    "TapError": "gradlab.errors",
+    "TensorBoardSink": "gradlab.sinks",
     "Trigger": "gradlab.profiling.schedule",
+    "UnknownNameError": "gradlab.errors",
+    "UnknownRunError": "gradlab.errors",
+    "UsageError": "gradlab.errors",
     "depth_growth": "gradlab.jacobians.depth",
+    "is_absent": "gradlab.frame",
     "jacobian": "gradlab.jacobians.compute",
     "loss_sharpness": "gradlab.jacobians.sharpness",
     "profile": "gradlab.profiling.plain",
+    "sinks_of_trackers": "gradlab.sinks",
+    "sites_of": "gradlab.taps.visit",
     "tap": "gradlab.taps.visit",
     "watch": "gradlab.monitor",
 }
+_MODULES = ("errors", "frame", "sinks")
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"gradlab.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'gradlab' has no attribute {name!r}")
+        from gradlab.errors import did_you_mean
+
+        raise AttributeError(f"module 'gradlab' has no attribute {name!r}.{did_you_mean(name, __all__, most=1)}")
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

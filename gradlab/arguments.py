@@ -75,6 +75,11 @@ def take(who: str, table: Table, given: Mapping[str, Any], error: type[GradlabEr
     return kept
 
 
+def check(who: str, name: str, kind: Kind, value: Any, error: type[GradlabError] = ArgumentError) -> Any:
+    """One argument as it is kept; see `take`."""
+    return take(who, {name: kind}, {name: value}, error)[name]
+
+
 def settle(value: Any, who: str, table: Table, error: type[GradlabError] = ArgumentError) -> None:
     """Check the fields of a frozen dataclass in its `__post_init__`, and keep them as the table says."""
     for name, kept in take(who, table, {name: getattr(value, name) for name in table}, error).items():

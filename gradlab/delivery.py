@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gradlab.diagnose import Diagnosis
-from gradlab.errors import RanksError, did_you_mean, warn
-from gradlab.frame import Finding, Frame, JacobianBlock, Series
+from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
+from gradlab.frame import Finding, Frame, JacobianBlock, Metrics, Series
 from gradlab.sinks import Sink
 from gradlab.taps.derived import with_derived
 from gradlab.taps.plan import Plan
@@ -123,7 +123,7 @@ class Delivery:
     def latest(self) -> dict[str, Series]:
         """The newest series of every metric."""
         self.deliver(wait=True)
-        newest: dict[str, Series] = {}
+        newest = Metrics()
         for frame in self._frames:
             newest.update(frame)
         return newest
@@ -132,19 +132,17 @@ class Delivery:
         """The logged steps of one value: ([n] int64 steps, [n] float32 values), oldest first.
 
         Raises:
-            KeyError: no such metric, or no such site in it; the message has the near misses.
+            UnknownNameError: no such metric, or no such site in it; the message has the near misses.
         """
         self.deliver(wait=True)
         pairs = [
-            (frame.step, frame[metric][site])
-            for frame in self._frames
-            if metric in frame and site in frame[metric].schema.sites
+            (frame.step, frame[metric][site]) for frame in self._frames if metric in frame and site in frame[metric]
         ]
         if not pairs:
             metrics = {name for frame in self._frames for name in frame}
             sites = {s for frame in self._frames if metric in frame for s in frame[metric].schema.sites}
-            known = sites if metric in metrics else metrics
-            raise KeyError(
+            known = sites if sites else metrics
+            raise UnknownNameError(
                 f"nothing logged for {metric!r} at {site!r}.{did_you_mean(site if sites else metric, known)}"
             )
         steps, values = zip(*pairs, strict=True)

@@ -116,9 +116,9 @@ def warn(message: str, *, stacklevel: int = 1) -> None:
         warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=stacklevel + 1)
 
 
-def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
+def did_you_mean(word: object, known: Iterable[str], *, most: int = 3) -> str:
     """A sentence with the words of `known` nearest to `word`, led by a space; "" where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+    near = difflib.get_close_matches(str(word), list(map(str, known)), n=most, cutoff=0.6)
     if not near:
         return ""
     return " Did you mean " + " or ".join(repr(name) for name in near) + "?"

@@ -163,6 +163,13 @@ class Series(Mapping[str, Any]):
 _set_schema, _set_array = Series.schema.__set__, Series.array.__set__  # type: ignore[attr-defined]
 
 
+class Metrics(dict[str, Series]):
+    """Metric -> series, in a dict of the caller's own, with near misses in its KeyError."""
+
+    def __missing__(self, metric: str) -> Series:
+        raise unknown(metric, self, "nothing is logged as")
+
+
 class _Items(ItemsView[str, Any]):
     """The items of a series. All floats are made at once: a lookup for each would take five times as long."""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.arguments import named_options
+from gradlab.arguments import NAME, check, named_options, one_of
 from gradlab.delivery import Delivery, Pending
 from gradlab.errors import CopyError, TapError, warn
 from gradlab.frame import Finding, Series
@@ -32,6 +32,7 @@ from gradlab.steps import Steps
 from gradlab.taps.engine import Engine, check_taps
 from gradlab.taps.identity import WeakIdentityDict
 from gradlab.taps.interpreter import looks_away, outside_modes, own_ops
+from gradlab.taps.kinds import OPTIMIZER
 from gradlab.taps.rule import Tap
 from gradlab.taps.sites import parameter_names, unwrapped
 from gradlab.taps.stand import Hook
@@ -210,7 +211,7 @@ class Monitor:
 
     def add_optimizer(self, optimizer: Optimizer) -> None:
         """Count the steps of one more optimizer. It takes the place of those that own some of the same parameters."""
-        self._steps.add(optimizer)
+        self._steps.add(check("monitor.add_optimizer()", "optimizer", OPTIMIZER, optimizer))
 
     def abandon(self) -> None:
         """Let go of the model and of the sinks without handing anything out: in a child process made by fork."""
@@ -285,14 +286,14 @@ class Monitor:
         """The logged steps of one value: ([n] int64 steps, [n] float32 values), oldest first.
 
         Raises:
-            KeyError: no such metric, or no such site in it; the message has the near misses.
+            UnknownNameError: (a KeyError) no such metric, or no such site in it; the message has the near misses.
         """
         return self._delivery.history(metric, site)
 
     def sites(self) -> list[str]:
         """The sites that taps have met so far, in forward order, then the parameters. Before a step: the parameters.
 
-        `gradlab.taps.visit.sites_of(model, x)` lists all that a forward shows, with shapes and the place of each op.
+        `gradlab.sites_of(model, x)` lists all that a forward shows, with shapes and the place of each op.
         """
         return self._engine.sites()
 
@@ -302,22 +303,22 @@ class Monitor:
         Raises:
             TapError: the site is not kept, or has not been seen in this step.
         """
-        return self._engine.tensor(site)
+        return self._engine.tensor(check("monitor.tensor()", "site", NAME, site))
 
     def grad(self, site: str) -> Tensor | None:
         """The gradient of a kept site after the backward (`retain_grad`), or that of a parameter; None before."""
-        parameter = self._engine.parameters.get(site)
+        parameter = self._engine.parameters.get(check("monitor.grad()", "site", NAME, site))
         return parameter.grad if parameter is not None else self.tensor(site).grad
 
     def keep(self, site: str) -> None:
         """Keep the tensor at a site, with its gradient, from the next forward on."""
-        self._engine.keep(site, self.step)
+        self._engine.keep(check("monitor.keep()", "site", NAME, site), self.step)
 
     @property
     def findings(self) -> list[Finding]:
         """All findings so far, oldest first."""
         self._delivery.deliver()
-        return self._delivery.findings
+        return list(self._delivery.findings)
 
     # The edges of a step.
 
@@ -421,6 +422,7 @@ class Monitor:
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Count what runs in a `with` block as a phase of the step: `with monitor.phase("data"): batch = read()`."""
+        check("monitor.phase()", "name", one_of(*get_args(Phase)), name)
         return self._performance.phase(name) if self._performance is not None else nullcontext()
 
     def _always_on(self) -> Performance:

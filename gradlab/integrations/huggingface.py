@@ -8,9 +8,11 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gradlab.arguments import named_options
 from gradlab.frame import Finding
-from gradlab.jacobians.spec import JacobianSlice
+from gradlab.jacobians.spec import Measurement
 from gradlab.monitor import Monitor
+from gradlab.options import check_options
 from gradlab.profiling.schedule import Profile
 from gradlab.sinks import CallbackSink, Sink
 from gradlab.taps.identity import is_among
@@ -28,29 +30,35 @@ class GradlabCallback(TrainerCallback):
 
     Args:
         taps: what to watch; the gradient norm of every parameter where left out.
-        jacobians: Jacobian slices to log.
+        jacobians: what to log of Jacobians: `JacobianSlice`, `DepthGrowth`, `Sharpness`.
         profile: windows of torch.profiler, below `logdir`.
         sinks: further places where results go; the caller closes them.
         logdir: a folder for the event file; `<output_dir>/gradlab` where left out.
         strict: raise where a tap or a sink fails, instead of one warning.
     """
 
+    @named_options
     def __init__(
         self,
         *,
-        taps: Sequence[Tap] | None = None,
-        jacobians: Sequence[JacobianSlice] = (),
+        taps: Tap | Sequence[Tap] | None = None,
+        jacobians: Measurement | Sequence[Measurement] = (),
         profile: Profile | None = None,
-        sinks: Sequence[Sink] = (),
+        sinks: Sink | Sequence[Sink] = (),
         logdir: str | Path | None = None,
         strict: bool = False,
     ) -> None:
+        kept = check_options("GradlabCallback()", locals())
         self.monitor: Monitor | None = None
         """The monitor of the training under way, or of the last one."""
-        self._options: dict[str, Any] = {"taps": taps, "jacobians": jacobians, "profile": profile, "strict": strict}
-        self._sinks = tuple(sinks)
+        self._options: dict[str, Any] = {name: kept[name] for name in ("taps", "jacobians", "profile", "strict")}
+        self._sinks: tuple[Sink, ...] = kept["sinks"]
         self._logdir = logdir
         self._newest: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a fit: a trainer is copied and pickled with its callbacks, a monitor cannot be."""
+        return self.__dict__ | dict.fromkeys(("monitor",))
 
     @property
     def findings(self) -> list[Finding]:

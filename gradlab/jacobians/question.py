@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from gradlab.arguments import seen
 from gradlab.errors import JacobianError
 from gradlab.jacobians.axes import Picks
 from gradlab.jacobians.quiet import Mode
+from gradlab.values import key
 
 Reduce = Literal["mean", "rms", "none"]
 """How the blocks of several samples become one: entrywise mean or root mean square, or not at all."""
@@ -77,4 +78,4 @@ _WORDS: dict[str, tuple[Any, ...]] = {
 
 
 def _frozen(picks: Picks) -> Hashable:
-    return picks if picks is None or isinstance(picks, int) else tuple(picks)
+    return key(tuple(picks)) if isinstance(picks, Iterable) else key(picks)

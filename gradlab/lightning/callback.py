@@ -10,11 +10,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from gradlab.arguments import named_options
 from gradlab.frame import Finding
 from gradlab.jacobians.spec import Measurement, Sharpness
 from gradlab.lightning.loss import TrainingLoss
 from gradlab.lightning.phases import PhaseActions
 from gradlab.monitor import Monitor
+from gradlab.options import check_options
 from gradlab.profiling.oom import OutOfMemory, explain
 from gradlab.profiling.performance import Performance
 from gradlab.profiling.schedule import ON_DEMAND, Profile
@@ -43,26 +45,28 @@ class GradlabCallback(pl.Callback):
         profile_dir: folder for the profile windows; the trainer's `default_root_dir` where left out.
     """
 
+    @named_options
     def __init__(
         self,
         *,
-        taps: Sequence[Tap] | None = None,
-        jacobians: Sequence[Measurement] = (),
+        taps: Tap | Sequence[Tap] | None = None,
+        jacobians: Measurement | Sequence[Measurement] = (),
         profile: Profile | None = None,
         performance: bool | None = None,
         nonfinite: NonFinite | None = None,
-        sinks: Sequence[Sink] | None = None,
+        sinks: Sink | Sequence[Sink] | None = None,
         logdir: str | Path | None = None,
         strict: bool = False,
         profile_dir: str | Path | None = None,
     ) -> None:
-        self.taps = taps
-        self.jacobians = tuple(jacobians)
+        kept = check_options("GradlabCallback()", locals())
+        self.taps: tuple[Tap, ...] | None = kept["taps"]
+        self.jacobians: tuple[Measurement, ...] = kept["jacobians"]
         self._loss: TrainingLoss | None = None
         self._validation_probe: Any = None
         self.profile = profile
-        self.performance = sinks is None or bool(sinks) if performance is None else performance
-        self.sinks = tuple(sinks or ())
+        self.sinks: tuple[Sink, ...] = kept["sinks"]
+        self.performance = sinks is None or bool(self.sinks) if performance is None else performance
         self.logdir = logdir
         self._has_own_file = sinks is None
         self._own: tuple[Sink, ...] = ()
@@ -78,6 +82,12 @@ class GradlabCallback(pl.Callback):
         self._performance: Performance | None = None
         self._actions: PhaseActions | None = None
         self._last_step = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a fit: a trainer is copied and pickled with its callbacks, a monitor cannot be."""
+        return self.__dict__ | dict.fromkeys(
+            ("monitor", "profiler", "_performance", "_actions", "_loss", "_validation_probe")
+        )
 
     @property
     def findings(self) -> list[Finding]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from gradlab.arguments import FLAG, FUNCTION, TEXT, named_options, optional, take
 from gradlab.frame import Finding, Frame, JacobianBlock
 from gradlab.sinks.summary import Scalars, block_scalars, check_scalars, frame_scalars
+
+_ARGUMENTS = {"function": FUNCTION, "on_finding": optional(FUNCTION), "name": TEXT, "prompt": FLAG}
 
 
 class CallbackSink:
@@ -15,6 +18,7 @@ class CallbackSink:
     Texts are left out.
     """
 
+    @named_options
     def __init__(
         self,
         function: Callable[[dict[str, float], int], object],
@@ -35,6 +39,8 @@ class CallbackSink:
                 up to a tenth of a second late.
         """
         check_scalars(scalars)
+        given = {"function": function, "on_finding": on_finding, "name": name, "prompt": prompt}
+        take("CallbackSink()", _ARGUMENTS, given)
         self.prompt = prompt
         self.name = name
         self._function = function

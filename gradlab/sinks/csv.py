@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradlab.arguments import PATH, TEXT, named_options, take
 from gradlab.events import OutputFile
 from gradlab.frame import Finding, Frame, JacobianBlock
 from gradlab.sinks.summary import block_scalars, site_scalars
@@ -45,7 +46,9 @@ class CsvSink:
         EventError: if a write fails; the file is closed then.
     """
 
+    @named_options
     def __init__(self, path: str | os.PathLike[str], *, name: str = "csv") -> None:
+        take("CsvSink()", {"path": PATH, "name": TEXT}, {"path": path, "name": name})
         self.name = name
         self._table = _Table(Path(path))
         weakref.finalize(self, self._table.close)

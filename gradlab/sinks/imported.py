@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gradlab.sinks.callback import CallbackSink
-from gradlab.sinks.summary import Scalars
+from gradlab.sinks.summary import Scalars, check_scalars
 
 
 def sinks_of_trackers(scalars: Scalars = "few") -> list[CallbackSink]:
@@ -18,6 +18,7 @@ def sinks_of_trackers(scalars: Scalars = "few") -> list[CallbackSink]:
     W&B gets the newest numbers with the script's own next `wandb.log`, since steps that go back would lose the
     script's; the others get every number at its step, and go on counting the script's own steps as they did.
     """
+    check_scalars(scalars)
     found = []
     for name, find in _FINDERS.items():
         module = sys.modules.get(name)

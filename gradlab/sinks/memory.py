@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+from gradlab.arguments import TEXT, named_options, take, whole
 from gradlab.frame import Finding, Frame, JacobianBlock
 
 
 class MemorySink:
     """Keeps the last so many results of each kind; closing it keeps them too."""
 
+    @named_options
     def __init__(self, last: int = 1000, *, name: str = "memory") -> None:
+        take("MemorySink()", {"last": whole(0), "name": TEXT}, {"last": last, "name": name})
         self.name = name
         self.frames: deque[Frame] = deque(maxlen=last)
         self.findings: deque[Finding] = deque(maxlen=last)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gradlab.arguments import seen
 from gradlab.errors import UsageError
 from gradlab.frame import Finding, Frame, JacobianBlock, Series, is_absent
 
@@ -22,8 +23,8 @@ _PERCENTILES = (5, 50, 95)
 
 def check_scalars(scalars: str) -> None:
     """Raise UsageError unless `scalars` is one of the choices."""
-    if scalars not in ("few", "all"):
-        raise UsageError(f"scalars may be 'few' or 'all', got {scalars!r}.")
+    if not isinstance(scalars, str) or scalars not in ("few", "all"):
+        raise UsageError(f"scalars may be 'few' or 'all', got {seen(scalars)}.")
 
 
 def frame_scalars(frame: Frame, scalars: Scalars) -> dict[str, float]:

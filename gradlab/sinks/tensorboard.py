@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gradlab.arguments import TEXT, instance, named_options, take
 from gradlab.events import EventWriter, diverging
 from gradlab.frame import Finding, Frame, JacobianBlock
 from gradlab.sinks.summary import Scalars, block_scalars, check_scalars, finding_record, frame_scalars
@@ -15,6 +16,8 @@ from gradlab.sinks.summary import Scalars, block_scalars, check_scalars, finding
 FINDINGS_PLUGIN = "gradlab_findings"
 FINDINGS_TAG = "gradlab/findings"
 JACOBIAN_PLUGIN = "gradlab_jacobian"
+
+_WRITER = instance(EventWriter, "a gradlab.events.EventWriter", "Of a folder: TensorBoardSink(EventWriter(folder)).")
 
 
 class TensorBoardSink:
@@ -31,8 +34,10 @@ class TensorBoardSink:
     | its picture and its summaries | image `jacobian/<name>`, scalars `jacobian/<name>/<summary>` |
     """
 
+    @named_options
     def __init__(self, writer: EventWriter, *, scalars: Scalars = "few", name: str = "tensorboard") -> None:
         check_scalars(scalars)
+        take("TensorBoardSink()", {"writer": _WRITER, "name": TEXT}, {"writer": writer, "name": name})
         self.name = name
         self.writer = writer
         self._scalars = scalars

@@ -16,8 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gradlab.arguments import NAME, check, take
+from gradlab.errors import TapError
 from gradlab.taps.functional import OpWatcher, call_place
 from gradlab.taps.identity import IdentitySet
+from gradlab.taps.kinds import MODEL, TENSOR
 from gradlab.taps.sites import leaves, module_names, parameter_names, replace_leaves, unwrapped, without_call_number
 from gradlab.taps.stand import ModuleHook
 
@@ -46,6 +49,8 @@ def tap(name: str, value: Tensor) -> Tensor:
         `value` itself.
     """
     if not torch.compiler.is_compiling():
+        if type(name) is not str or not isinstance(value, Tensor):
+            take("tap()", {"name": NAME, "value": TENSOR}, {"name": name, "value": value}, TapError)
         for listener in listeners:
             value = listener.named(name, value)
     return value
@@ -239,6 +244,7 @@ def sites_of(model: nn.Module, *args: Any, **kwargs: Any) -> list[Site]:
 
     The forward runs without gradients on the model as it is: run it on a copy where that would disturb something.
     """
+    check("sites_of()", "model", MODEL, model)
     found: dict[str, Site] = {}
     module_kinds = {name or "output" for name in module_names(model).values()}
 
