@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Map
@@ -140,9 +141,39 @@ def keys_of(cls: type, limits: tuple[tuple[str, Limit], ...] = ()) -> Map[str, K
     """The fields of a dataclass, in order, with rules and defaults."""
     from gradlab.config.annotations import rule_of  # a field may hold another record
 
-    hints = get_type_hints(cls, include_extras=True)
-    known = {f.name: Key(rule_of(hints[f.name]), _default(f)) for f in dataclasses.fields(cls) if _is_setting(f)}
+    hints = annotations_of(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+    known: dict[str, Key] = {}
+    # The signature has what a mapping of fields lacks: `InitVar`, and whatever a constructor of the user's own takes.
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            continue
+        if name in fields and not _is_setting(fields[name]):
+            continue
+        hint = hints.get(name, Any if parameter.annotation is parameter.empty else parameter.annotation)
+        default = _default(fields[name]) if name in fields else _given(parameter.default)
+        known[name] = Key(rule_of(Any if isinstance(hint, str) else hint), default)
     return known | {name: Key(Limited(known[name].rule, limit), known[name].default) for name, limit in limits}
+
+
+def annotations_of(cls: type) -> Map[str, Any]:
+    """The annotations of a class and its bases; those that cannot be evaluated are left out."""
+    try:
+        return get_type_hints(cls, include_extras=True)
+    except Exception:  # a name that exists only for type checkers: keep the others
+        found: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            names = {**vars(sys.modules.get(base.__module__, sys)), **vars(base)}
+            for name, hint in vars(base).get("__annotations__", {}).items():
+                try:
+                    found[name] = eval(hint, names) if isinstance(hint, str) else hint
+                except Exception:
+                    found[name] = Any
+        return found
+
+
+def _given(default: Any) -> Any:
+    return MISSING if default is inspect.Parameter.empty else default
 
 
 def required(cls: type) -> tuple[str, ...]:

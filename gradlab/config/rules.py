@@ -7,7 +7,7 @@ are (`schema`). The same rules hold for gradlab's settings, Lightning's Trainer 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gradlab.config.limits import Limit
@@ -140,6 +140,8 @@ class Table:
 
     value: Rule
     phrase: str = "a mapping"
+    key: Rule = field(default_factory=Anything)
+    """What its keys may be."""
 
     def fits(self, node: Node) -> bool:
         return isinstance(node, Mapping)
@@ -148,8 +150,12 @@ class Table:
         if not isinstance(setting.node, Mapping):
             complain(self, setting, problems)
             return None
-        inner = {entry.key.value: setting.under(entry) for entry in setting.node.entries}
-        return {key: checked(self.value, item, problems) for key, item in inner.items()}
+        found: dict[Any, Any] = {}
+        for entry in setting.node.entries:
+            name = Setting(entry.key, (*setting.path, entry.key.text), entry.key.position)
+            key = checked(self.key, name, problems)
+            found[key] = checked(self.value, setting.under(entry), problems)
+        return found
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": self.value.schema()}
@@ -233,11 +239,15 @@ def complain(rule: Rule, setting: Setting, problems: list[Problem]) -> None:
     node = setting.node
     words = [str(word) for choice in _choices(rule) for word in choice.words]
     if words and isinstance(node, Scalar) and node.value is not None:
-        near = did_you_mean(node.text, words, most=1) or did_you_mean(node.text.lower(), words, most=1)
+        near = next(filter(None, (did_you_mean(text, words, most=1) for text in _cases(node.text))), "")
         message = f"{setting.name} may not be {quoted(node.value)}.{near} It may be {rule.phrase}."
     else:
         message = f"{setting.name} must be {rule.phrase}, not {seen(node)}.{_hint(rule, node)}"
     problems.append(Problem(setting.position, message))
+
+
+def _cases(text: str) -> tuple[str, ...]:
+    return text, text.lower(), text.upper()
 
 
 def seen(node: Node) -> str:

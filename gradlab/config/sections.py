@@ -143,7 +143,8 @@ def _check_class(
         problems.append(Problem(path.position, sentence + where_found(name, folder)))
         return None
     found: list[Problem] = []
-    arguments = _arguments(setting, path, arguments_of(cls, name, skip=kind.skip, refused=kind.refused), found)
+    with importable(folder):  # an argument may name a class or a function
+        arguments = _arguments(setting, path, arguments_of(cls, name, skip=kind.skip, refused=kind.refused), found)
     problems += found
     return None if found else Bound(cls, name, arguments, setting, folder)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from gradlab.config.annotations import rule_of
+from gradlab.config.converted import OnlyNull, Unwritable
 from gradlab.config.records import MISSING, Key, Keys
 from gradlab.config.rules import Either, Rule
 
@@ -40,7 +41,11 @@ def _rule(annotation: Any, default: Any) -> Rule:
     """The rule of an annotation; a default of None allows null even where the annotation forgets to."""
     rule = rule_of(annotation)
     nothing = rule_of(None)
-    if default is not None or rule.schema() == {} or (isinstance(rule, Either) and nothing in rule.options):
+    if default is not None or rule.schema() == {} or rule == nothing or isinstance(rule, OnlyNull):
+        return rule
+    if isinstance(rule, Unwritable):
+        return OnlyNull((rule.name,))
+    if isinstance(rule, Either) and nothing in rule.options:
         return rule
     return Either((*(rule.options if isinstance(rule, Either) else (rule,)), nothing))
 
