@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from gradlab.errors import without_warnings
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -65,8 +66,7 @@ def run_checks(runs_root: Path) -> Iterator[Result]:
 def _guarded(name: str, check: Callable[[], Result]) -> Result:
     """The result of a check; a fault where it raises."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return check()
     except Exception as error:
         return Result(name=name, status="fail", what=f"{type(error).__name__}: {error}")

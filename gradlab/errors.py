@@ -20,6 +20,8 @@ A message says what is wrong, where, what was seen and the nearest fix.
 from __future__ import annotations
 
 import difflib
+import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -114,6 +116,45 @@ def warn(message: str, *, stacklevel: int = 1) -> None:
         voices[-1](message)
     else:
         warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=stacklevel + 1)
+
+
+class without_warnings:
+    """`with without_warnings():` drops the warnings that this thread gives inside, and leaves no trace of it.
+
+    For work of gradlab's own in the middle of somebody's training, which may run the model's code once more. Not
+    `warnings.catch_warnings`: entering and leaving it makes Python forget which warnings it has shown, in every module,
+    so that those of the script appear again; and it holds for all threads. Here a filter is put in front that applies
+    to one thread, and the version of the filters, by which Python knows that they have changed, is not touched.
+
+    Args:
+        category: drop these alone.
+        message: drop those alone whose text begins so, a regular expression.
+    """
+
+    def __init__(self, category: type[Warning] = Warning, message: str = "") -> None:
+        self._filter: Any = ("ignore", _OnThisThread(message), category, None, 0)
+        self._filters: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._filters = warnings.filters  # type: ignore[assignment]
+        self._filters.insert(0, self._filter)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        now: Any = warnings.filters  # another list, where somebody has caught warnings meanwhile
+        for filters in (self._filters, now):
+            filters[:] = [one for one in filters if one is not self._filter]
+
+
+class _OnThisThread:
+    """Stands where a filter has its pattern, and matches on the thread that made it alone."""
+
+    def __init__(self, message: str) -> None:
+        self._thread = threading.get_ident()
+        self._pattern = re.compile(message, re.I)
+
+    def match(self, text: str) -> bool:
+        """Whether a warning of this text is one to drop."""
+        return threading.get_ident() == self._thread and self._pattern.match(text) is not None
 
 
 def did_you_mean(word: object, known: Iterable[str], *, most: int = 3) -> str:

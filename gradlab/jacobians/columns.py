@@ -7,11 +7,10 @@ shows it.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from gradlab.errors import without_warnings
 from gradlab.jacobians.problem import End, Problem, Vectors
 from gradlab.jacobians.rows import Pull, rows
 
@@ -70,8 +69,7 @@ def forward_columns(problem: Problem) -> Tensor:
         last = first + (len(group) if wrt.batched else 1)
         for start in range(0, len(vectors), problem.chunk):
             part = vectors.part(start, start + problem.chunk)
-            with warnings.catch_warnings():  # torch scripts some rules when forward mode is first used, and warns of it
-                warnings.simplefilter("ignore", DeprecationWarning)
+            with without_warnings(DeprecationWarning):  # torch scripts some rules when forward mode is first used
                 pushed = torch.vmap(push, randomness="same")(wrt.spread(part, group)).detach()
             result[first:last, :, start : start + len(part)] = of.gather(pushed, group)[..., picked].transpose(1, 2)
         first = last

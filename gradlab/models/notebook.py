@@ -6,7 +6,6 @@ The first two bring their own single batch and an optimizer of learning rate 0: 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from gradlab.errors import UsageError
+from gradlab.errors import UsageError, without_warnings
 from gradlab.lightning.module import GradlabModule
 from gradlab.models.classifier import accuracy
 from gradlab.models.mlp import MLP
@@ -228,8 +227,7 @@ def _leaf(value: Tensor) -> Tensor:
 
 def _grad(value: Tensor) -> Tensor | None:
     """`value.grad`, without torch's warning that a non-leaf has none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    with without_warnings(message="The .grad attribute of a Tensor that is not a leaf"):
         return value.grad
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import random
 import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from gradlab.errors import without_warnings
 from gradlab.profiling.devices import device_of
 from gradlab.profiling.marks import is_compiled
 from gradlab.profiling.peaks import precision_of
 from gradlab.taps.gradhooks import is_recomputing
-from gradlab.taps.interpreter import looks_away, own_ops
+from gradlab.taps.interpreter import looks_away, outside_modes, own_ops
 from gradlab.taps.quiet import muting
 from gradlab.taps.sites import all_modules, unwrapped
 from gradlab.taps.stand import PLACE, ModuleHook
@@ -108,32 +108,67 @@ def _without_numbers(value: Any) -> Any:
 def count_flops(calls: list[Call]) -> int:
     """The operations of these calls, forward and backward, multiplications and additions counted apart.
 
-    Recomputation under checkpointing counts. Everything is counted in float32, which changes no number of operations.
+    They are those of the model: what activation checkpointing computes a second time does not count. Everything is
+    counted in float32, which changes no number of operations.
     Neither the modules nor any random state is touched. Raises whatever a forward raises that needs the values of
     tensors, or makes tensors on a device of its own.
     """
     copies: dict[int, nn.Module] = {}
+    counter = _Counter()
     with ExitStack() as stack:
+        stack.enter_context(outside_modes())
         stack.enter_context(muting())
         stack.enter_context(_random_state_kept())
         for device_type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device_type, dtype=torch.bfloat16, enabled=False))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # what the model warns about, it warns about in the step itself
-        counter = stack.enter_context(FlopCounterMode(display=False))
+        stack.enter_context(without_warnings())  # what the model warns about, it warns about in the step itself
+        stack.enter_context(counter)
         for call in calls:
             if id(call.module) not in copies:
                 copies[id(call.module)] = _copy_without_numbers(call.module)
-            _run(copies[id(call.module)], call)
+            _run(copies[id(call.module)], call, counter)
     return int(counter.get_total_flops())
 
 
-def _run(module: nn.Module, call: Call) -> None:
+class _Counter(FlopCounterMode):
+    """Counts what the model needs, and not what checkpointing recomputes during the backward.
+
+    A backward that makes no graph runs its nodes with gradients switched off, and every kind of checkpointing switches
+    them on to run a forward again. So what runs with gradients on is recomputation, whoever's checkpointing it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.mod_tracker: Any = _Global()
+        self.in_backward = False
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        if self.in_backward and (torch.is_grad_enabled() or _is_in_checkpoint()):
+            return out
+        return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def _is_in_checkpoint() -> bool:
+    """Whether the backward is in the node of a reentrant checkpoint, one inside which has gradients off again."""
+    node = torch._C._current_autograd_node()
+    return node is not None and node.name().endswith("CheckpointFunctionBackward")
+
+
+class _Global(nullcontext[None]):
+    """In place of torch's tracker, whose hooks name the module of each operation and fail where a forward calls
+    `autograd.grad`."""
+
+    parents = frozenset({"Global"})
+
+
+def _run(module: nn.Module, call: Call, counter: _Counter) -> None:
     with torch.set_grad_enabled(call.with_grad):
         output = module(*call.args, **call.kwargs)
     ends = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.requires_grad]
     if ends:
+        counter.in_backward = True
         torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
+        counter.in_backward = False
 
 
 def _copy_without_numbers(module: nn.Module) -> nn.Module:

@@ -5,7 +5,6 @@ Belongs here: every call into torch.profiler. Does not: when to open a window (w
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradlab.errors import without_warnings
 from gradlab.profiling.categories import Standing, standing
 from gradlab.profiling.devices import device_of
 from gradlab.profiling.marks import DATA, STEP, STEP_BODY, Module, ModuleMarks, Range
@@ -73,9 +73,8 @@ class Recording:
 
     def warm_up(self) -> None:
         """Make the profiler ready, so that its own start is not measured, and put the module marks in."""
-        with warnings.catch_warnings():
-            # Of a second cycle, which there is none of; torch 2.11 says so on the first one too.
-            warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
+        # Of a second cycle, which there is none of; torch 2.11 says so on the first one too.
+        with without_warnings(message=".*Profiler clears events at the end of each cycle"):
             self._profiler.prepare_trace()
         self._warm = True
         if self._marks is not None:

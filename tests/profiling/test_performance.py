@@ -4,14 +4,20 @@ import copy
 import sys
 import time
 import types
+from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from profiling.example import Run, num_hooks
 from profiling.test_phases import Time
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
 from torch.utils.data import DataLoader, Dataset, dataloader
+from torch.utils.flop_counter import FlopCounterMode
 
 import gradlab
 from gradlab.errors import GradlabWarning
@@ -287,10 +293,11 @@ def test_a_failing_clock_never_reaches_the_training(run, monkeypatch, method):
 
 
 def flops_of(model, *args, **kwargs):
+    before = num_hooks(model)
     recorder = CallRecorder(model)
     model(*args, **kwargs)
     recorder.close()
-    assert num_hooks(model) == 0
+    assert num_hooks(model) == before
     return count_flops(recorder.calls)
 
 
@@ -315,6 +322,128 @@ def test_flops_of_attention_and_convolution_are_counted():
     convolution = nn.Conv2d(3, 8, 3, padding=1)
     forward = 2 * 2 * 8 * 6 * 6 * 3 * 9
     assert flops_of(convolution, torch.randn(2, 3, 6, 6)) == 2 * forward
+
+
+class Checkpointed(nn.Module):
+    """Blocks that are kept or computed again, in one of the ways that there are."""
+
+    def __init__(self, way=None):
+        super().__init__()
+        self.way = way
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16)) for _ in range(3)))
+        if way == "wrapper":
+            self.blocks = nn.Sequential(*map(checkpoint_wrapper, self.blocks))
+        self._gradient_checkpointing_func = partial(checkpoint, use_reentrant=True)
+
+    def forward(self, x):
+        if self.way == "sequential":
+            return checkpoint_sequential(self.blocks, 2, x, use_reentrant=False)
+        if self.way == "nested":
+            return checkpoint(self.nested, x, use_reentrant=False)
+        if self.way == "nested reentrant":
+            return checkpoint(self.nested, x, use_reentrant=True)
+        for block in self.blocks:
+            if self.way in ("reentrant", "not reentrant"):
+                x = checkpoint(block, x, use_reentrant=self.way == "reentrant")
+            elif self.way == "selective":
+                x = checkpoint(block, x, use_reentrant=False, context_fn=selective)
+            elif self.way == "as in transformers":
+                x = self._gradient_checkpointing_func(block.__call__, x)
+            elif self.way == "own function":
+                x = ComputedAgain.apply(x, block)
+            else:
+                x = block(x)
+        return x
+
+    def nested(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.way == "nested reentrant")
+        return x
+
+
+def selective():
+    return create_selective_checkpoint_contexts([torch.ops.aten.addmm.default])
+
+
+class ComputedAgain(torch.autograd.Function):
+    """Somebody's own checkpointing, as Megatron's and DeepSpeed's."""
+
+    @staticmethod
+    def forward(ctx, x, block):
+        ctx.block = block
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return block(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            output = ctx.block(x)
+        torch.autograd.backward(output, grad)
+        return x.grad, None
+
+
+WAYS = [
+    "reentrant", "not reentrant", "nested", "nested reentrant", "sequential", "selective", "wrapper",
+    "as in transformers", "own function",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # inside a checkpoint, torch's own
+@pytest.mark.parametrize("way", WAYS)
+def test_what_checkpointing_computes_again_does_not_count(way):
+    x = torch.randn(8, 16, requires_grad=True)
+    model = Checkpointed()
+    with FlopCounterMode(display=False) as truth:
+        model(x).sum().backward()
+    assert flops_of(Checkpointed(way), x) == truth.get_total_flops() == 3 * 3 * 2 * 8 * 2 * 16 * 32
+
+
+class Forces(nn.Module):
+    """Returns a gradient, which its forward takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 1))
+
+    def forward(self, x):
+        x = x.requires_grad_()
+        return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+def test_a_gradient_that_is_part_of_the_model_counts():
+    model = Forces()
+    first, _, second = model.energy
+    x = torch.randn(8, 16, requires_grad=True)
+    with FlopCounterMode(display=False) as truth:  # whose hooks on modules do not bear such a forward
+        energy = F.linear(torch.tanh(F.linear(x, first.weight, first.bias)), second.weight, second.bias)
+        torch.autograd.grad(energy.sum(), x, create_graph=True)[0].sum().backward()
+    assert flops_of(model, torch.randn(8, 16)) == truth.get_total_flops()
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_modes_around_a_loop_see_what_they_see_without_gradlab():
+    seen = []
+    for is_watched in (False, True):
+        run = Run()
+        monitor = gradlab.watch(run.model, run.optimizer, sinks=[MemorySink()]) if is_watched else None
+        with FlopCounterMode(display=False) as counter, Seen() as operations:
+            for _ in range(12):
+                run.step()
+        seen.append((counter.get_total_flops(), operations.names))
+        if monitor is not None:
+            monitor.close()
+    assert seen[0] == seen[1]
 
 
 class Random(nn.Module):
