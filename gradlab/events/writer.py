@@ -202,6 +202,17 @@ class EventWriter:
             self._write_value(hparams.EXPERIMENT_TAG, hparams.experiment_value(flat, metrics, began), 0, began)
         self._write_value(hparams.SESSION_TAG, hparams.session_value(flat, began), 0, began)
 
+    def event(self, payload: bytes, tags: Sequence[str] = ()) -> None:
+        """Write an Event message that somebody else has encoded, whatever its step.
+
+        Args:
+            payload: the message.
+            tags: those whose metadata it holds and that are not to be written by others, as that of the settings.
+        """
+        self._file.write(record(payload))
+        for tag in tags:
+            self._last_steps.setdefault(tag, 0)
+
     def flush(self) -> None:
         """Make what was written readable by others."""
         self._file.flush()

@@ -19,8 +19,8 @@ from pytorch_lightning.loggers.logger import Logger
 
 from gradlab.errors import EventError
 from gradlab.events import EventWriter
-from gradlab.events.hparams import SESSION_TAG, flatten
-from gradlab.events.markdown import cell, code_cell
+from gradlab.events.hparams import SESSION_TAG
+from gradlab.lightning.experiment import Experiment, table
 from gradlab.sinks import JsonlSink
 
 
@@ -57,6 +57,7 @@ class GradlabLogger(Logger):
         self._version = version
         self._jsonl = jsonl
         self._failed = False
+        self._experiment = Experiment(writer, self._switch_off)
         self._late: set[str] = set()
 
     @property
@@ -86,9 +87,9 @@ class GradlabLogger(Logger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> EventWriter:
-        """The writer, for pictures, texts and histograms: `self.logger.experiment.image(...)`."""
-        return self._writer
+    def experiment(self) -> Experiment:
+        """The file with the methods of torch's SummaryWriter: `self.logger.experiment.add_image(...)`."""
+        return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -108,8 +109,7 @@ class GradlabLogger(Logger):
             if self._jsonl is not None:
                 self._jsonl.scalars(numbers, at, now)
         except EventError as error:
-            self._failed = True
-            warnings.warn(f"the logger was switched off: {error}", stacklevel=2)
+            self._switch_off(error)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None, *args: Any, **kwargs: Any) -> None:
@@ -126,10 +126,9 @@ class GradlabLogger(Logger):
         try:
             if self._writer.last_step(SESSION_TAG) is None:
                 self._writer.hparams(config)
-            self._writer.text("hyperparameters", _table(config), 0)
+            self._writer.text("hyperparameters", table(config), 0)
         except EventError as error:
-            self._failed = True
-            warnings.warn(f"the logger was switched off: {error}", stacklevel=2)
+            self._switch_off(error)
 
     @rank_zero_only
     def save(self) -> None:
@@ -139,13 +138,18 @@ class GradlabLogger(Logger):
         try:
             self._writer.flush()
         except EventError as error:
-            self._failed = True
-            warnings.warn(f"the logger was switched off: {error}", stacklevel=2)
+            self._switch_off(error)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """At the end of a fit: as `save`. The trainer may be used again."""
         self.save()
+
+    def _switch_off(self, error: EventError) -> None:
+        """Say once that the file can no longer be written."""
+        if not self._failed:
+            self._failed = True
+            warnings.warn(f"the logger was switched off: {error}", stacklevel=3)
 
     def _is_late(self, tag: str, step: int) -> bool:
         last = self._writer.last_step(tag)
@@ -170,9 +174,3 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         else:
             found[f"{prefix}{key}"] = float(value)
     return found
-
-
-def _table(config: Mapping[str, Any]) -> str:
-    """A Markdown table of dotted names and values."""
-    rows = (f"| {cell(name)} | {code_cell(value)} |" for name, value in flatten(config).items())
-    return "\n".join(["| setting | value |", "|---|---|", *rows])

@@ -119,7 +119,7 @@ def test_folders_are_those_that_lightning_expects(writer, tmp_path):
     logger = GradlabLogger(writer, save_dir=tmp_path, name="n", version="v")
     assert (logger.save_dir, logger.name, logger.version) == (str(tmp_path), "n", "v")
     assert (logger.root_dir, logger.log_dir) == (str(tmp_path / "n"), str(tmp_path / "n" / "v"))
-    assert logger.experiment is writer
+    assert logger.experiment.path == writer.path
     nowhere = GradlabLogger(writer)
     assert (nowhere.save_dir, nowhere.root_dir, nowhere.log_dir) == (None, None, None)
 
