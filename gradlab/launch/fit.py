@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from gradlab.launch.card import answers_card
 from gradlab.launch.checkpoints import Continuation, LastCheckpoint
@@ -28,6 +29,8 @@ from gradlab.runs.folder import RunFolder
 from gradlab.sinks import Sink
 from gradlab.taps.tripwire import NonFinite
 
+_MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+"""In which the matrices are multiplied, where Lightning's `precision` makes that coarser than the parameters."""
 _DEFAULTS = {"enable_model_summary": False, "log_every_n_steps": 10}
 """Where gradlab's defaults differ from Lightning's: its table of layers comes at the end, and small data are logged."""
 
@@ -84,7 +87,7 @@ class Session:
             metrics=final_metrics(self.trainer.callback_metrics),
             findings=findings,
             answers=texts,
-            layers=tuple(layer_table(model, values, findings)),
+            layers=tuple(layer_table(model, values, findings, precision=_MIXED.get(str(self.trainer.precision)))),
         )
 
     def _show(self, tag: str, markdown: str) -> None:

@@ -59,6 +59,8 @@ class Performance:
         """Floating point operations of a step; None before they are counted, and where they cannot be."""
         self.flops_missing = ""
         """Why they cannot be counted."""
+        self.precision: torch.dtype | str | None = None
+        """In which the model's matrices are multiplied; None before a step has been looked at."""
         self._model = model
         self._emit = emit
         self._strict = strict
@@ -229,6 +231,7 @@ class Performance:
         calls.close()
         self._calls = None
         self._interrupted = True
+        self.precision = calls.calls[0].precision if calls.calls else None
         try:
             self.flops = count_flops(calls.calls) or None
             self.flops_missing = "" if self.flops else "no call of the model was seen"

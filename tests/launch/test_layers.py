@@ -65,6 +65,64 @@ def test_weights_are_not_compared_with_biases(model):
     assert marks(model, norms) == {}
 
 
+class Attention(nn.Module):
+    """A linear layer for each of queries, keys and values: the bias of the keys moves no softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.query, self.key, self.value, self.leave = (nn.Linear(16, 16) for _ in range(5))
+
+    def forward(self, x):
+        x = self.enter(x)
+        weights = (self.query(x) @ self.key(x).transpose(-1, -2) / 4).softmax(-1)
+        return self.leave(weights @ self.value(x))
+
+
+def blocks(layer, norm, width):
+    return nn.Sequential(*(part for _ in range(4) for part in (layer(), norm(width), nn.ReLU())), layer())
+
+
+HEALTHY = {
+    "batch norm": (lambda: blocks(lambda: nn.Linear(16, 16), nn.BatchNorm1d, 16), (64, 16)),
+    "layer norm": (lambda: blocks(lambda: nn.Linear(16, 16), nn.LayerNorm, 16), (64, 16)),
+    "convolutions": (lambda: blocks(lambda: nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d, 4), (8, 4, 16, 16)),
+    "instance norm": (lambda: blocks(lambda: nn.Conv2d(4, 4, 3, padding=1), nn.InstanceNorm2d, 4), (8, 4, 16, 16)),
+    "attention": (Attention, (4, 24, 16)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), (4, 24, 16)),
+}
+
+
+def gradient_norms(model, shape, precision):
+    target = torch.randn(shape)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
+        loss = (model(torch.randn(shape)).float() - target).square().mean()
+    loss.backward()
+    return {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_model_has_no_marks_though_rounding_is_all_the_gradient_of_a_bias(name, precision):
+    make, shape = HEALTHY[name]
+    model = make()
+    norms = gradient_norms(model, shape, precision)
+    assert [layer.mark for layer in layer_table(model, {"weight_grad.norm": norms}, precision=precision)] == [""] * len(
+        norms
+    )
+
+
+@pytest.mark.parametrize("name", ["batch norm", "convolutions", "attention"])
+def test_planted_faults_among_rounding_errors_are_marked(name):
+    make, shape = HEALTHY[name]
+    model = make()
+    norms = gradient_norms(model, shape, None)
+    weight = [site for site in norms if site.endswith("weight") and norms[site] > 1e-4][2]
+    for factor, words in ((1e-5, "times below its neighbours"), (1e5, "times its neighbours")):
+        assert words in marks(model, norms | {weight: factor * norms[weight]})[weight]
+    bias = [site for site in norms if site.endswith("bias")][-1]
+    assert "times its neighbours" in marks(model, norms | {bias: 1e5 * norms[bias]})[bias]
+
+
 def test_a_slow_change_over_depth_is_no_jump(model):
     assert marks(model, {f"{index}.weight": 50.0**-index for index in range(4)}) == {}
 
