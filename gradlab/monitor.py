@@ -71,8 +71,9 @@ class Monitor:
 
     Args:
         model: the model, wrapped (DDP, compile) or not.
-        optimizer: the optimizer or optimizers whose steps are counted; any that owns the model's parameters where left
-            out. With several, a step ends when each has stepped once, or one of them steps again.
+        optimizer: the optimizer or optimizers whose steps are counted, of torch.optim, around one of these, or of any
+            other kind that has a `step`; any of torch.optim that owns the model's parameters where left out. With
+            several, a step ends when each has stepped once, or one of them steps again.
         taps: what to watch; the gradient norm of every parameter where left out.
         jacobians: what to log of Jacobians: `JacobianSlice`, `DepthGrowth`, `Sharpness`. Replays run on the first
             samples that the model sees (or on `probe`).
@@ -137,6 +138,7 @@ class Monitor:
             strict=strict,
             optimizers=lambda: self.optimizers,
             on_failure=self._tap_failed,
+            on_backward=lambda traces: self._steps.backward_ended(leaves_traces=traces),
             on_step_in_backward=lambda: self._steps.end(),
             on_skipped=lambda count: self._report_skipped(count, before=self.step),
         )
@@ -213,6 +215,19 @@ class Monitor:
         """Count the steps of one more optimizer. It takes the place of those that own some of the same parameters."""
         self._steps.add(check("monitor.add_optimizer()", "optimizer", OPTIMIZER, optimizer))
 
+    def stepping(self) -> AbstractContextManager[None]:
+        """Count what runs in a `with` block as one step: for updates that no optimizer of torch.optim makes.
+
+            loss.backward()
+            with monitor.stepping():
+                for p in model.parameters():
+                    p.data -= 0.1 * p.grad
+
+        Gradients, weights and the update are read at its edges; optimizers that step inside are part of the one step.
+        Where the backward itself updates parameters (LOMO), it belongs into the block.
+        """
+        return self._steps.stepping()
+
     def abandon(self) -> None:
         """Let go of the model and of the sinks without handing anything out: in a child process made by fork."""
         if _watched.get(self._inner) is self:
@@ -227,6 +242,7 @@ class Monitor:
         if _watched.get(self._inner) is not self:
             return
         del _watched[self._inner]
+        self._steps.unstepped.closing()
         self._detach()  # which waits for other ranks, where there are any
         self._delivery.deliver(wait=True)
         if self._performance is not None:
@@ -324,12 +340,22 @@ class Monitor:
 
     def in_backward(self, optimizer: Optimizer, *, has_stepped: bool) -> None:
         """An optimizer is about to step, or has stepped, while the backward goes on, with which the step will end."""
-        self._engine.in_backward(optimizer, has_stepped=has_stepped)
+        with own_ops():
+            self._engine.in_backward(optimizer, has_stepped=has_stepped)
 
     def optimizer_begins(self) -> None:
         """An optimizer's `step` has been entered; called by the steps' count, as are those that follow."""
         if self._performance is not None:
             self._performance.optimizer_begins()
+
+    def update_begins(self, optimizer: Optimizer) -> None:
+        """An optimizer's `step` has been entered: read the weights."""
+        if self._engine.is_armed:
+            try:
+                with own_ops():  # an optimizer may step inside of a forward whose ops are being watched
+                    self._engine.update_begins()
+            except Exception as error:
+                self._tap_failed("", error)
 
     def before_update(self, optimizer: Optimizer) -> None:
         """The gradients are complete: read them, clipped and scaled as they are."""
@@ -337,7 +363,8 @@ class Monitor:
             return
         try:
             scale = self._engine.scale.now()
-            self._engine.before_update(optimizer, scale)
+            with own_ops():
+                self._engine.before_update(optimizer, scale)
             if self._tripwire is not None and scale is None:  # a GradScaler skips such steps by itself
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 finding = self._tripwire.look(parameters, self.step)
@@ -350,7 +377,8 @@ class Monitor:
         """An optimizer has stepped: read the update."""
         if self._performance is not None:
             self._performance.optimizer_ended()
-        self._engine.after_update(optimizer)
+        with own_ops():
+            self._engine.after_update(optimizer)
         if self._tripwire is not None:
             self._tripwire.updated()
 
@@ -361,7 +389,8 @@ class Monitor:
 
     def _end_step(self) -> None:
         try:
-            self._send_frame()
+            with own_ops():
+                self._send_frame()
         except Exception as error:
             self._tap_failed("", error)
         if self._tripwire is not None:

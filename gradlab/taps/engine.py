@@ -64,6 +64,8 @@ class Engine:
         strict: raise where a pattern meets nothing.
         optimizers: gives those whose steps are counted.
         on_failure: called with a site ("" for all) and the error of its tap.
+        on_backward: called at the end of each backward, with whether there is a sign of an update before it: gradients
+            were thrown away, or are gone already.
         on_step_in_backward: called where a step has ended with its backward.
         on_skipped: called with the number of updates that were left out before this one.
     Raises:
@@ -80,6 +82,7 @@ class Engine:
         strict: bool,
         optimizers: Callable[[], Sequence[Optimizer]],
         on_failure: Callable[[str, BaseException], None],
+        on_backward: Callable[[bool], None],
         on_step_in_backward: Callable[[], None],
         on_skipped: Callable[[int], None],
     ) -> None:
@@ -90,6 +93,7 @@ class Engine:
         self._strict = strict
         self._optimizers = optimizers
         self._failed = on_failure
+        self._backward_noticed = on_backward
         self._step_ended = on_step_in_backward
         self._skipped = on_skipped
         self.scale = LossScale(scaler)
@@ -221,6 +225,7 @@ class Engine:
         return value
 
     def _backward_ended(self) -> None:
+        self._backward_noticed(self.recorder.thrown_away > 0 or self.recorder.are_gone())
         if self._in_backward is not None:
             self._end_step_in_backward(self._in_backward)
         elif self._armed is not None:
@@ -245,6 +250,11 @@ class Engine:
             steps.backward_ended(self._armed.parameters, self.recorder.step_row())
         if steps.is_all(tuple(self._optimizers())):
             self._step_ended()
+
+    def update_begins(self) -> None:
+        """An optimizer's `step` has been entered: read the weights as they are."""
+        if self._armed is not None:
+            self._armed.parameters.update_begins(self.recorder.step_row())
 
     def before_update(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         """The gradients are complete: read them, clipped and scaled as they are."""

@@ -74,8 +74,11 @@ class ParameterWatch:
         row.rescale([entry for entry, p in pairs if id(p) in mine], factor)
 
     def before_update(self, row: Row) -> None:
-        """An optimizer is about to step: the first of this step, or another, or once more within a closure."""
+        """An optimizer's gradients are complete: the first's of this step, or another's, or once more in a closure."""
         self.clipped.write(row, self._unused(self.clipped))
+
+    def update_begins(self, row: Row) -> None:
+        """The `step` of an optimizer is entered: whatever it does to the weights from here on is its update."""
         if not self._begun:
             self._begun = True
             self.weight.write(row, self.weight.values())

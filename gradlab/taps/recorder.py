@@ -46,6 +46,8 @@ from gradlab.taps.slots import NORM_IN_ONE, Row
 
 _MANY = 256
 """Beyond so many passes of a step it is looked after which of them are over, and which rows can be put away."""
+_MOST_PROBES = 3
+"""After so many backwards in a row that changed no gradient, they are looked at more closely."""
 
 
 class Here(threading.local):
@@ -79,6 +81,7 @@ class Recorder:
         self.committed: set[int] = set()
         self._consumed: set[int] = set()
         """Backwards whose gradients an optimizer of this step has used: to throw these away voids nothing."""
+        self._num_probes = 0
         self.thrown_away = 0
         """How often gradients were thrown away that no optimizer had used, since whoever reads this set it to 0."""
         self.backward_pass: Pass | None = None
@@ -421,7 +424,11 @@ class Recorder:
         self._forget_reruns()
         if before is not None and not self._has_changed_since(before):
             self._discard(task)
+            self._num_probes += 1
+            if self._num_probes == _MOST_PROBES:  # gradients may be used up, and gone, before a backward ends
+                self.watch_parameters()
             return
+        self._num_probes = 0
         self.committed.add(task)
         self._left = [(p, grad._version) for p in self._sample if (grad := self._grad_of(p)) is not None]
         self._forget_repeated(task)
@@ -431,6 +438,10 @@ class Recorder:
         if self._shown_by_output:
             self.ignore_parameters()
         self.on_backward_end()
+
+    def are_gone(self) -> bool:
+        """Whether the backward that has just ended has left no gradient at all."""
+        return not self._left and not any(self._grad_of(p) is not None for p in self.parameters)
 
     def _end_inner_of(self, task: int) -> None:
         """A backward has ended: the pass inside a backward that it went through is over."""
