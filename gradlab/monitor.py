@@ -384,10 +384,6 @@ class Monitor:
 
     def step_ended(self) -> None:
         """Close the frame of this step, send it on its way, and get ready for the next step."""
-        with outside_modes():  # what is measured between steps is none of a counter's around the loop
-            self._end_step()
-
-    def _end_step(self) -> None:
         try:
             with own_ops():
                 self._send_frame()
@@ -397,7 +393,11 @@ class Monitor:
             self._tripwire.step_ended()
         ended, self.step = self.step, self.step + 1
         if self._steps.are_counted:
-            self._engine.arm(self.step)
+            self._engine.arm(self.step)  # among the modes that there are: in a forward under way one is the engine's own
+        with outside_modes():  # what is measured between steps is none of a counter's around the loop
+            self._hand_out(ended)
+
+    def _hand_out(self, ended: int) -> None:
         self._delivery.deliver(hurry=self._is_prompt)
         if self._jacobians is not None:
             self._jacobians.end(ended)
