@@ -127,6 +127,8 @@ class Monitor:
         self.strict = strict
         self.step: int = kept["first_step"]
         """The number of the optimizer step under way, counted from 0."""
+        self.on_model_changed: Callable[[], None] | None = None
+        """Called when the model has been found to have other modules or parameters than before."""
         self._inner = unwrapped(model)
         rules: tuple[Tap, ...] = (Tap("*", of="weight_grad"),) if kept["taps"] is None else kept["taps"]
         self._check(rules)
@@ -142,7 +144,8 @@ class Monitor:
             on_step_in_backward=lambda: self._steps.end(),
             on_skipped=lambda count: self._report_skipped(count, before=self.step),
         )
-        self._steps = Steps(kept["optimizer"], lambda: self._engine.parameters, self)
+        self._steps = Steps(kept["optimizer"], lambda: self._engine.current_parameters(), self)
+        self._engine.on_model_changed = self._model_changed
         writes = logdir is not None and (across_ranks is False or _writes(logdir, told=bool(across_ranks)))
         self._is_prompt = any(getattr(sink, "prompt", False) for sink in all_sinks)
         if logdir is not None and writes:
@@ -393,7 +396,9 @@ class Monitor:
             self._tripwire.step_ended()
         ended, self.step = self.step, self.step + 1
         if self._steps.are_counted:
-            self._engine.arm(self.step)  # among the modes that there are: in a forward under way one is the engine's own
+            self._engine.arm(
+                self.step
+            )  # among the modes that there are: in a forward under way one is the engine's own
         with outside_modes():  # what is measured between steps is none of a counter's around the loop
             self._hand_out(ended)
 
@@ -408,6 +413,14 @@ class Monitor:
         if self._profiler is not None:
             waited = self._performance.data_seconds if self._performance is not None else None
             self._profiler.step(ended, data_seconds=waited)
+
+    def _model_changed(self) -> None:
+        """Its optimizers and its work may be others by now, too."""
+        self._steps.parameters_changed()
+        if self._performance is not None:
+            self._performance.model_changed()
+        if self.on_model_changed is not None:
+            self.on_model_changed()
 
     def skip_to(self, step: int) -> None:
         """Go on with this step: the loop has counted updates that were left out, as a GradScaler leaves them out."""

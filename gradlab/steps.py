@@ -163,8 +163,15 @@ class Steps:
         self._add(optimizer, [one for one in self._counted if not _share(one, optimizer)])
 
     def _add(self, optimizer: Optimizer, others: Sequence[Any]) -> None:
-        self._refs = tuple(map(weakref.ref, [*(one for one in others if one is not optimizer), optimizer]))
+        others = [one for one in others if one is not optimizer and self._owned(one)]
+        self._refs = tuple(map(weakref.ref, [*others, optimizer]))
         self._given |= {id(p) for p in parameters_of(optimizer)} if self._given else set()
+
+    def parameters_changed(self) -> None:
+        """Optimizers whose parameters are all gone from the model are waited for no longer, where others are left."""
+        left = [one for one in self._counted if self._owned(one)]
+        if left:
+            self._refs = tuple(map(weakref.ref, left))
 
     def _hook(self, optimizer: Optimizer) -> None:
         self._handles += [

@@ -575,7 +575,7 @@ class Containers(nn.Module):
 
 @case(5, 4)
 class SwappedAtRunTime(nn.Module):
-    """Each forward puts its two layers into one another's place: a site keeps the name that the layer began with."""
+    """Each forward puts its two layers into one another's place: a site is named as the layer is when a step begins."""
 
     def __init__(self) -> None:
         super().__init__()

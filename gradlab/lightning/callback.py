@@ -22,8 +22,10 @@ from gradlab.profiling.performance import Performance
 from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.profiling.window import Profiler
 from gradlab.sinks import Sink
+from gradlab.taps.identity import is_among
 from gradlab.taps.rule import Tap
 from gradlab.taps.tripwire import NonFinite
+from gradlab.taps.wrappers import inner_optimizer
 
 
 class GradlabCallback(pl.Callback):
@@ -130,13 +132,18 @@ class GradlabCallback(pl.Callback):
             self._actions = PhaseActions(self._performance.clock, trainer, on_error=self._performance.fail)
             self._actions.attach()
             self._performance.begin()
+            self.monitor.on_model_changed = self._performance.model_changed
         self._last_step = trainer.global_step
         self.profiler.begin(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is there."""
+        """The batch is there, and whatever optimizers the loop has by now."""
+        if self.monitor is not None:
+            for optimizer in map(inner_optimizer, trainer.optimizers):
+                if not is_among(optimizer, self.monitor.optimizers):
+                    self.monitor.add_optimizer(optimizer)
         if self.profiler is not None:
             self.profiler.begin()
             self.profiler.data_ready()

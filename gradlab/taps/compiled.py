@@ -49,11 +49,17 @@ class Gates:
             run_compiled: runs the compiled call of a module without gradlab's hooks on it and in it.
         """
         self._inner = unwrapped(model)
-        self._modules = list(all_modules(model))
+        self._outside: list[nn.Module] = []
+        """Compiled wrappers that were found outside the model."""
+        self.use(model)
         self._is_wanted = is_wanted
         self._run_compiled = run_compiled
         self._placed: list[tuple[nn.Module, str, Callable[..., Any]]] = []
         self._searches = 0
+
+    def use(self, model: nn.Module) -> None:
+        """Look for entrances in the modules that the model has now."""
+        self._modules = [*all_modules(model), *self._outside]
 
     def are_none(self) -> bool:
         """Whether the model has no compiled entrance that is known."""
@@ -92,7 +98,9 @@ class Gates:
         """
         if self._searches < _MOST_SEARCHES and _has_compiled():
             self._searches += 1
-            self._modules += [one for one in wrappers_of(self._inner) if not is_among(one, self._modules)]
+            found = [one for one in wrappers_of(self._inner) if not is_among(one, self._modules)]
+            self._outside += found
+            self._modules += found
 
     def _gate(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)  # keeps its mark of dynamo's too: a gate is traced as what it guards

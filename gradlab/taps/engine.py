@@ -7,10 +7,10 @@ the monitor's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradlab.errors import TapError, did_you_mean, warn
@@ -28,6 +28,7 @@ from gradlab.taps.scripting import scripting
 from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
 from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist
 from gradlab.taps.slots import HostCopy, Row
+from gradlab.taps.structure import Structure, weights_are_lent
 from gradlab.taps.unmatched import unmatched, why_unmatched
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class Engine:
         self.model = model
         self.taps = tuple(taps) if exchange is None else combinable(taps, model)
         self.parameters = parameter_names(model)
+        self._structure = Structure(model)
+        self._is_sharded = False
+        self.on_model_changed: Callable[[], None] | None = None
+        """Called when the model has been found to have other modules or parameters than before."""
         self.exchange = exchange
         self._strict = strict
         self._optimizers = optimizers
@@ -171,23 +176,52 @@ class Engine:
         return Ranks(plan, lambda: self.parameters, self.exchange)
 
     def _look_again(self) -> None:
-        """At the first forward: parameters may be others by now, which `fully_shard` and the like do not tell."""
-        now = parameter_names(self.model)
-        if any(one is not other for one, other in zip_longest(now.values(), self.parameters.values())):
-            self.recorder.ignore_parameters()
-            self._use(now)
-            self.recorder.watch_parameters()
-            for armed in self._plans.values():
-                armed.parameters.use(self._measurable())
+        """At the first forward of a step: is the model what it was? It may have been sharded, grown or pruned by now.
+
+        The weights of a sharded model are exchanged for whole ones while it runs, so that it is looked at once only.
+        """
+        try:
+            if self._structure.has_changed() and not weights_are_lent():
+                self._model_changed()
+            if self._armed is not None:
+                self._armed.parameters.follow_freezing(self.recorder.backward_row)
+        except Exception as error:
+            self._failed("", error)
+        if self._is_sharded:
+            self.recorder.on_first_pass = None
+
+    def _model_changed(self) -> None:
+        """Other modules or parameters: they are watched from now on, under the names that they have now."""
+        self._structure = Structure(self.model)
+        self.recorder.ignore_parameters()
+        self._use(parameter_names(self.model))
+        self.recorder.watch_parameters()
+        names, measured = module_names(self.model), self._measurable()
+        for armed in self._plans.values():
+            armed.parameters.disarm()
+            armed.parameters.use(measured)
+            armed.hooks.use(names)
+        if self._armed is not None:
+            self._armed.parameters.arm(self.recorder.backward_row)
+        if self.on_model_changed is not None:
+            self.on_model_changed()
+
+    def current_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the model has now; in a step whose forward was seen, those that it began with."""
+        if not self.recorder.passes and not self._is_sharded and self._structure.has_changed():
+            self._model_changed()
+        return self.parameters
 
     def _use(self, parameters: dict[str, nn.Parameter]) -> None:
         self.parameters = parameters
         ones = list(parameters.values())
+        self._is_sharded = any(hasattr(p, "_local_tensor") or getattr(p, "_fsdp_flattened", False) for p in ones)
         self.recorder.use(ones, gradient_reader(self.model, ones))
         say_what_is_not_seen(self.model, self.taps)
 
     def _measurable(self) -> dict[str, nn.Parameter]:
-        return measurable(self.parameters, across_ranks=self.exchange is not None)
+        with_shape = {name: p for name, p in self.parameters.items() if not is_lazy(p)}
+        return measurable(with_shape, across_ranks=self.exchange is not None)
 
     # What people ask for.
 
@@ -225,6 +259,8 @@ class Engine:
         return value
 
     def _backward_ended(self) -> None:
+        if self._structure.is_lazy:  # they have got their shapes in the forward
+            self._look_again()
         self._backward_noticed(self.recorder.thrown_away > 0 or self.recorder.are_gone())
         if self._in_backward is not None:
             self._end_step_in_backward(self._in_backward)
@@ -265,6 +301,8 @@ class Engine:
     def _before_update(self, armed: _Armed, optimizer: Optimizer, scale: Tensor | None) -> None:
         row = self.recorder.step_row()
         if not self.recorder.committed:
+            self._look_again()  # others may be called, or trained, by now than those that have shown nothing
+            self.recorder.ignore_parameters()
             self.recorder.watch_parameters()
             if self._is_new:
                 armed.parameters.look_back(row)

@@ -232,12 +232,25 @@ class ModuleHooks:
         self.here = _Here(self)
         self._stands: IdentityDict[nn.Module, list[StandIn]] = IdentityDict()
         self._input_hooks: list[tuple[nn.Module, int, _Inputs]] = []
+        self._known: dict[tuple[int, tuple[str, bool, bool]], _Leaf | _Block] = {}
+        self._root: _Root | None = None
         self._register(names)
         self._gates = Gates(model, self.records_now, self.run_compiled)
         if self._gates.are_none():
             self._gates.search()
         self._is_unseen = False
         """Whether the step under way has shown no forward of the whole model."""
+
+    def use(self, names: IdentityDict[nn.Module, str]) -> None:
+        """The model has these modules now. What stands on those that it had goes on, in a forward under way too."""
+        was_armed = self.armed
+        if was_armed:
+            self.disarm()
+        self._stands, self._input_hooks = IdentityDict(), []
+        self._register(names)
+        self._gates.use(self.model)
+        if was_armed:
+            self.arm()
 
     def arm(self) -> None:
         """Put everything in place."""
@@ -299,21 +312,28 @@ class ModuleHooks:
         owners = IdentitySet(m for m, name in names.items() if m not in opaque and may_own_ops(name, patterns))
         inside_owner = IdentitySet(m for owner in owners for m in all_modules(owner))
         inner = unwrapped(self.model)
+        known: dict[tuple[int, tuple[str, bool, bool]], _Leaf | _Block] = {}
         for module, name in names.items():
             site = "output" if module is inner else name
             is_watched = any(may_match(pattern, site) for pattern in patterns)
             if isinstance(module, torch.jit.ScriptModule) or not (is_watched or module in inside_owner):
                 continue
-            watch = Watch(name, is_root=module is inner)
-            stand = (
-                _Leaf(module, self, watch) if module in opaque
-                else _Block(module, self, watch, is_owner=module in owners)
-            )  # fmt: skip
+            kind = (name, module in opaque, module in owners)
+            stand = self._known.get((id(module), kind)) or self._stand_for(module, *kind, is_root=module is inner)
+            known[id(module), kind] = stand
             self._stands.setdefault(module, []).append(stand)
             if wants_inputs:
-                self._input_hooks.append((module, _fresh_key(), _Inputs(module, self, watch)))
+                self._input_hooks.append((module, _fresh_key(), _Inputs(module, self, stand.watch)))
+        self._known = known
         if not isinstance(self.model, torch.jit.ScriptModule):
-            self._stands.setdefault(self.model, []).append(_Root(self.model, self))
+            self._root = self._root or _Root(self.model, self)
+            self._stands.setdefault(self.model, []).append(self._root)
+
+    def _stand_for(
+        self, module: nn.Module, name: str, is_opaque: bool, is_owner: bool, *, is_root: bool
+    ) -> _Leaf | _Block:
+        watch = Watch(name, is_root=is_root)
+        return _Leaf(module, self, watch) if is_opaque else _Block(module, self, watch, is_owner=is_owner)
 
     def begin_root(self) -> None:
         """The model as the user calls it starts a forward: a new pass, unless it calls itself or is recomputed."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,13 +33,16 @@ class ParameterWatch:
         self.update = _Quantity(parameters, plan, "update")
         self.micro = _Quantity(parameters, plan, "weight_grad", "micro")
         self._before: list[Tensor] = []
+        self._wait_for: list[bool] = []
+        """Which of the parameters have had a hook put on, since they required a gradient."""
         self._begun = False
         self._stepped: list[weakref.ref[Optimizer]] = []
         """The optimizers that have stepped in this step: what later backwards add to their gradients was not used."""
         self._handles: list[RemovableHandle] = []
 
     def use(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Read these parameters, which have taken the place of those before."""
+        """Read these parameters, which have taken the place of those before. An update under way is not measured."""
+        self._before = []
         for quantity in (self.final, self.clipped, self.weight, self.update, self.micro):
             quantity.use(parameters)
 
@@ -54,8 +58,15 @@ class ParameterWatch:
             return write
 
         if not self._handles:
+            self._wait_for = [p.requires_grad for p in self.micro.parameters]
             pairs = zip(self.micro.entries, self.micro.parameters, strict=True)
             self._handles = [p.register_hook(writer(entry, p)) for entry, p in pairs if p.requires_grad]
+
+    def follow_freezing(self, row: Callable[[], Row]) -> None:
+        """Wait for the gradients of those that require one by now."""
+        if self.micro.parameters and self._wait_for != [p.requires_grad for p in self.micro.parameters]:
+            self.disarm()
+            self.arm(row)
 
     def disarm(self) -> None:
         """No longer wait."""
@@ -163,18 +174,24 @@ class _Quantity:
     """One quantity of all parameters that a rule chooses, with their slots."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], plan: Plan, quantity: str, stage: str = "final") -> None:
-        self._entries = {name: entry for name in parameters if (entry := plan.entry(name, quantity, stage))}
+        self._entry_of = partial(plan.entry, quantity=quantity, stage=stage)
+        self._entries: dict[str, Entry | None] = {}
         self.use(parameters)
 
     def use(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Read these parameters from now on, as far as slots were given out for them."""
-        names = [name for name in self._entries if name in parameters]
-        self.entries = [self._entries[name] for name in names]
+        """Read these parameters from now on: one with a new name gets slots, one that is gone is absent."""
+        for name in parameters:
+            if name not in self._entries:
+                self._entries[name] = self._entry_of(name)
+        known = {name: entry for name, entry in self._entries.items() if entry is not None and name in parameters}
+        names, self.entries = list(known), list(known.values())
         self.parameters = [parameters[name] for name in names]
         self._is_sharded = any(hasattr(p, "_local_tensor") for p in self.parameters)
         values = self.values()
         self._numel = [p.numel() for p in values]
-        self._is_plain = len(names) == len(self._entries) and all(
+        numbers = [entry.index for entry in self.entries]
+        self._is_plain = numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+        self._is_plain = self._is_plain and all(
             entry.is_norm and p.dtype in NORM_IN_ONE and p.device == values[0].device and p.numel() > 0
             for entry, p in zip(self.entries, values, strict=True)
         )

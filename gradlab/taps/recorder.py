@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.taps.finished import Finished
@@ -146,9 +147,8 @@ class Recorder:
         if self.plan is None or not (has_graph or torch.is_grad_enabled()) or looks_away() or in_symbolic_trace():
             here.current = None
             return None
-        if self.on_first_pass is not None:
-            first, self.on_first_pass = self.on_first_pass, None
-            first()
+        if self.on_first_pass is not None and not self.passes:
+            self.on_first_pass()
         self._forwarding.add(threading.get_ident())
         if len(self._forwarding) == 1:  # else another thread may be in its backward
             self.open_tasks.clear()  # a backward that raised never closed its own
@@ -335,7 +335,9 @@ class Recorder:
         self._shown_by_output = False
         if not self._sentinels:
             self._sentinels = [
-                p.register_post_accumulate_grad_hook(self._accumulated) for p in self.parameters if p.requires_grad
+                p.register_post_accumulate_grad_hook(self._accumulated)
+                for p in self.parameters
+                if p.requires_grad and not is_lazy(p)
             ]
 
     def ignore_parameters(self) -> None:
