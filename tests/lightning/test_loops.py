@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,12 @@ def test_a_callback_without_sinks_writes_an_event_file_of_its_own(tmp_path: Path
     fit(BoringModel, tmp_path, GradlabCallback(strict=True))
     (file,) = tmp_path.rglob("events.out.*")
     assert file.parent == tmp_path / "gradlab"
+
+
+def test_a_callback_is_copied_without_the_monitor_of_its_last_fit(tmp_path: Path) -> None:
+    callback = GradlabCallback(sinks=[MemorySink()], taps=[Tap("*", of="weight_grad")])
+    fit(BoringModel, tmp_path, callback)
+    assert callback.monitor is not None
+    copied = copy.deepcopy(callback)
+    assert copied.monitor is None and copied.findings == []
+    assert copied.taps == callback.taps
