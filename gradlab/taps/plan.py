@@ -196,7 +196,7 @@ class _SeriesMaker:
                     numbers = numbers.astype(np.float32)
             if absent is not None:
                 numbers[absent] = ABSENT
-            numbers.flags.writeable = False  # so that the series takes it as it is
+            numbers.setflags(write=False)  # so that the series takes it as it is
             result[metric.schema.metric] = Series(metric.schema, numbers)
         if self.per_rank and not isinstance(copy, HostCopy):
             result |= self._of_ranks(copy.local(), scale, scaled)
