@@ -1,11 +1,15 @@
-"""Shared fixtures: a fixed seed, the device of the tests; and one thread for each of several workers."""
+"""Shared fixtures: a fixed seed, the device of the tests; a clean environment; one thread for each of many workers."""
 
 from __future__ import annotations
 
 import os
 
-import pytest
-import torch
+import environment
+
+environment.clean()  # before anything reads it
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

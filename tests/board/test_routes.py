@@ -59,7 +59,7 @@ def wait_for(page, run, last_step):
     """The Rust loader reads in its own time."""
     import time
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(one["name"] == run and one["last_step"] == last_step for one in page.json("index")["runs"]):
         assert time.monotonic() < deadline, page.json("index")["runs"]
         time.sleep(0.05)
@@ -312,7 +312,7 @@ def test_layers_renamed_at_resume_are_rows_of_their_own_and_said(tmp_path, loade
 def wait_until_runs(page):
     import time
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not page.json("index")["runs"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)

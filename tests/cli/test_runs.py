@@ -1,6 +1,7 @@
 """`gradlab runs` and `gradlab show`, on folders as runs leave them."""
 
 import json
+import shlex
 import time
 
 import pytest
@@ -102,7 +103,7 @@ def test_show_repeats_the_closing_summary(gradlab, run):
         "warning step 3: b has no gradient. Is it used?\n"
         "error step 4: [c] is odd.\n"
         "open it in TensorBoard with:\n"
-        f"  gradlab board {run.path}\n"
+        f"  gradlab board {shlex.quote(str(run.path))}\n"
     )
 
 

@@ -95,7 +95,7 @@ def test_a_rank_without_a_note_is_known_by_its_process(tmp_path: Path, code: int
 
 def wait_for_exit(folder: RunFolder) -> dict[str, object]:
     """What is written ahead of the end, once it is there."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while (left := folder.read_exit()) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert left is not None

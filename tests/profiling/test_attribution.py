@@ -20,8 +20,12 @@ from gradlab.profiling.summary import describe
 asks_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
-def profiled(model, step, *, num_steps=3, warm=2):
-    """The attribution of a few steps of training, and the rows of the module table by name."""
+def profiled(model, step, *, num_steps=3, warm=2, in_events=False):
+    """The attribution of a few steps of training, and the rows of the module table by name.
+
+    With `in_events` every beginning and end of an event is a nanosecond, so that what is compared are numbers of
+    events, whatever else the machine does.
+    """
     for _ in range(warm):
         step()
     recording = Recording(Profile(), model)
@@ -31,7 +35,12 @@ def profiled(model, step, *, num_steps=3, warm=2):
         step()
         recording.end_step()
     recorded = recording.stop()
-    attribution = attribute(read_events(recorded.results), recorded.steps, recorded.modules)
+    events = read_events(recorded.results)
+    if in_events:
+        times = sorted({time for event in events for time in (event.start, event.end)})
+        count = {time: number for number, time in enumerate(times)}
+        events = [event._replace(start=count[event.start], end=count[event.end]) for event in events]
+    attribution = attribute(events, recorded.steps, recorded.modules)
     summary = describe(attribution, recorded.modules, {})
     return attribution, summary, {row["name"]: row for row in summary["modules"]}
 
@@ -74,9 +83,9 @@ def test_a_layer_ten_times_the_others_ranks_first_forward_and_backward():
     wide = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4096), nn.Linear(4096, 64), nn.Linear(64, 4))
     run = Run(nn.Sequential(wide[0], wide[1], nn.Sequential(wide[2], wide[3]), wide[4]), width=64)
     run.x, run.y = run.x.repeat(16, 1), run.y.repeat(16)
-    _, _, rows = profiled(run.model, run.step)
+    windows = [profiled(run.model, run.step)[2] for _ in range(3)]  # the least: another process may take the core
     for phase in ("forward", "backward"):
-        named = {name: rows[name][f"{phase}_ms"] for name in ("0", "1", "2", "3")}
+        named = {name: min(rows[name][f"{phase}_ms"] for rows in windows) for name in ("0", "1", "2", "3")}
         assert max(named, key=named.__getitem__) == "2"
 
 
@@ -102,7 +111,7 @@ class CostsInBackward(nn.Module):
 
 def test_backward_time_goes_to_the_module_that_ran_the_forward():
     run = Run(nn.Sequential(nn.Linear(16, 16), CostsInBackward(), nn.Linear(16, 4)))
-    attribution, summary, rows = profiled(run.model, run.step)
+    attribution, summary, rows = profiled(run.model, run.step, in_events=True)
     check_sums(attribution, summary)
     assert rows["1"]["backward_self_ms"] > 3 * rows["1"]["forward_self_ms"]
     assert rows["1"]["backward_self_ms"] > 2 * (rows["0"]["backward_self_ms"] + rows["2"]["backward_self_ms"])
@@ -132,8 +141,7 @@ def test_recomputation_counts_as_backward_of_the_recomputed_modules(reentrant):
 def test_a_compiled_module_is_one_box_with_its_forward_and_backward():
     block = nn.Sequential(nn.Linear(16, 512), nn.Tanh(), nn.Linear(512, 16))
     run = Run(nn.Sequential(nn.Linear(16, 16), torch.compile(block, backend="aot_eager"), nn.Linear(16, 4)))
-    run.x, run.y = run.x.repeat(32, 1), run.y.repeat(32)
-    attribution, summary, rows = profiled(run.model, run.step)
+    attribution, summary, rows = profiled(run.model, run.step, in_events=True)
     check_sums(attribution, summary)
     assert list(rows) == ["", "0", "1", "2"] and rows["1"]["kind"] == "Sequential (compiled)"
     assert rows["1"]["forward_self_ms"] > rows["0"]["forward_self_ms"]

@@ -196,7 +196,7 @@ def test_a_kernel_without_locks_is_gone_on_with(tmp_path, name):
         "import pathlib, sys\nfrom gradlab.runs.lock import is_locked, locked\npath = pathlib.Path(sys.argv[1])\n"
         "with locked(path, print) as attempt: print(attempt, is_locked(path))\nprint(is_locked(path))"
     )
-    environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "shim.so")}
+    environment = {**os.environ, "LD_PRELOAD": "shim.so", "LD_LIBRARY_PATH": str(tmp_path)}
     command = [sys.executable, "-c", hold, str(tmp_path / "lock")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     said, *rest = done.stdout.splitlines()

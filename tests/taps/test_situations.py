@@ -395,7 +395,7 @@ def test_threads_that_train_a_model_each() -> None:
     found: dict[int, np.ndarray] = {}
 
     def work(seed: int) -> None:
-        found[seed] = train(models[seed], 10 * seed, 20, lambda: barrier.wait(20))
+        found[seed] = train(models[seed], 10 * seed, 20, lambda: barrier.wait(240))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
     for thread in threads:
