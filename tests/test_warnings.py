@@ -57,7 +57,6 @@ PROGRAM = """
         ((), "plain"),
         pytest.param(("-W", "default"), "thread", marks=pytest.mark.slow),
         pytest.param(("-W", "once"), "plain", marks=pytest.mark.slow),
-        pytest.param(("-W", "always"), "plain", marks=pytest.mark.slow),
         pytest.param(("-W", "error::RuntimeWarning"), "captured", marks=pytest.mark.slow),
     ],
 )

@@ -3,7 +3,8 @@
 import json
 import sys
 import textwrap
-from subprocess import PIPE, Popen
+from pathlib import Path
+from subprocess import PIPE, Popen, run
 
 import pytest
 from profiling.example import Run
@@ -42,6 +43,13 @@ PROGRAM = """
 """
 
 
+def tab_reads(folder):
+    """What the PyTorch Profiler tab says of each rank's trace."""
+    program = Path(__file__).with_name("check_tab.py")
+    done = run([sys.executable, program, folder], capture_output=True, text=True, timeout=240, check=True)
+    return {int(path.partition("rank")[2].partition(".")[0]): said for path, said in json.loads(done.stdout).items()}
+
+
 def run_two(tmp_path, slow):
     program = tmp_path / "train.py"
     program.write_text(textwrap.dedent(PROGRAM))
@@ -68,6 +76,8 @@ def test_the_slow_rank_is_found_and_both_are_in_one_directory(tmp_path, slow):
     assert f"%) for rank {slow}" in summary["verdict"]["sentence"]
     assert "the profile of steps 3 to 5 is straggling rank: " in outputs[0][0] and outputs[1][0] == ""
     assert not list((tmp_path / "profile").glob(".*"))
+    read = tab_reads(tmp_path)
+    assert set(read) == {0, 1} and not [said for said in read.values() if "intersect" in str(said["complaints"])]
 
 
 def test_a_rank_that_never_comes_is_named_and_the_window_written_without_it(tmp_path, monkeypatch):
