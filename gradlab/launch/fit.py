@@ -12,7 +12,8 @@ import pytorch_lightning as pl
 import torch
 
 from gradlab.launch.card import answers_card
-from gradlab.launch.checkpoints import Continuation, LastCheckpoint
+from gradlab.launch.checkpoints import LastCheckpoint
+from gradlab.launch.continuation import Continuation
 from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.layers import layer_table
 from gradlab.launch.lookout import Lookout
@@ -164,7 +165,7 @@ def _run_callbacks(
     watch: FolderWatch | None,
 ) -> list[pl.Callback]:
     """What makes a training a run: it can be stopped, goes on where it was, and says how far it is."""
-    callbacks: list[pl.Callback] = [StopAfterStep(request), Continuation()]
+    callbacks: list[pl.Callback] = [Continuation(request), StopAfterStep(request)]
     callbacks += [watch] if watch is not None else []
     if options.get("enable_checkpointing", True) is not False:
         callbacks.append(LastCheckpoint(folder.last_checkpoint, watch))

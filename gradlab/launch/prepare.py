@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from gradlab.errors import MachineError, UsageError
+from gradlab.errors import MachineError
+from gradlab.launch.first_batch import OnceOnlyError, first_batch
 from gradlab.launch.machine import device_options
 from gradlab.launch.messages import quiet_lightning
 from gradlab.launch.optimizer import use_optimizer
@@ -108,7 +109,14 @@ def list_sites(model: pl.LightningModule, data: pl.LightningDataModule | None) -
     """
     from gradlab.taps.visit import sites_of
 
-    batch = _first_batch(model, data)
+    try:
+        batch = first_batch(model, data)
+    except OnceOnlyError as error:
+        warnings.warn(
+            f"the training data can be read once ({error}), so patterns are checked in the first step only.",
+            stacklevel=2,
+        )
+        return ()
     if isinstance(model, GradlabModule):
         return tuple(sites_of(copy.deepcopy(model), model.probe_input(batch)))
     try:
@@ -120,18 +128,6 @@ def list_sites(model: pl.LightningModule, data: pl.LightningDataModule | None) -
             stacklevel=2,
         )
         return ()
-
-
-def _first_batch(model: pl.LightningModule, data: pl.LightningDataModule | None) -> Any:
-    """The first batch of the training data."""
-    source: Any = data if data is not None else model
-    if data is not None:
-        data.prepare_data()
-        data.setup("fit")
-    try:
-        return next(iter(source.train_dataloader()))
-    except StopIteration:
-        raise UsageError(f"{type(source).__name__}.train_dataloader() has no batches.") from None
 
 
 def _taps_of(model: pl.LightningModule, given: Sequence[Tap] | None) -> tuple[Tap, ...]:

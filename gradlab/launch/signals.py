@@ -3,6 +3,11 @@
 Lightning answers SIGINT with `sys.exit(1)` and knows no optimizer steps, so the handlers are gradlab's own. They sit in
 front of Lightning's SIGTERM handler, which is called only once a step is complete: it is Lightning's own way to leave
 the loops after their hooks have run. A second SIGINT does not wait.
+
+Where the signal goes to a whole process group, as from `timeout`, the workers of a loader hear it too. They go on while
+the step does (`workers`); one that was not that far yet dies of it, and torch would raise that in the middle of the
+step, from a handler of SIGCHLD. So from the first signal on no child's end raises anything: what ends a run then is
+that no batch comes (`Continuation.failed`).
 """
 
 from __future__ import annotations
@@ -64,8 +69,14 @@ class StopRequest:
                 raise KeyboardInterrupt
             return
         self.received = signal.Signals(number)
+        self._before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
+        self._set({signal.SIGCHLD: _say_nothing})
         if not self.training:
             raise RunStopped
+
+
+def _say_nothing(number: int, frame: FrameType | None) -> None:
+    """A child has ended."""
 
 
 class StopAfterStep(pl.Callback):

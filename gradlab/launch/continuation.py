@@ -1,0 +1,252 @@
+"""A run that was stopped goes on exactly: what a checkpoint holds for it beyond Lightning's, and how it is put back.
+
+Lightning restores model, optimizers, schedulers, callbacks and counters. Here are the place in the data and everything
+random: the process's random numbers, the loaders of training (`loaders`) and of validation, and the gradients of an
+accumulation that is under way. Each rank has its own.
+
+When things are put back matters as much as what. A run that was not stopped draws, in this order: what hooks draw when
+an epoch begins, what the loader draws for its order and workers, then batch, step, batch, step. A resumed one calls
+hooks at the start of training that were called long ago, and Lightning begins the loader's iteration before them. So
+loaders begin when their first batch is drawn, and the process's random numbers are put back right before that draw; at
+the end of an epoch, before the hooks that begin the next; in a validation that was cut short, before its first batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakValueDictionary
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from gradlab.errors import warn
+from gradlab.launch.data_state import States
+from gradlab.launch.loaders import Batches, FollowedLoader, Place, follow, what_is_hidden
+from gradlab.launch.randomness import restore, snapshot
+from gradlab.launch.signals import RunStopped, StopRequest
+
+_VERSION = 2
+
+
+class Continuation(pl.Callback):
+    """Keeps the place in the data and the random numbers in every checkpoint, and goes on from there."""
+
+    def __init__(self, request: StopRequest | None = None) -> None:
+        self.request = request
+        self._trainer: pl.Trainer | None = None
+        self._training: list[FollowedLoader] = []
+        self._validation: list[FollowedLoader] = []
+        self._epochs: WeakValueDictionary[int, Batches] = WeakValueDictionary()
+        """The epoch that each loader is in, by its index in training."""
+        self._saved: dict[str, Any] | None = None
+        """What the checkpoint holds."""
+        self._remade: set[str] = set()
+        """Of which stages the loaders are no longer the first of this process."""
+        self._to_restore = False
+        """Whether the process's random numbers have yet to be put back."""
+        self._has_begun = False
+        self._has_ended = False
+        """Whether an epoch is over and no batch of the next one was used."""
+        self._before_validation: States | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Follow each loader once Lightning has made of it what it needs."""
+        if self._trainer is trainer:
+            return
+        self._trainer = trainer
+        process = trainer.strategy.process_dataloader
+
+        def process_and_follow(loader: object) -> object:
+            return self._follow(process(loader))
+
+        trainer.strategy.process_dataloader = process_and_follow  # type: ignore[method-assign, assignment]
+
+    def _follow(self, loader: Any) -> Any:
+        trainer = self._trainer
+        assert trainer is not None
+        if trainer.training:
+            for sentence in what_is_hidden(loader):
+                warn(f"{sentence}: a run that is stopped and resumed will not get the batches of one that is not.")
+        elif not (trainer.validating or trainer.sanity_checking):
+            return loader
+        name, followed = ("train", self._training) if trainer.training else ("val", self._validation)
+        if any(follower.is_begun for follower in followed):  # Lightning makes all of them anew
+            followed.clear()
+            self._remade.add(name)
+            if trainer.training:
+                self._epochs.clear()
+        outer, follower = follow(loader, self)
+        places = self._saved[name] if self._saved is not None and name not in self._remade else []
+        if len(followed) < len(places):
+            place = places[len(followed)]
+            if place["kind"] != follower.kind or place["name"] != follower.name:
+                warn(f"the run had {place['name']} where {follower.name} is now, so it does not go on exactly.")
+                self._to_restore = False
+            else:
+                follower.data.put(place["now"], stateful=follower.kind == "indices")
+                follower.resume(place, in_training=trainer.training)
+        followed.append(follower)
+        return outer
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on batches are drawn to be used; gradients of an accumulation go on."""
+        self._has_begun = True
+        gradients = self._saved["gradients"] if self._saved is not None else {}
+        for name, parameter in pl_module.named_parameters():
+            if name in gradients:
+                parameter.grad = gradients[name].to(parameter.device)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that goes on from the end of an epoch goes on here."""
+        if self._to_restore and self._has_ended:
+            self._restore()
+            for follower in self._training:
+                follower.set_epoch(trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A batch is used."""
+        self._has_ended = False
+        self._before_validation = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The next batch is the first of a new epoch."""
+        self._has_ended = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What comes now comes after the validation."""
+        self._before_validation = None
+
+    def iterated(self, batches: Batches) -> None:
+        """An epoch of a loader was begun, of training or of validation."""
+        batches.followed.is_begun = True
+        if batches.followed in self._training:
+            self._epochs[self._training.index(batches.followed)] = batches
+
+    def before_epoch(self, followed: FollowedLoader) -> None:
+        """Before a validation, note what it begins with; one that was cut short begins with that again."""
+        trainer = self._trainer
+        if trainer is None or not trainer.validating or followed not in self._validation:
+            return
+        if self._to_restore and self._has_begun:
+            self._restore()
+        if self._before_validation is None:
+            self._before_validation = self._take()
+
+    def before_fetch(self, batches: Batches) -> None:
+        """Get every loader where it was, once, before the first batch is drawn."""
+        if batches.waits:
+            self._go_on()
+        elif self._to_restore and self._has_begun and batches.followed in self._training:
+            self._restore()
+        if batches.to_draw_ahead is not None:
+            batches.draw_ahead()
+
+    def _go_on(self) -> None:
+        waiting = [batches for batches in self._epochs.values() if batches.waits]
+        if self._has_ended or not self._saved:
+            if self._to_restore:
+                self._restore()
+            for batches in waiting:
+                batches.go_on()
+            return
+        current = self._take()
+        places = [batches.place for batches in waiting]
+        for batches in waiting:
+            batches.go_on()
+        if not self._to_restore:
+            self._put(current)
+        elif self._has_begun:
+            self._restore()
+        else:  # Lightning draws ahead
+            for batches, place in zip(waiting, places, strict=True):
+                batches.to_draw_ahead = place["before"] if place is not None else None
+
+    def is_prefetching(self) -> bool:
+        """Whether Lightning draws a batch ahead, as it does where it cannot know which is the last."""
+        trainer = self._trainer
+        fetcher = trainer.fit_loop._data_fetcher if trainer is not None and trainer.training else None
+        return hasattr(fetcher, "prefetch_batches") and getattr(fetcher, "length", 0) is None
+
+    def failed(self, error: RuntimeError) -> Exception:
+        """A worker that a signal has ended is no failure of a run that was asked to stop."""
+        is_asked = self.request is not None and self.request.received is not None
+        return RunStopped() if is_asked and "DataLoader worker" in str(error) else error
+
+    def _take(self) -> States:
+        pipelines = {
+            "train": [follower.data.take() for follower in self._training],
+            "val": [follower.data.take() for follower in self._validation],
+        }
+        return {"process": snapshot(), **pipelines}
+
+    def _put(self, states: States) -> None:
+        restore(states["process"])
+        for name, followers in (("train", self._training), ("val", self._validation)):
+            for follower, state in zip(followers, states[name], strict=False):
+                follower.data.put(state, stateful=follower.kind == "indices")
+
+    def _restore(self) -> None:
+        """Put back what the checkpoint holds of the process and of the pipelines."""
+        assert self._saved is not None
+        self._to_restore = False
+        now = {name: [place["now"] for place in self._saved[name]] for name in ("train", "val")}
+        self._put({"process": self._saved["process"], **now})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, on each rank."""
+        trainer = self._trainer
+        if trainer is None:
+            return {}
+        own = self._where(trainer)
+        ranks: list[Any] = [own]
+        if trainer.world_size > 1 and torch.distributed.is_initialized():
+            ranks = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, own)
+        return {"version": _VERSION, "ranks": ranks}
+
+    def _where(self, trainer: pl.Trainer) -> dict[str, Any]:
+        cut_short = self._before_validation
+        states = cut_short or self._take()
+        ahead = bool(getattr(trainer.fit_loop._data_fetcher, "batches", ()))
+        train = [
+            batches.where(ahead=ahead, ended=self._has_ended, now=states["train"][index])
+            for index, batches in sorted(self._epochs.items())
+        ]
+        val: list[Place] = [
+            follower.whole(now=now, at_start=cut_short is not None)
+            for follower, now in zip(self._validation, states["val"], strict=False)
+        ]
+        return {
+            "process": states["process"],
+            "train": train,
+            "val": val,
+            "ended": self._has_ended,
+            "gradients": _gradients_under_way(trainer),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there: the loaders are made afterwards."""
+        trainer, ranks = self._trainer, state_dict.get("ranks", [])
+        world_size = trainer.world_size if trainer is not None else 1
+        if state_dict.get("version") != _VERSION or len(ranks) != world_size:
+            warn(
+                f"the checkpoint was written by {len(ranks)} processes and this run has {world_size}, so it does not "
+                "go on exactly: the batches of an epoch are divided in another way."
+                if ranks
+                else "the checkpoint does not say where the run was in its data, so it does not go on exactly."
+            )
+            return
+        self._saved = ranks[trainer.global_rank if trainer is not None else 0]
+        self._to_restore = True
+        self._has_ended = self._saved["ended"]
+
+
+def _gradients_under_way(trainer: pl.Trainer) -> dict[str, Tensor]:
+    """The gradients that the next batch adds to; with manual optimization any may be one of these."""
+    module = trainer.lightning_module
+    if module.automatic_optimization and not trainer.fit_loop._should_accumulate():
+        return {}
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
