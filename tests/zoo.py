@@ -943,3 +943,65 @@ class SeveralOutputsOfOneNode(nn.Module):
         used, _ = self.part(self.a(x))
         first, *_ = torch.sort(used, dim=-1)
         return first
+
+
+@case(5, 4)
+class HandsOutAParameter(nn.Module):
+    """A part that returns its parameter, which is no tensor of the graph."""
+
+    class Const(nn.Module):
+        """Takes nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.ones(3))
+
+        def forward(self) -> Tensor:
+            return self.p
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.const, self.fc = self.Const(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.const()
+
+
+@case(5, 4)
+class GeneratedByFx(nn.Module):
+    """A part whose class and forward torch.fx has generated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 6), nn.ReLU()))
+        self.b = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+@case(5, 4)
+class HashedByState(nn.Module):
+    """A part that is hashed by a state which each forward changes, and equal to everything of its class."""
+
+    class Counted(nn.Linear):
+        """As torchmetrics' metrics are."""
+
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+        def __eq__(self, other: object) -> bool:
+            return type(self) is type(other)
+
+        def __hash__(self) -> int:
+            return hash((id(self), self.calls))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = self.Counted(4, 4), self.Counted(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).tanh())
