@@ -396,9 +396,7 @@ class Monitor:
             self._tripwire.step_ended()
         ended, self.step = self.step, self.step + 1
         if self._steps.are_counted:
-            self._engine.arm(
-                self.step
-            )  # among the modes that there are: in a forward under way one is the engine's own
+            self._engine.arm(self.step)  # not outside of modes: in a forward under way, one is ours
         with outside_modes():  # what is measured between steps is none of a counter's around the loop
             self._hand_out(ended)
 
@@ -421,6 +419,12 @@ class Monitor:
             self._performance.model_changed()
         if self.on_model_changed is not None:
             self.on_model_changed()
+
+    def step_missed(self) -> None:
+        """The loop has counted a step that no optimizer was seen to make: end it with what there is of it."""
+        if self._steps.are_counted:
+            self._steps.unstepped.missed()
+            self._steps.end()
 
     def skip_to(self, step: int) -> None:
         """Go on with this step: the loop has counted updates that were left out, as a GradScaler leaves them out."""

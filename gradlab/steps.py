@@ -75,7 +75,7 @@ class Steps:
     def __init__(self, given: Any, parameters: Callable[[], Mapping[str, nn.Parameter]], listener: Listener) -> None:
         self._parameters = parameters
         self._listener = listener
-        each = listed(given)
+        each = [real for one in listed(given) for real in self._in_place_of(one)]
         self._seen = [self._seen_step(one) for one in each if not runs_hooks(one)]
         ours = [one for one in each if runs_hooks(one)]
         shown = [one.shown for one in self._seen]
@@ -104,6 +104,11 @@ class Steps:
                     f"the optimizer {type(one).__name__} owns none of the model's parameters. Where it steps copies of "
                     f"them, leave it out and put the update into `with monitor.stepping():`."
                 )
+
+    def _in_place_of(self, given: Any) -> list[Any]:
+        """What steps for a given optimizer: those inside of a dummy that has no parameter of the model itself."""
+        inside = [] if self._owned(given) else [one for one in optimizers_inside(given) if self._owned(one)]
+        return inside if runs_hooks(given) and inside else [given]
 
     def _seen_step(self, given: Any) -> SeenStep:
         """A given object whose `step` runs no hooks of torch's."""
@@ -311,7 +316,7 @@ class Steps:
             if not has_stepped or not outer.has_stepped():
                 return
             self._stepped |= outer.inner
-        self._finish(optimizer)
+        self._finish(optimizer, had_gradients=outer is None or outer.had_gradients())
 
     def graph_ran(self, optimizer: Any) -> None:
         """One graph with a whole step in it has run: if it has changed gradients too, it has clipped them."""
@@ -338,10 +343,13 @@ class Steps:
             known = self._wraps[id(optimizer)] = (weakref.ref(optimizer), is_one)
         return known[1]
 
-    def _finish(self, optimizer: Any) -> None:
+    def _finish(self, optimizer: Any, *, had_gradients: bool) -> None:
         self._listener.after_update(optimizer)
-        self.unstepped.stepped()
         self._last = _Used(optimizer)
+        if had_gradients or self._last.are_some:
+            self.unstepped.stepped()
+        else:
+            self.unstepped.idle(optimizer)
         self._stepped.add(id(optimizer))
         # One that is found after another's step has ended is the rest of that step: the next one begins with both.
         is_rest = id(optimizer) in self._fresh and self._stepped == {id(optimizer)}
@@ -407,6 +415,10 @@ class _Running:
         optimizer = self._ref()
         return self._always_ends or (optimizer is not None and _steps_under_way(optimizer) > but)
 
+    def had_gradients(self) -> bool:
+        """Whether there were gradients when it began; not so with a closure."""
+        return self._used.are_some
+
     def have_gradients_changed(self) -> bool:
         """Whether the gradients are others than when it began."""
         return not self._used.is_same_step()
@@ -424,6 +436,11 @@ class _Used:
         self._parameter = p if p is None else weakref.ref(p)
         self._grad = None if p is None else weakref.ref(p.grad)
         self._version = 0 if p is None else p.grad._version  # type: ignore[union-attr]
+
+    @property
+    def are_some(self) -> bool:
+        """Whether there are any."""
+        return self._parameter is not None
 
     def is_same_step(self) -> bool:
         """Whether an optimizer that steps now uses the gradients of that step too."""

@@ -22,6 +22,7 @@ from gradlab import Tap
 from gradlab.errors import GradlabWarning, TapError
 from gradlab.frame import is_absent
 from gradlab.sinks import MemorySink
+from gradlab.taps.wrappers import that_train
 
 TAPS = [Tap("*", of="weight_grad", stage=["final", "clipped"]), Tap("*", of=["weight", "update"])]
 NUM_STEPS = 4
@@ -621,6 +622,72 @@ def test_hooks_that_update_in_the_backward_are_told_of(given: bool, num_backward
     assert said(loop, model, lomo if given else None) == [
         f"gradlab: {min(num_backwards, 100)} backward passes have ended without a step to count: {who}. {REMEDY}"
     ]
+
+
+def test_a_step_that_has_nothing_left_to_do_is_told_of() -> None:
+    model = mlp()
+
+    class Idle(Lomo):
+        def step(self, closure: Any = None) -> None:
+            pass
+
+    lomo = Idle(model)
+
+    def loop(_: gradlab.Monitor) -> None:
+        for number in range(10):
+            lomo.fused_backward(loss(model, number))
+            lomo.step()
+
+    assert said(loop, model, lomo) == [
+        "gradlab: 10 backward passes have ended without a step to count: Idle has stepped, and has found no gradient "
+        "to use. " + REMEDY
+    ]
+
+
+class Dummy(torch.optim.Optimizer):
+    """In the shape of the Trainer's LayerWiseDummyOptimizer, which stands for those that step in the backward."""
+
+    def __init__(self, optimizers: dict[Any, torch.optim.Optimizer]) -> None:
+        self.optimizer_dict = optimizers
+        super().__init__([torch.randn(1, 1)], {"lr": 0.1})
+
+    def step(self, closure: Any = None) -> None:
+        pass
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_dummy_stands_for_the_optimizers_inside_of_it(given: bool) -> None:
+    model, twin = mlp(), mlp()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def step(parameter: Tensor) -> None:
+        optimizers[parameter].step()  # type: ignore[index]
+        optimizers[parameter].zero_grad()  # type: ignore[index]
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    dummy = Dummy(optimizers)
+    taps = [Tap("*", of=["weight_grad", "update"])]
+    with gradlab.watch(model, dummy if given else None, taps=taps, strict=True) as monitor:
+        for number in range(3):
+            loss(model, number).backward()
+            dummy.step()
+            twin.zero_grad()
+            loss(twin, number).backward()
+            norms = [p.grad.norm().item() for p in twin.parameters() if p.grad is not None]
+            assert list(monitor.latest()["weight_grad.norm"].values()) == pytest.approx(norms, rel=1e-6)
+            with torch.no_grad():
+                for p in twin.parameters():
+                    p -= 0.1 * p.grad  # type: ignore[operator]
+            assert monitor.step == number + 1
+
+
+def test_a_framework_is_not_stopped_by_an_optimizer_that_trains_something_else() -> None:
+    model = mlp()
+    mine, strange, odd = sgd(model), sgd(mlp()), Noisy(sgd(model))
+    dummy = Dummy({0: sgd(model)})
+    assert that_train(model, [strange, mine, odd, dummy]) == [mine, odd, dummy]
+    assert that_train(model, [strange]) is None and that_train(model, None) is None
 
 
 def test_hooks_that_update_in_the_backward_are_measured_within_stepping() -> None:

@@ -17,6 +17,7 @@ from gradlab.profiling.schedule import Profile
 from gradlab.sinks import CallbackSink, Sink
 from gradlab.taps.identity import is_among
 from gradlab.taps.rule import Tap
+from gradlab.taps.wrappers import that_train
 
 
 class GradlabCallback(TrainerCallback):
@@ -81,7 +82,7 @@ class GradlabCallback(TrainerCallback):
         self._newest.clear()
         self.monitor = Monitor(
             kwargs["model"],
-            kwargs.get("optimizer"),
+            that_train(kwargs["model"], kwargs.get("optimizer")),
             sinks=[*self._sinks, CallbackSink(self._take, name="trainer")],
             logdir=self._logdir or Path(args.output_dir or ".") / "gradlab",
             first_step=state.global_step,
@@ -91,9 +92,15 @@ class GradlabCallback(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The Trainer has counted a step, be it one whose update a GradScaler has left out."""
-        if self.monitor is not None:
-            self.monitor.skip_to(state.global_step)
+        """The Trainer has counted a step, be it one whose update a GradScaler has left out, or no optimizer has made.
+
+        The latter is LOMO's, which updates parameters by hooks on their gradients.
+        """
+        if self.monitor is None:
+            return
+        if self.monitor.step < state.global_step and not getattr(kwargs.get("optimizer"), "step_was_skipped", True):
+            self.monitor.step_missed()
+        self.monitor.skip_to(state.global_step)
 
     def on_log(
         self,

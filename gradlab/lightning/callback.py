@@ -25,7 +25,7 @@ from gradlab.sinks import Sink
 from gradlab.taps.identity import is_among
 from gradlab.taps.rule import Tap
 from gradlab.taps.tripwire import NonFinite
-from gradlab.taps.wrappers import inner_optimizer
+from gradlab.taps.wrappers import inner_optimizer, that_train
 
 
 class GradlabCallback(pl.Callback):
@@ -102,7 +102,7 @@ class GradlabCallback(pl.Callback):
         self._own = self._own_file(trainer)
         self.monitor = Monitor(
             pl_module,
-            trainer.optimizers,
+            that_train(pl_module, trainer.optimizers),
             taps=self.taps if self.taps is not None else _declared_taps(pl_module),
             jacobians=self._measurements(pl_module),
             nonfinite=self.nonfinite,

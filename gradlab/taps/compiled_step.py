@@ -40,6 +40,8 @@ class untraced:
     __slots__ = ("_callback",)
 
     def __enter__(self) -> None:
+        if is_traced():  # a frame that Dynamo has not left alone: a hook that the engine calls, say
+            _leave_alone()
         self._callback = _set_eval_frame(None)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -70,6 +72,17 @@ def _break_or_surround(context: Any) -> None:
         warn(f"this compiled step is not seen: {type(error).__name__}: {error}")
         return
     context.graph_break("gradlab reads the parameters")
+
+
+def _leave_alone() -> None:
+    """While Dynamo traces: it shall run this frame as it is."""
+    from torch._dynamo.comptime import comptime
+
+    comptime(_break)
+
+
+def _break(context: Any) -> None:
+    context.graph_break("gradlab's own work")
 
 
 def _value(variable: Any) -> Any:

@@ -36,6 +36,7 @@ from torch.autograd import Variable
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.taps.compiled_step import untraced
 from gradlab.taps.finished import Finished
 from gradlab.taps.gradhooks import NO_TASK, GradHook, Pass, task_id
 from gradlab.taps.interpreter import in_symbolic_trace, looks_away, own_ops
@@ -363,11 +364,12 @@ class Recorder:
 
     def _accumulated(self, parameter: nn.Parameter) -> None:
         """A gradient has arrived at a parameter: if that is the first sign of a backward, outputs do not show all."""
-        task = task_id()
-        if self.plan is not None and task not in self.open_tasks and not looks_away():
-            self._open(task, parameter)
-            self.open_tasks[task] = None
-            self._shown_by_output = False
+        with untraced():  # a backward within a compiled function is no part of its graph, and Dynamo traces its hooks
+            task = task_id()
+            if self.plan is not None and task not in self.open_tasks and not looks_away():
+                self._open(task, parameter)
+                self.open_tasks[task] = None
+                self._shown_by_output = False
 
     def notice_backward(self) -> None:
         """The backward under way is one of the step's own, whatever its gradients look like at its end."""
@@ -410,7 +412,7 @@ class Recorder:
 
     def _close(self, task: int) -> None:
         try:
-            with own_ops():
+            with untraced(), own_ops():
                 self._task_ended(task)
         except Exception as error:
             self.failed("", error)

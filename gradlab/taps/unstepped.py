@@ -25,6 +25,7 @@ class Unstepped:
         """Args: given: the class names of the optimizers that were given."""
         self._given = list(dict.fromkeys(given))
         self._others: dict[str, str] = {}
+        self._idle = ""
         self._num_backwards = 0
         self._has_stepped = False
         self._leaves_traces = False
@@ -37,8 +38,18 @@ class Unstepped:
         why = "whose parameters no given optimizer owns" if owns_some else "which owns none of the model's parameters"
         self._others.setdefault(type(optimizer).__name__, why)
 
+    def idle(self, optimizer: Any) -> None:
+        """An optimizer that is counted has stepped, and found no gradient."""
+        self._idle = type(optimizer).__name__
+        self._leaves_traces |= self._num_backwards > 0
+
+    def missed(self) -> None:
+        """The loop has counted a step that nobody was seen to make."""
+        self._leaves_traces |= self._num_backwards > 0
+
     def stepped(self) -> None:
         """A step has been counted."""
+        self._idle = ""
         self._has_stepped = True
         self._num_backwards = 0
         self._leaves_traces = False
@@ -70,6 +81,8 @@ class Unstepped:
         warn(f"{self._num_backwards} backward passes have ended without a step to count: {self._what()}. {_REMEDY}")
 
     def _what(self) -> str:
+        if self._idle:
+            return f"{self._idle} has stepped, and has found no gradient to use"
         given = " and ".join(self._given)
         who = (
             f"{given}, which was given, has not been seen to step"

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _WRAPPERS = {"AcceleratedOptimizer", "_FabricOptimizer", "LightningOptimizer"}
@@ -91,6 +91,16 @@ def parameters_of(optimizer: Any) -> list[Tensor]:
         return []
     own = [group.get("params") for group in groups if isinstance(group, Mapping)]
     return [p for group in own if isinstance(group, list | tuple) for p in group if isinstance(p, Tensor)]
+
+
+def that_train(model: nn.Module, given: Any) -> list[Any] | None:
+    """Those of a framework's optimizers that train a model, itself or by what is inside of them; None without any.
+
+    A framework hands over what it has, dummies and optimizers of copies included, and must not be stopped by it.
+    """
+    ours = {id(p) for p in model.parameters()}
+    each = [(one, [one, *optimizers_inside(one)]) for one in listed(given)]
+    return [one for one, all_of in each if any(id(p) in ours for x in all_of for p in parameters_of(x))] or None
 
 
 class ByHand:

@@ -154,6 +154,34 @@ def test_two_models_with_compiled_steps_count_their_own() -> None:
         assert (first.step, second.step) == (3, 3)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of Dynamo's own
+def test_a_compiled_step_with_a_closure_has_the_gradients_of_every_step() -> None:
+    """The closure's forward is compiled with the step, and shows no output; its backward runs within."""
+    model, twin = nn.Linear(4, 3).double(), nn.Linear(4, 3).double()
+    twin.load_state_dict(model.state_dict())
+    optimizer, other = (torch.optim.SGD(one.parameters(), torch.tensor(0.1)) for one in (model, twin))
+    optimizer.step = torch.compile(optimizer.step, backend="eager")
+    taps = [Tap("*", of="weight_grad", stage=["final", "clipped"]), Tap("*", of="update")]
+    with gradlab.watch(model, optimizer, taps=taps, strict=True) as monitor:
+        for number in range(4):
+            x = torch.randn(2, 4, dtype=torch.float64)
+
+            def closure(net: nn.Module = model, of: Any = optimizer, x: torch.Tensor = x) -> torch.Tensor:
+                of.zero_grad()
+                loss = net(x).square().sum()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+            before = twin.weight.detach().clone()
+            other.step(lambda closure=closure: closure(twin, other))
+            latest = monitor.latest()
+            assert monitor.step == number + 1
+            for metric in ("weight_grad.norm", "weight_grad.norm@clipped"):
+                assert latest[metric]["weight"] == pytest.approx(twin.weight.grad.norm().item())
+            assert latest["update.norm"]["weight"] == pytest.approx((twin.weight.detach() - before).norm().item())
+
+
 @pytest.mark.slow
 def test_inductor_compiles_the_same_step() -> None:
     _, bare, _ = train("adam", "with_clipping", watched="not", backend="inductor")
