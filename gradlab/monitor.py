@@ -6,11 +6,14 @@ gets the frame that comes of it.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 
 import numpy as np
 import torch
@@ -24,9 +27,11 @@ from gradlab.errors import CopyError, TapError, warn
 from gradlab.frame import Finding, Series
 from gradlab.jacobians.spec import Measurement
 from gradlab.options import check_options
+from gradlab.process_end import Owner, WayBack, follow, forget, living
 from gradlab.profiling.performance import Performance
 from gradlab.profiling.phases import Phase
 from gradlab.profiling.schedule import ON_DEMAND, Profile
+from gradlab.series_folder import folder_for
 from gradlab.sinks import Sink
 from gradlab.steps import Steps
 from gradlab.taps.engine import Engine, check_taps
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
     from gradlab.taps.exchange import Exchange
 
 _watched: WeakIdentityDict = WeakIdentityDict()
-"""The monitor of each model that is watched."""
+"""A weak reference to the monitor of each model that is watched."""
 
 _NO_COPY = (
     "a Monitor cannot be copied, pickled or saved, as it is tied to one model in one process: keep it out of what is "
@@ -57,7 +62,7 @@ class _TakeProbe(Hook):
 
     __slots__ = ("monitor",)
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: WayBack) -> None:
         self.monitor = monitor
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -68,6 +73,10 @@ class _TakeProbe(Hook):
 
 class Monitor:
     """Watches one model: attaches on creation, lets go without a trace on `close()`; a context manager.
+
+    A monitor that nobody keeps lives as long as the model and the given optimizers do. One that is never closed ends by
+    itself, with everything handed out, when Python ends, or when nobody keeps it and the model or the last of the given
+    optimizers is gone (`gradlab.process_end` has every case). A child process made by fork has no part in it.
 
     Args:
         model: the model, wrapped (DDP, compile) or not.
@@ -86,7 +95,8 @@ class Monitor:
             the batch. Costs one host read a step; left out, frames tell for free which site was first.
         scaler: the GradScaler in use; found by itself where its `step` is what calls the optimizer.
         sinks: where results go.
-        logdir: a folder for a TensorBoard event file, added to the sinks.
+        logdir: a folder for a TensorBoard event file, added to the sinks. Where it has the series of another training
+            already, a folder beside it is taken (`runs/x-2`), which one line says, unless `first_step` goes on with it.
         across_ranks: in a distributed run, log the numbers of all ranks together, sharded parameters (FSDP2) included,
             by one collective a logged step, on a gloo group of gradlab's own. Every rank has to watch, with the same
             taps; rank 0 writes. False: each rank by itself, with a `logdir` of its own. Left out: likewise, but rank 0
@@ -96,8 +106,11 @@ class Monitor:
         first_step: the number of the next optimizer step, where training is resumed.
         closes_sinks: whether `close()` closes the sinks too.
     Raises:
-        TapError: a pattern that matches nothing, or a model that is watched already.
+        TapError: a pattern that matches nothing.
     """
+
+    _is_open = False
+    """Whether it watches: from the end of `__init__` until it is closed."""
 
     @named_options
     def __init__(
@@ -131,51 +144,86 @@ class Monitor:
         """Called when the model has been found to have other modules or parameters than before."""
         self._inner = unwrapped(model)
         rules: tuple[Tap, ...] = (Tap("*", of="weight_grad"),) if kept["taps"] is None else kept["taps"]
-        self._check(rules)
+        check_taps(rules, parameter_names(model))
+        me = self._way_back = WayBack(self)
         self._engine = Engine(
             model,
             rules,
             scaler=scaler,
             exchange=_exchange() if across_ranks and _world_size() > 1 else None,
             strict=strict,
-            optimizers=lambda: self.optimizers,
-            on_failure=self._tap_failed,
-            on_backward=lambda traces: self._steps.backward_ended(leaves_traces=traces),
-            on_step_in_backward=lambda: self._steps.end(),
-            on_skipped=lambda count: self._report_skipped(count, before=self.step),
+            optimizers=lambda: me().optimizers,
+            on_failure=lambda site, error: me()._tap_failed(site, error),
+            on_backward=lambda traces: me()._steps.backward_ended(leaves_traces=traces),
+            on_step_in_backward=lambda: me()._steps.end(),
+            on_skipped=lambda count: me()._report_skipped(count, before=me().step),
         )
-        self._steps = Steps(kept["optimizer"], lambda: self._engine.current_parameters(), self)
-        self._engine.on_model_changed = self._model_changed
-        writes = logdir is not None and (across_ranks is False or _writes(logdir, told=bool(across_ranks)))
+        self._steps = Steps(kept["optimizer"], lambda: me()._engine.current_parameters(), cast(Any, me))
+        self._engine.on_model_changed = lambda: me()._model_changed()
         self._is_prompt = any(getattr(sink, "prompt", False) for sink in all_sinks)
-        if logdir is not None and writes:
-            all_sinks.append(_tensorboard(Path(logdir)))
         self._delivery = Delivery(all_sinks, strict=strict, history=kept["history"])
-        self._delivery.on_loss = lambda error: self._tap_failed("", error)
+        self._delivery.on_loss = lambda error: me()._tap_failed("", error)
         self._closes_sinks = closes_sinks
         self._handles: list[RemovableHandle] = []
         self._warned: set[str] = set()
+        self._owner: Owner | None = None
+        self._optimizers_alive: list[weakref.ref[Any]] = []
         self._jacobians = self._schedule(kept["jacobians"], probe) if kept["jacobians"] else None
-        windows = Path(profile_dir) if profile_dir else Path(logdir) / "profile" if logdir else None
+        self._end_earlier()
+        self.logdir = self._folder(logdir, kept["first_step"], across_ranks)
+        """Where the event file is, if there is one: `logdir`, or a folder beside it."""
+        windows = Path(profile_dir) if profile_dir else self.logdir / "profile" if self.logdir else None
         self._profiler = _profiler(profile, windows, self)
         if self._profiler is not None:
             self.on_finding = self._profiler.found
-        self._performance = self._always_on() if performance or (performance is None and self.sinks) else None
-        self._tripwire = Tripwire(model, nonfinite, Path(logdir) if logdir else None) if nonfinite else None
-        self._attach()
+        self._tripwire = Tripwire(model, nonfinite, self.logdir) if nonfinite else None
+        own = []
+        if self.logdir is not None and (across_ranks is False or _writes(self.logdir, told=bool(across_ranks))):
+            own.append(_tensorboard(self.logdir))
+            self._delivery.sinks += own
+        try:
+            self._performance = self._always_on() if performance or (performance is None and self.sinks) else None
+            self._attach()
+        except BaseException:
+            for sink in own:
+                sink.close()
+            raise
 
-    def _check(self, taps: Sequence[Tap]) -> None:
-        if self._inner in _watched:
-            raise TapError("this model is watched already; call close() on its monitor before watching it again.")
-        check_taps(taps, parameter_names(self.model))
+    def _end_earlier(self) -> None:
+        """A model has one monitor: the one before ends, as where a cell of a notebook is run again."""
+        ref = _watched.get(self._inner)
+        earlier = ref() if ref is not None else None
+        if earlier is not None and not earlier.is_closed:
+            earlier.close()
+            warn(
+                "this model was watched already: its earlier monitor has been closed, and a new one goes on.",
+                stacklevel=3,
+            )
+
+    def _folder(self, logdir: str | Path | None, first_step: int, across_ranks: bool | None) -> Path | None:
+        if logdir is None or (_world_size() > 1 and across_ranks is not False):
+            return None if logdir is None else Path(logdir)
+        taken = []
+        for one in living():
+            if isinstance(one, Monitor) and one.logdir is not None:
+                if one._is_forsaken():
+                    one.close()
+                else:
+                    taken.append(one.logdir)
+        return folder_for(Path(logdir), first_step=first_step, taken=taken)
 
     def _attach(self) -> None:
-        _watched[self._inner] = self
+        self._is_open = True
+        _watched[self._inner] = weakref.ref(self)
+        self._owner = Owner(self, self._inner)
+        for one in self._steps.optimizers:
+            self._live_with(one)
+        follow(self, keeping=[sink for sink in self.sinks if getattr(sink, "owns_file", False)])
         self._steps.attach()
         if self._jacobians is not None:
             self._jacobians.begin(self.step)
             if self._jacobians.wants():
-                self._handles.append(self.model.register_forward_pre_hook(_TakeProbe(self), with_kwargs=True))
+                self._handles.append(self.model.register_forward_pre_hook(_TakeProbe(self._way_back), with_kwargs=True))
         self._engine.attach()
         if self._tripwire is not None:
             self._tripwire.attach()
@@ -217,6 +265,7 @@ class Monitor:
     def add_optimizer(self, optimizer: Optimizer) -> None:
         """Count the steps of one more optimizer. It takes the place of those that own some of the same parameters."""
         self._steps.add(check("monitor.add_optimizer()", "optimizer", OPTIMIZER, optimizer))
+        self._live_with(optimizer)
 
     def stepping(self) -> AbstractContextManager[None]:
         """Count what runs in a `with` block as one step: for updates that no optimizer of torch.optim makes.
@@ -231,10 +280,31 @@ class Monitor:
         """
         return self._steps.stepping()
 
+    def _live_with(self, optimizer: Any) -> None:
+        """When this and all other given optimizers are gone, only who has this monitor keeps it."""
+        me = self._way_back
+        with contextlib.suppress(TypeError):  # an object of somebody's own without weak references lives on
+            self._optimizers_alive.append(weakref.ref(optimizer, lambda _: _tell_death(me)))
+        if self._owner is None and self._is_open:
+            self._owner = Owner(self, self._inner)
+
+    def _is_forsaken(self) -> bool:
+        """Whether the optimizers that were given are gone."""
+        return bool(self._optimizers_alive) and all(ref() is None for ref in self._optimizers_alive)
+
+    def _optimizer_died(self) -> bool:
+        """A given optimizer is gone; whether that is why this monitor is kept no longer."""
+        for one in self._steps.optimizers:  # another may have taken its place
+            self._live_with(one)
+        if not self._is_forsaken() or self._owner is None:
+            return False
+        owner, self._owner = self._owner, None
+        owner.let_go()
+        return True
+
     def abandon(self) -> None:
         """Let go of the model and of the sinks without handing anything out: in a child process made by fork."""
-        if _watched.get(self._inner) is self:
-            del _watched[self._inner]
+        if self._begin_end():
             self._delivery.abandon()
             self._detach()
             if self._performance is not None:
@@ -242,17 +312,53 @@ class Monitor:
 
     def close(self) -> None:
         """Let go of the model: no hook and no reference stays. Hands out what is still under way, closes the sinks."""
-        if _watched.get(self._inner) is not self:
+        if not self._begin_end():
             return
-        del _watched[self._inner]
-        self._steps.unstepped.closing()
-        self._detach()  # which waits for other ranks, where there are any
+        self._way_back.held = self
+        try:
+            self._steps.unstepped.closing()
+            self._detach()  # which waits for other ranks, where there are any
+            self._delivery.deliver(wait=True)
+            if self._performance is not None:
+                self._performance.close()
+            if self._profiler is not None:
+                self._profiler.close()
+            self._delivery.close(sinks_too=self._closes_sinks)
+        finally:
+            self._way_back.held = None
+
+    def _begin_end(self) -> bool:
+        """From now on nobody keeps this monitor or tells it of anything; whether it was open until now."""
+        if not self._is_open:
+            return False
+        self._is_open = False
+        forget(self)
+        if (ref := _watched.get(self._inner)) is not None and ref() is self:
+            del _watched[self._inner]
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.let_go()
+        self._optimizers_alive.clear()
+        return True
+
+    def end(self) -> None:
+        """Close, without waiting for other ranks for long: the process ends, or nobody has this monitor any more."""
+        if self._is_open and self._engine.exchange is not None:
+            self._engine.exchange.leave(seconds=1.0)
+        self.close()
+
+    def flush(self) -> None:
+        """Hand out what is under way, and make it readable by others."""
         self._delivery.deliver(wait=True)
-        if self._performance is not None:
-            self._performance.close()
-        if self._profiler is not None:
-            self._profiler.close()
-        self._delivery.close(sinks_too=self._closes_sinks)
+        self._delivery.close(sinks_too=False)
+
+    def go_on(self) -> None:
+        """The process was not over, as where an exec has failed."""
+
+    def __del__(self) -> None:
+        """Nobody has it any more, nor has anybody the model or its optimizers."""
+        with contextlib.suppress(Exception):  # Python would print a traceback, and nobody could catch it
+            self.end()
 
     def _detach(self) -> None:
         self._engine.detach()
@@ -268,7 +374,7 @@ class Monitor:
     @property
     def is_closed(self) -> bool:
         """Whether it has let go of the model."""
-        return _watched.get(self._inner) is not self
+        return not self._is_open
 
     def __repr__(self) -> str:
         closed = ", closed" if self.is_closed else ""
@@ -472,8 +578,10 @@ class Monitor:
         return self._performance.phase(name) if self._performance is not None else nullcontext()
 
     def _always_on(self) -> Performance:
+        me = self._way_back
         pause = self._profiler.pause if self._profiler is not None else None
-        return Performance(self.model, self.log, on_evaluation=pause, strict=self.strict)
+        log = cast(Any, lambda values, step, wall_time: me().log(values, step, wall_time))
+        return Performance(self.model, log, on_evaluation=pause, strict=self.strict)
 
     def _tap_failed(self, site: str, error: BaseException) -> None:
         """A tap raised: its site is left alone from now on. Without a site, nothing more can be trusted: let go."""
@@ -496,7 +604,11 @@ class Monitor:
         """What measures Jacobians; imported only where there are any."""
         from gradlab.jacobians.schedule import Schedule
 
-        return Schedule(jacobians, self.model, probe, self._delivery.jacobian, self._jacobian_failed)
+        me = self._way_back
+        hand_out = self._delivery.jacobian
+        return Schedule(
+            jacobians, self.model, probe, hand_out, lambda title, error: me()._jacobian_failed(title, error)
+        )
 
     def take_probe(self, args: Any, kwargs: Any) -> None:
         """Take what goes into a forward as the probe batch, where one is wanted."""
@@ -566,6 +678,15 @@ def watch(
     )
 
 
+def _tell_death(way_back: WayBack) -> None:
+    """An optimizer is gone: with it goes a monitor that nobody else keeps, and what would keep its model longer."""
+    monitor = way_back()
+    is_over = monitor is not None and monitor._optimizer_died()
+    del monitor
+    if is_over:
+        gc.collect()  # hooks that have been taken off are full of cycles
+
+
 def _world_size() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -603,13 +724,14 @@ def _profiler(profile: Profile | None, folder: Path | None, monitor: Monitor) ->
         return None
     from gradlab.profiling.window import Profiler, ranks
 
+    me = monitor._way_back
     rank, world_size = ranks()
     return Profiler(
         profile or ON_DEMAND,
         folder,
         monitor.model,
-        optimizers=lambda: monitor.optimizers,
-        on_window=monitor.report,
+        optimizers=lambda: me().optimizers,
+        on_window=lambda finding: me().report(finding),
         rank=rank,
         world_size=world_size,
         strict=monitor.strict,

@@ -13,7 +13,7 @@ ROOT = Path(gradlab.__file__).parent
 LAYERS = [
     {"errors", "stats", "values", "arguments", "frame", "events"},
     {"taps", "jacobians", "profiling", "diagnose", "sinks"},
-    {"delivery", "steps", "options"},
+    {"delivery", "steps", "options", "process_end", "series_folder"},
     {"monitor"},
     {"lightning", "integrations", "models", "data"},
     {"config", "runs"},

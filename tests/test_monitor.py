@@ -348,13 +348,17 @@ def test_per_rank_adds_nothing_in_one_process() -> None:
         assert monitor.latest().keys() == {"output.norm"}
 
 
-def test_watching_twice_is_refused_and_possible_again_after_close() -> None:
+def test_watching_twice_ends_the_first_monitor_and_says_so() -> None:
     model = mlp()
-    monitor = gradlab.watch(model, sgd(model))
-    with pytest.raises(TapError, match="watched already; call close"):
-        gradlab.watch(model, sgd(model))
-    monitor.close()
-    gradlab.watch(model, sgd(model)).close()
+    optimizer = sgd(model)
+    first = gradlab.watch(model, optimizer)
+    with pytest.warns(GradlabWarning, match="this model was watched already: its earlier monitor has been closed"):
+        second = gradlab.watch(model, optimizer)
+    model(batch(1)).square().sum().backward()
+    optimizer.step()
+    assert first.is_closed and (first.step, second.step) == (0, 1)
+    second.close()
+    gradlab.watch(model, optimizer).close()
 
 
 def test_an_optimizer_of_another_model_is_refused() -> None:

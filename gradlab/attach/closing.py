@@ -6,6 +6,7 @@ and so knows what a rank zero that was killed could not write down. Imports no t
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def _noted_before_the_end(run: RunFolder, began: float) -> Failure | None:
 def _settle(run: RunFolder, code: int, reason: str, failure: Failure | None) -> None:
     """Write down how the run ended where its rank zero could not, or knew no more than that another rank was gone."""
     ended = run.read_exit()
+    if ended is not None and (ended.get("handed_on") or {}).get("pid") == os.getpid():
+        run.write_exit(**{**ended, "code": code, "reason": reason})  # an earlier program of this process has trained
+        return
     if run.status() == "running" or (ended is not None and ended["code"] == 0):
         return
     if failure is not None:

@@ -54,6 +54,11 @@ class Ending:
             if self.code == 130:
                 _interrupt_again()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has ended, as far as anybody is told."""
+        return self._done
+
     def begin_again(self) -> None:
         """In a fork: nothing has ended here."""
         self._done = False

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from gradlab.launch.layers import Layer, layer_table
 from gradlab.launch.ranks import note_failure
 from gradlab.launch.summary import Summary
 from gradlab.monitor import Monitor
-from gradlab.runs.folder import RunFolder
+from gradlab.runs.folder import RunFolder, read_json, write_json
 from gradlab.runs.lock import locked
 from gradlab.runs.record import append_attempt, devices, git_state, versions, write_record
 
@@ -90,6 +90,9 @@ class Report:
         self.joined: RunFolder | None = None
         """The run folder of rank zero, in another rank that can see it."""
         self._held = contextlib.ExitStack()
+        self._steps_before: list[int] = []
+        """How many steps each model had when an earlier program of this process became this one."""
+        self._mark: Path | None = None
 
     def claim(self) -> Path | None:
         """The folder for the event files of this process; the ranks of one training share it. None: not to be seen.
@@ -121,6 +124,8 @@ class Report:
         try:
             folder.path.mkdir()
         except FileExistsError:
+            if self._continues(folder.read_exit()):
+                return self._take_over(folder)
             if self.world_size == 1 or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
                 return False
             return self._take_over(folder)
@@ -146,8 +151,39 @@ class Report:
         try:
             mark.touch(exist_ok=False)
         except FileExistsError:
-            return False
+            if not self._continues(read_json(mark)):
+                return False
+        self._mark = mark
         self._held.callback(mark.unlink, missing_ok=True)
+        return True
+
+    # A process that becomes another program (`exec`) is one run: the next program goes on with its steps.
+
+    def hand_on(self, models: Sequence[Told]) -> None:
+        """Write down how far this program has come, and the end of the run, should the next one not be Python."""
+        kept = {"pid": os.getpid(), "steps": [one.steps for one in models]}
+        if self.run is not None:
+            summary = self._summary(models)
+            summary.save(self.run)
+            self.run.write_exit(code=0, reason="became another program", steps=summary.steps, handed_on=kept)
+        elif self._mark is not None:
+            write_json(self._mark, {"handed_on": kept})
+
+    def take_back(self) -> None:
+        """The process goes on as it was."""
+        if self.run is not None:
+            self.run.exit.unlink(missing_ok=True)
+
+    def first_step(self, number: int) -> int:
+        """Of the model that is the number-th one of this process, from 0."""
+        return self._steps_before[number] if number < len(self._steps_before) else 0
+
+    def _continues(self, before: Mapping[str, Any] | None) -> bool:
+        """Whether what an earlier program has left is that of this very process."""
+        kept = (before or {}).get("handed_on") or {}
+        if kept.get("pid") != os.getpid():
+            return False
+        self._steps_before = list(kept["steps"])
         return True
 
     def discard(self) -> None:

@@ -28,6 +28,7 @@ from gradlab.attach.ending import Ending
 from gradlab.attach.options import AttachOptions
 from gradlab.attach.seek import Ages, FirstCall, ModelSearch, is_ready, parameter_ids, touches
 from gradlab.errors import voices
+from gradlab.process_end import follow
 from gradlab.taps.identity import WeakIdentityDict, is_among
 from gradlab.taps.in_backward import is_in_backward
 from gradlab.taps.rank import own_rank
@@ -104,6 +105,7 @@ class Session:
         self._follow_new_optimizers()
         register_optimizer_step_pre_hook(self._about_to_step)
         self._ending.install()
+        follow(self)
         os.register_at_fork(after_in_child=self._forked)
 
     def _follow_new_optimizers(self) -> None:
@@ -267,7 +269,8 @@ class Session:
             jacobians=self.options.jacobians,
             profile=self.options.profile if folder is not None else None,
             profile_dir=folder / "profile" if folder is not None else None,
-            logdir=folder if self._rank == 0 else None,  # one event file a training
+            sinks=_event_file(folder) if folder is not None and self._rank == 0 else (),  # one a training
+            first_step=self._report.first_step(len(self.watched)) if self._report is not None else 0,
             **shared,
         )
         self.watched.append(Watched(label=label, model=weakref.ref(model), monitor=monitor))
@@ -309,6 +312,30 @@ class Session:
             watched.told = told_of(monitor, watched.label, watched.began, watched.told)
         except Exception as error:
             self._say(f"the results of {watched.label} are not complete: {error}")
+
+    def end(self) -> None:
+        """The process ends: `_finish` is called by what knows the exit code."""
+
+    def abandon(self) -> None:
+        """A child made by fork: see `_forked`."""
+
+    def flush(self) -> None:
+        """The process is about to become another program (`exec`), which goes on with this run if it trains."""
+        from gradlab.attach.report import told_of
+
+        if self._report is None or self._is_fork or self._ending.is_over:
+            return
+        told = []
+        for one in self.watched:
+            now = one.told if one.monitor is None else told_of(one.monitor, one.label, one.began, one.told)
+            if now is not None:
+                told.append(now)
+        self._report.hand_on(told)
+
+    def go_on(self) -> None:
+        """It has stayed this program."""
+        if self._report is not None:
+            self._report.take_back()
 
     def _finish(self) -> None:
         """The process ends, in whatever way."""
@@ -374,6 +401,13 @@ def _name(model: nn.Module) -> str:
     """The class of a model as the script has written it: `fully_shard` puts a class of its own on top."""
     kind = type(model)
     return kind.__bases__[-1].__name__ if kind.__name__ == f"FSDP{kind.__bases__[-1].__name__}" else kind.__name__
+
+
+def _event_file(folder: Path) -> tuple[Sink, ...]:
+    from gradlab.events import EventWriter
+    from gradlab.sinks import TensorBoardSink
+
+    return (TensorBoardSink(EventWriter(folder)),)
 
 
 def _place() -> str:

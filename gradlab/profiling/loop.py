@@ -7,6 +7,7 @@ names its actions itself (`gradlab.lightning.phases`).
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
@@ -208,7 +209,7 @@ class _LoaderWaits:
     """
 
     def __init__(self) -> None:
-        self._listeners: tuple[LoopMarks, ...] = ()
+        self._listeners: tuple[weakref.ref[LoopMarks], ...] = ()
         self._original: Any = None
         self._replacement: Any = None
 
@@ -217,7 +218,7 @@ class _LoaderWaits:
             self._original = original = _ITERATOR.__next__
 
             def __next__(iterator: Any) -> Any:
-                listeners = self._listeners
+                listeners = [one for ref in self._listeners if (one := ref()) is not None]
                 for one in listeners:
                     one.data_begins()
                 try:
@@ -227,10 +228,10 @@ class _LoaderWaits:
                         one.data_ended()
 
             self._replacement = _ITERATOR.__next__ = __next__
-        self._listeners = (*self._listeners, listener)
+        self._listeners = (*self._listeners, weakref.ref(listener))
 
     def detach(self, listener: LoopMarks) -> None:
-        self._listeners = tuple(one for one in self._listeners if one is not listener)
+        self._listeners = tuple(ref for ref in self._listeners if ref() not in (listener, None))
         # Where somebody else has replaced it since, ours stays in theirs and does nothing.
         if not self._listeners and _ITERATOR.__next__ is self._replacement:
             _ITERATOR.__next__ = self._original

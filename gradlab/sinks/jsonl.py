@@ -30,6 +30,9 @@ class JsonlSink:
         EventError: if a write fails; the file is closed then.
     """
 
+    owns_file = True
+    """Whether it closes a file by itself when nobody has it any more: a monitor's end must come before that."""
+
     @named_options
     def __init__(self, path: str | os.PathLike[str], *, name: str = "jsonl") -> None:
         take("JsonlSink()", {"path": PATH, "name": TEXT}, {"path": path, "name": name})

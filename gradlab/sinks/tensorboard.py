@@ -34,6 +34,9 @@ class TensorBoardSink:
     | its picture and its summaries | image `jacobian/<name>`, scalars `jacobian/<name>/<summary>` |
     """
 
+    owns_file = True
+    """Whether it closes a file by itself when nobody has it any more: a monitor's end must come before that."""
+
     @named_options
     def __init__(self, writer: EventWriter, *, scalars: Scalars = "few", name: str = "tensorboard") -> None:
         check_scalars(scalars)

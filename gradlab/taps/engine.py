@@ -6,6 +6,7 @@ the monitor's.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from gradlab.errors import TapError, did_you_mean, warn
 from gradlab.taps import visit
+from gradlab.taps.identity import is_among
 from gradlab.taps.in_backward import StepsInBackward
 from gradlab.taps.interpreter import own_ops
 from gradlab.taps.modules import ModuleHooks
@@ -52,6 +54,29 @@ class Taken(NamedTuple):
     copy: HostCopy | RankCopy
     scaled: frozenset[str]
     """The quantities that carry the loss scale."""
+
+
+class _Listener:
+    """Hears of named tensors for an engine, which the global list must not keep alive."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = weakref.ref(engine)
+
+    def named(self, name: str, value: Tensor) -> Tensor:
+        """A tensor was named with `gradlab.tap`."""
+        engine = self._engine()
+        return value if engine is None else engine.named(name, value)
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """A bound method that does not keep its object alive."""
+    ref = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (alive := ref()) is not None:
+            alive()
+
+    return call
 
 
 class Engine:
@@ -108,18 +133,21 @@ class Engine:
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
         self._seen_once: set[int] = set()
-        self._is_new = True
-        """Whether no optimizer has stepped since watching began: a backward may have ended before."""
-        self.recorder = Recorder([], self._backward_ended, on_failure)
+        self._is_late = False
+        """Whether a backward had ended when watching began, and no optimizer has stepped since."""
+        self._listener = _Listener(self)
+        # Hooks on parameters have the recorder, and must not keep the model alive by it: the optimizer has them too.
+        self.recorder = Recorder([], _weakly(self._backward_ended), on_failure)
         self._use(self.parameters)
 
     def attach(self) -> None:
         """Begin to listen, and let the other ranks know; `arm` puts taps in place."""
+        self._is_late = any(p.is_leaf and p.grad is not None for p in self.parameters.values())
         if self.exchange is not None:
             self.exchange.announce()
-        visit.listeners.append(self)
+        visit.listeners.append(self._listener)
         scripting.attach()
-        self.recorder.on_first_pass = self._look_again
+        self.recorder.on_first_pass = _weakly(self._look_again)
         self.recorder.watch_parameters()
 
     def detach(self) -> None:
@@ -131,8 +159,8 @@ class Engine:
         self.recorder.on_first_pass = None
         self.recorder.ignore_parameters()
         self.recorder.kept.clear()
-        if self in visit.listeners:
-            visit.listeners.remove(self)
+        if is_among(self._listener, visit.listeners):
+            visit.listeners.remove(self._listener)
             scripting.detach()
 
     # What is in place.
@@ -304,9 +332,9 @@ class Engine:
             self._look_again()  # others may be called, or trained, by now than those that have shown nothing
             self.recorder.ignore_parameters()
             self.recorder.watch_parameters()
-            if self._is_new:
+            if self._is_late:
                 armed.parameters.look_back(row)
-        self._is_new = False
+        self._is_late = False
         if scale is not None:
             self._note_scale(scale, optimizer, row, armed)
             if self.recorder.thrown_away:
