@@ -432,7 +432,7 @@ class _Used:
     """The gradients that the last step has used: as long as they are the same, no backward has come since."""
 
     def __init__(self, optimizer: Any) -> None:
-        p = next((p for p in parameters_of(optimizer) if p.grad is not None), None)
+        p = _first_with_gradient(optimizer)
         self._parameter = p if p is None else weakref.ref(p)
         self._grad = None if p is None else weakref.ref(p.grad)
         self._version = 0 if p is None else p.grad._version  # type: ignore[union-attr]
@@ -447,6 +447,16 @@ class _Used:
         p = self._parameter() if self._parameter is not None else None
         grad = self._grad() if self._grad is not None else None
         return p is not None and grad is not None and p.grad is grad and grad._version == self._version
+
+
+def _first_with_gradient(optimizer: Any) -> Tensor | None:
+    """Nearly always its first parameter, so no list of all is made."""
+    groups = getattr(optimizer, "param_groups", None)
+    for group in groups if isinstance(groups, list) else ():
+        for p in group.get("params", ()):
+            if getattr(p, "grad", None) is not None:
+                return p  # type: ignore[no-any-return]
+    return None
 
 
 def _closure(args: Any, kwargs: Any) -> tuple[str, Any]:
