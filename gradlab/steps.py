@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -432,10 +433,11 @@ class _Used:
     """The gradients that the last step has used: as long as they are the same, no backward has come since."""
 
     def __init__(self, optimizer: Any) -> None:
-        p = _first_with_gradient(optimizer)
-        self._parameter = p if p is None else weakref.ref(p)
-        self._grad = None if p is None else weakref.ref(p.grad)
-        self._version = 0 if p is None else p.grad._version  # type: ignore[union-attr]
+        with torch._C.DisableTorchFunction():  # these are no questions of the user's
+            p = _first_with_gradient(optimizer)
+            self._parameter = p if p is None else weakref.ref(p)
+            self._grad = None if p is None else weakref.ref(p.grad)
+            self._version = 0 if p is None else p.grad._version  # type: ignore[union-attr]
 
     @property
     def are_some(self) -> bool:
@@ -446,7 +448,8 @@ class _Used:
         """Whether an optimizer that steps now uses the gradients of that step too."""
         p = self._parameter() if self._parameter is not None else None
         grad = self._grad() if self._grad is not None else None
-        return p is not None and grad is not None and p.grad is grad and grad._version == self._version
+        with torch._C.DisableTorchFunction():
+            return p is not None and grad is not None and p.grad is grad and grad._version == self._version
 
 
 def _first_with_gradient(optimizer: Any) -> Tensor | None:

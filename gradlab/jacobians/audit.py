@@ -46,9 +46,9 @@ class Audit:
 def prepare(problem: Problem, generator: torch.Generator) -> Audit | None:
     """Make the plain backward, at one sample chosen by the generator; None where `of` does not depend on `wrt`."""
     of, wrt = problem.of, problem.wrt
-    signs = torch.randint(0, 2, (len(problem.vectors),), generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, (len(problem.vectors),), generator=generator, device="cpu") * 2 - 1
     signs = signs.to(of.tensor.device, of.tensor.dtype)
-    block = int(torch.randint(0, len(problem.samples), (), generator=generator))
+    block = int(torch.randint(0, len(problem.samples), (), generator=generator, device="cpu"))
     group = problem.samples if problem.averaged else (problem.samples[block],)
     vjp = plain_vjp(of, wrt, of.spread(problem.vectors.mixed(signs[None]), group)[0])
     if vjp is None:

@@ -164,8 +164,8 @@ class _Walk:
         self._check(directions + 1)
         assert self.value is not None and self.leaf is not None
         kept = min(directions, *(t[0].numel() for t in (self.leaf, self.value, *self.tensors)))
-        start = torch.randn(self.value[0].numel(), kept, generator=self.generator, dtype=torch.float64)
-        cotangent = torch.zeros(directions + 1, len(start), dtype=torch.float64)
+        start = torch.randn(self.value[0].numel(), kept, generator=self.generator, dtype=torch.float64, device="cpu")
+        cotangent = torch.zeros(directions + 1, len(start), dtype=torch.float64, device="cpu")
         cotangent[:kept] = torch.linalg.qr(start).Q.T
         cotangent = cotangent.view(self.value.shape).to(self.value)
         (plain,) = torch.autograd.grad(self.value, self.leaf, cotangent, retain_graph=True)
@@ -183,7 +183,7 @@ class _Walk:
 
     def _audited(self, plain: Tensor, walked: Tensor) -> float:
         """JᵀV₀ = Q Rₙ⋯R₁ against a plain backward; NaN where that one is zero or not finite."""
-        product = torch.eye(len(walked), dtype=torch.float64)
+        product = torch.eye(len(walked), dtype=torch.float64, device="cpu")
         for name in reversed(self.names):
             product = self.growth[name] @ product
         expected = plain.reshape(len(plain), -1).cpu().double()

@@ -69,7 +69,7 @@ def _block(problem: Problem, x: Tensor, sample: int, step: float) -> Tensor:
 def _disagreement(problem: Problem, x: Tensor, sample: int, step: float) -> float:
     direction = torch.zeros_like(x)
     part = _part(problem, direction, sample)
-    part[list(problem.cols)] = torch.randint(0, 2, (len(problem.cols),)).to(x.dtype) * 2 - 1
+    part[list(problem.cols)] = torch.randint(0, 2, (len(problem.cols),), device="cpu").to(x.dtype) * 2 - 1
     part /= len(problem.cols) ** 0.5
     one, other = (_pushed(problem, x, direction, sample, h) for h in (step, step / 4))
     scale = torch.linalg.vector_norm(one)

@@ -112,7 +112,7 @@ def norms(problem: Problem, top: int, audit: Audit, generator: torch.Generator) 
 def _norm_summary(norm: tuple[float, float, float]) -> Summary:
     finite = math.isfinite(norm[0])
     scalars = {"nonfinite": float(not finite)} | dict(zip(("fro", "fro_lo", "fro_hi"), norm, strict=True))
-    return Summary(scalars, torch.empty(0), complete=False)
+    return Summary(scalars, torch.empty(0, device="cpu"), complete=False)
 
 
 def _audited(operator: Operator, audit: Audit) -> float:
@@ -136,7 +136,7 @@ def _summary(operator: Operator, top: int, generator: torch.Generator) -> Summar
         return _exact(operator)
     fro, low, high = frobenius(operator, generator)
     width = min(top + 8, rows, cols)
-    start = torch.randn(width, cols, generator=generator).to(like.device, like.dtype)
+    start = torch.randn(width, cols, generator=generator, device="cpu").to(like.device, like.dtype)
     sigma = leading(operator.mv, operator.rmv, start, top)
     finite = bool(torch.isfinite(sigma).all()) and math.isfinite(fro)
     scalars = {"nonfinite": float(not finite), "fro": fro, "fro_lo": low, "fro_hi": high}
@@ -161,7 +161,7 @@ def frobenius(operator: Operator, generator: torch.Generator, probes: int = _PRO
     """
     like = operator.problem.of.tensor
     rows = operator.shape[0]
-    signs = (torch.randint(0, 2, (probes, rows), generator=generator) * 2 - 1).to(like.device, like.dtype)
+    signs = torch.randint(0, 2, (probes, rows), generator=generator, device="cpu").to(like.device, like.dtype) * 2 - 1
     squares = operator.rmv(signs).double().square().sum(1)
     mean, half = float(squares.mean()), _T_95[probes - 1] * float(squares.std()) / math.sqrt(probes)
     return math.sqrt(mean), math.sqrt(max(0.0, mean - half)), math.sqrt(mean + half)

@@ -117,10 +117,10 @@ def _group_weights(question: Question, of: End) -> Tensor:
     assert question.groups is not None
     if not question.groups:
         raise JacobianError("groups is empty; give a name and indices for each row, as {'even': [0, 2]}.")
-    weights = torch.zeros(len(question.groups), of.size)
+    weights = torch.zeros(len(question.groups), of.size, device="cpu")
     for row, (name, picks) in zip(weights, question.groups.items(), strict=True):
         picked = chosen(picks, of.size, axis=f"groups[{name!r}]", site=question.of)
-        row.index_add_(0, torch.tensor(picked), torch.full((len(picked),), 1 / len(picked)))
+        row.index_add_(0, torch.tensor(picked, device="cpu"), torch.full((len(picked),), 1 / len(picked), device="cpu"))
     return weights
 
 

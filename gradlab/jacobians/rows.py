@@ -114,7 +114,9 @@ def by_loop(of: End, wrt: End, cotangents: Tensor) -> Tensor:
 def coupled(of: End, wrt: End) -> bool:
     """Whether samples influence one another: a cotangent on half of them reaches the other half. One backward."""
     half = torch.zeros_like(of.tensor)
-    some = torch.randn(half[::2].shape, generator=torch.Generator().manual_seed(0))  # not from training's generator
+    some = torch.randn(
+        half[::2].shape, generator=torch.Generator().manual_seed(0), device="cpu"
+    )  # no number of training's
     half[::2] = some.to(half)
     grad = plain_vjp(of, wrt, half)
     return grad is not None and bool((grad[1::2] != 0).any())

@@ -123,7 +123,9 @@ def _lanczos(hessian: _Hessian, top: int, products: int, tolerance: float, seed:
     """The `top` largest Ritz values, and the relative residual of the first."""
     like = hessian.parameters[0]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    vector = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed)).to(like.device, dtype)
+    vector = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed), device="cpu").to(
+        like.device, dtype
+    )
     basis = [vector / torch.linalg.vector_norm(vector)]
     diagonal: list[float] = []
     beside: list[float] = []

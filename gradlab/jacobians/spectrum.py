@@ -47,11 +47,11 @@ def summarise(matrix: Tensor, top: int = 8) -> Summary:
     if not math.isfinite(fro):
         nonfinite = float((~torch.isfinite(matrix)).sum())
         names = ("fro", *(_OF_ALL if complete else _OF_SOME))
-        return Summary({"nonfinite": nonfinite} | dict.fromkeys(names, math.nan), torch.empty(0))
+        return Summary({"nonfinite": nonfinite} | dict.fromkeys(names, math.nan), torch.empty(0, device="cpu"))
     if complete:
         sigma = singular_values(matrix)
         return Summary({"nonfinite": 0.0, "fro": fro} | of_all(sigma, fro), sigma)
-    start = torch.randn(top + 8, matrix.shape[1], generator=torch.Generator().manual_seed(0))
+    start = torch.randn(top + 8, matrix.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")
     values = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
     sigma = leading(lambda u: u @ values.T, lambda v: v @ values, start.to(values), top)
     return Summary({"nonfinite": 0.0, "fro": fro} | of_leading(sigma, fro), sigma, complete=False)
@@ -83,7 +83,7 @@ def frobenius(matrix: Tensor) -> float:
 def _gram(short: Tensor) -> Tensor:
     """[k, k] float64: JJᵀ, from a few columns at a time."""
     step = max(1, _PIECE // short.shape[0])
-    gram = torch.zeros(short.shape[0], short.shape[0], dtype=torch.float64)
+    gram = torch.zeros(short.shape[0], short.shape[0], dtype=torch.float64, device="cpu")
     for part in short.split(step, 1):
         wide = part.double()
         gram.addmm_(wide, wide.T)

@@ -64,7 +64,9 @@ class ParameterWatch:
 
     def follow_freezing(self, row: Callable[[], Row]) -> None:
         """Wait for the gradients of those that require one by now."""
-        if self.micro.parameters and self._wait_for != [p.requires_grad for p in self.micro.parameters]:
+        with torch._C.DisableTorchFunction():  # no question of the user's
+            is_same = self._wait_for == [p.requires_grad for p in self.micro.parameters]
+        if self.micro.parameters and not is_same:
             self.disarm()
             self.arm(row)
 

@@ -6,6 +6,7 @@ it never sees a tensor.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -84,6 +85,7 @@ class Plan:
         self.rows = Rows()
         self.scale = self.rows.layout.add("", "loss_scale", ("sum",))
         self.targets: dict[str, Target | None] = {}
+        self._lock = threading.Lock()  # several threads may meet a site at once
         self.metrics: dict[tuple[str, str], list[Entry]] = {}
         self.memories: list[CosineWithPrevious] = []
         """What stats remember from one logged step to the next."""
@@ -133,11 +135,15 @@ class Plan:
         try:
             return self.targets[site]
         except KeyError:
-            value, grad = self.entry(site, "output"), self.entry(site, "output_grad")
-            wanted = [rule for q in TENSOR_QUANTITIES for rule in self.rules_for(site, q)]
-            keep = any(rule.keep for rule in wanted)
-            self.targets[site] = Target(site, value, grad, keep) if wanted else None
-            return self.targets[site]
+            with self._lock:
+                return self.targets[site] if site in self.targets else self._new_target(site)
+
+    def _new_target(self, site: str) -> Target | None:
+        value, grad = self.entry(site, "output"), self.entry(site, "output_grad")
+        wanted = [rule for q in TENSOR_QUANTITIES for rule in self.rules_for(site, q)]
+        keep = any(rule.keep for rule in wanted)
+        self.targets[site] = Target(site, value, grad, keep) if wanted else None
+        return self.targets[site]
 
     def forget_tensors(self, row: Row, *, only_gradients: bool = False) -> None:
         """Count the tensors' entries of a row as not written."""

@@ -80,8 +80,8 @@ class Layout:
         is_norm = parts == ("norm",)
         waits = TRIAL if is_norm and quantity in ("output", "output_grad") else NEVER
         entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, quantity, waits)
+        self.width += sum(widths)  # before the entry is there: another thread may let its row grow meanwhile
         self.entries.append(entry)
-        self.width += sum(widths)
         return entry
 
 
