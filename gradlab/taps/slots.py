@@ -146,11 +146,12 @@ class Row:
     def grow(self) -> None:
         """Room for all entries that the layout has by now, in a new chunk: written slots stay where they are."""
         self.unpack()
+        count = len(self.layout.entries)  # first: another thread may be adding one, whose slots are there before it
         missing = self.layout.width - len(self.views)
         if missing > 0:
             self.chunks.append(torch.zeros(missing, dtype=torch.float32, device=self.device))
             self.views.extend(self.chunks[-1].unbind())
-        self.numel.extend([0] * (len(self.layout.entries) - len(self.numel)))
+        self.numel.extend([0] * (count - len(self.numel)))
 
     def slots(self, start: int, stop: int) -> Tensor:
         """[stop - start] float32, the slots themselves; they must lie in one piece of the row."""

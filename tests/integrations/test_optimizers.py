@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 import gradlab
 from gradlab.sinks import MemorySink
 
+pytestmark = [
+    pytest.mark.integrations,
+    pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs gradlab[integrations]"),
+]
 STEPS = 6
 
 
