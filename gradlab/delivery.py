@@ -62,6 +62,8 @@ class Delivery:
         self._frames: deque[Frame] = deque(maxlen=history)
         self._pending: deque[Pending] = deque()
         self._sent = 0
+        self._has_lost = False
+        self._diagnoses = self._derives = True
         self._delivered = time.monotonic()
 
     def send(self, pending: Pending) -> None:
@@ -86,20 +88,47 @@ class Delivery:
         while self._pending and (wait or self._pending[0].copy.done()):
             pending = self._pending.popleft()
             try:
-                series = with_derived(pending.plan.series(pending.copy, pending.scaled))
+                series = self._with_derived(pending.plan.series(pending.copy, pending.scaled), pending.step)
             except RanksError as error:
                 self._pending.clear()
                 if self.on_loss is None:
                     raise
                 self.on_loss(error)
                 return
+            except Exception as error:  # one frame is lost, and no more
+                if self._strict:
+                    raise
+                if not self._has_lost:
+                    self._has_lost = True
+                    warn(f"the numbers of step {pending.step} are missing: {type(error).__name__}: {error}")
+                continue
             self._hand_out(Frame(pending.step, pending.wall_time, series))
+
+    def _with_derived(self, series: dict[str, Series], step: int) -> dict[str, Series]:
+        """The metrics of a frame with those that follow from them; without, from where one cannot be computed."""
+        if not self._derives:
+            return series
+        try:
+            return with_derived(series)
+        except Exception as error:
+            if self._strict:
+                raise
+            self._derives = False
+            warn(f"update_ratio and gain were switched off at step {step}: {type(error).__name__}: {error}")
+            return series
 
     def _hand_out(self, frame: Frame) -> None:
         self._frames.append(frame)
         for sink in list(self.sinks):
             self._guarded(sink, sink.frame, frame)
-        for finding in self._diagnosis.look(frame):
+        try:
+            findings = self._diagnosis.look(frame) if self._diagnoses else []
+        except Exception as error:
+            if self._strict:
+                raise
+            self._diagnoses, findings = False, []
+            warn(f"the diagnosis was switched off at step {frame.step}: {type(error).__name__}: {error}")
+        for finding in findings:
             self.report(finding, frame.wall_time)
 
     def report(self, finding: Finding, wall_time: float | None = None) -> None:

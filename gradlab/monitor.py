@@ -33,6 +33,7 @@ from gradlab.profiling.phases import Phase
 from gradlab.profiling.schedule import ON_DEMAND, Profile
 from gradlab.series_folder import folder_for
 from gradlab.sinks import Sink
+from gradlab.stats import PartError
 from gradlab.steps import Steps
 from gradlab.taps.engine import Engine, check_taps
 from gradlab.taps.identity import WeakIdentityDict
@@ -585,15 +586,18 @@ class Monitor:
 
     def _tap_failed(self, site: str, error: BaseException) -> None:
         """A tap raised: its site is left alone from now on. Without a site, nothing more can be trusted: let go."""
+        what = f"the tap at {site!r}" if site else "the step"
+        if isinstance(error, PartError):
+            what = f"{' and '.join(error.parts)} of {site!r}"
         if self.strict and isinstance(error, TapError):
             raise error
         if self.strict:
-            raise TapError(f"the tap at {site or 'the step'!r} failed: {error}") from error
-        if site in self._warned:
+            raise TapError(f"{what} failed: {error}") from error
+        if what in self._warned:
             return
-        self._warned.add(site)
+        self._warned.add(what)
         if site:
-            warn(f"the tap at {site!r} was switched off: {error}")
+            warn(f"{what} was switched off: {error}")
         else:
             self._detach()
             warn(f"watching was switched off: {type(error).__name__}: {error}")

@@ -24,6 +24,8 @@ Part = Callable[[Tensor, Tensor], Any]
 def dense_values(tensor: Tensor) -> Tensor:
     """The tensor's own values, detached and dense: those of a sparse tensor coalesced, of a complex one as pairs."""
     tensor = tensor.detach()
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        tensor = tensor.to(torch.float32)  # no reduction of torch's reads float8
     if tensor.layout != torch.strided:
         tensor = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -175,6 +177,15 @@ def user_part(function: Callable[[Tensor], Tensor]) -> Part:
 
 EMPTY: Mapping[str, float] = {"min": np.inf, "max": -np.inf}
 """What a part is for a tensor without elements, where that is not 0."""
+
+
+class PartError(Exception):
+    """Some parts of a tensor's statistics could not be computed; the others were."""
+
+    def __init__(self, parts: Sequence[str], error: Exception) -> None:
+        self.parts = tuple(parts)
+        self.error = error
+        super().__init__(f"{error}" if isinstance(error, TapError) else f"{type(error).__name__}: {error}")
 
 
 class CosineWithPrevious:

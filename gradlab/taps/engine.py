@@ -24,7 +24,7 @@ from gradlab.taps.parallel import combinable
 from gradlab.taps.parameters import ParameterWatch, measurable
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.recorder import Recorder
-from gradlab.taps.rule import Tap
+from gradlab.taps.rule import Tap, check_own_stats
 from gradlab.taps.scaling import LossScale
 from gradlab.taps.scripting import scripting
 from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
@@ -181,7 +181,9 @@ class Engine:
         if armed is None:
             plan = Plan([self.taps[number] for number in due])
             hooks = ModuleHooks(self.model, module_names(self.model), plan, self.recorder)
-            armed = self._plans[due] = _Armed(plan, hooks, ParameterWatch(self._measurable(), plan), self._ranks(plan))
+            armed = self._plans[due] = _Armed(
+                plan, hooks, ParameterWatch(self._measurable(), plan, self._failed), self._ranks(plan)
+            )
         if armed is not self._armed:
             self._disarm()
             armed.hooks.arm()
@@ -397,7 +399,7 @@ class Engine:
             self._seen_once.add(id(rule))
             names = [*plan.targets, *self.parameters]
             for pattern in unmatched(rule, names):
-                reason = why_unmatched(pattern, names, self.model)
+                reason = why_unmatched(pattern, names, self.model, plan.without_tensors)
                 if self._strict:
                     raise TapError(reason)
                 warn(f"a tap saw nothing in its first step: {reason}")
@@ -409,11 +411,12 @@ def is_of_parameters(rule: Tap) -> bool:
 
 
 def check_taps(taps: Sequence[Tap], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuse patterns for parameters that match none.
+    """Refuse patterns for parameters that match none, and stats that cannot be told apart.
 
     Raises:
         TapError: the message has the near misses.
     """
+    check_own_stats(taps)
     for rule in taps:
         if is_of_parameters(rule):
             for pattern in rule.patterns:

@@ -111,8 +111,8 @@ class GradHook:
         self(gradients[self.number])
 
     def __call__(self, gradient: Tensor | None) -> None:
+        of_pass = self.of_pass
         try:
-            of_pass = self.of_pass
             if of_pass.task != task_id():
                 if looks_away() or is_batched(gradient):  # as in a probe's backward inside the training one
                     return
@@ -120,13 +120,19 @@ class GradHook:
                 of_pass.modes = has_function_modes() or num_dispatch_modes() > 0
             if gradient is None:  # of several outputs of one node, another was used
                 return
+        except Exception as error:
+            self.recorder.failed(self.entry.site if self.entry else "", error)
+            return
+        try:
             if of_pass.modes:
                 with own_ops():
                     self._write(of_pass.task_row, gradient)
             else:
                 self._write(of_pass.task_row, gradient)
-        except Exception as error:
-            self.recorder.failed(self.entry.site if self.entry else "", error)
+        except Exception:
+            with own_ops():
+                entries = (*((self.entry,) if self.entry is not None else ()), *self.also)
+                self.recorder.gradient_failed(entries, of_pass.task_row, gradient)
 
     def _write(self, row: Row, gradient: Tensor) -> None:
         if self.entry is not None:

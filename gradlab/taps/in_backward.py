@@ -56,9 +56,8 @@ class StepsInBackward:
 
 
 def _write(row: Row, quantity: Any, wanted: set[int], value: Any) -> None:
-    for entry, p in zip(quantity.entries, quantity.parameters, strict=True):
-        if id(p) in wanted and (tensor := value(p)) is not None:
-            row.write_now(entry, local(tensor))
+    mine = [(e, p) for e, p in zip(quantity.entries, quantity.parameters, strict=True) if id(p) in wanted]
+    quantity.write_some(row, [(entry, local(tensor)) for entry, p in mine if (tensor := value(p)) is not None])
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -417,6 +417,7 @@ class ModuleHooks:
     def returned(self, watch: Watch, call: Call, output: Any, scope: Pass | Segment) -> None:
         """A module has returned."""
         if output is None:
+            self.plan.without_tensors[watch.output_site(call)] = "NoneType"
             return
         current = self.recorder.here.current
         if scope is not current or current.is_over or task_id() != NO_TASK:
@@ -453,10 +454,13 @@ class ModuleHooks:
     def see(self, site: str, value: Any, scope: Pass | Segment) -> None:
         """Record the tensors of a value where a rule wants them."""
         with torch._C.DisableTorchFunction():
+            suffix = None
             for suffix, tensor in leaves(value):
                 target = self.plan.target(site + suffix)
                 if target is not None:
                     self.record(target, tensor, scope)
+            if suffix is None:
+                self.plan.without_tensors[site] = type(value).__qualname__
 
     def record(self, target: Target, tensor: Tensor, scope: Pass | Segment) -> None:
         """A watched tensor comes by."""

@@ -18,6 +18,7 @@ from gradlab.stats import (
     HIST_EDGES,
     UNITS,
     CosineWithPrevious,
+    PartError,
     combine,
     derive,
     noise_scale,
@@ -86,6 +87,8 @@ class Plan:
         self.scale = self.rows.layout.add("", "loss_scale", ("sum",))
         self.targets: dict[str, Target | None] = {}
         self._lock = threading.Lock()  # several threads may meet a site at once
+        self.without_tensors: dict[str, str] = {}
+        """Sites of modules that returned something in which no tensor is seen, and of what type that was."""
         self.metrics: dict[tuple[str, str], list[Entry]] = {}
         self.memories: list[CosineWithPrevious] = []
         """What stats remember from one logged step to the next."""
@@ -156,11 +159,31 @@ class Plan:
         target.value = target.grad = None
         target.keep = False
 
+    def leave_out(self, entry: Entry, error: Exception) -> None:
+        """What made an error is computed no more: a part (`PartError`) with the stats that need it, or the entry."""
+        if not isinstance(error, PartError):
+            target = self.targets.get(entry.site)
+            if target is not None and target.value is entry:
+                target.value = None
+            if target is not None and target.grad is entry:
+                target.grad = None
+            return
+        for (_, stat), entries in self.metrics.items():
+            if not set(error.parts).isdisjoint(parts_of((stat,))) and entry in entries:
+                entries.remove(entry)
+        functions = zip(entry.parts, entry.functions, strict=True)
+        entry.functions = tuple(_nothing if part in error.parts else function for part, function in functions)
+        self._series = None
+
     def series(self, copy: HostCopy | CombinedCopy, scaled: frozenset[str]) -> dict[str, Series]:
         """Named series from the rows of a step, with the loss scale taken out of the quantities that carry it."""
         if self._series is None:
             self._series = _SeriesMaker(self.metrics, self.per_rank)
         return self._series(copy, self.scale, scaled)
+
+
+def _nothing(x: Any, out: Any) -> None:
+    """A part that is not computed any more."""
 
 
 class _Metric:
@@ -180,7 +203,7 @@ class _SeriesMaker:
 
     def __init__(self, metrics: dict[tuple[str, str], list[Entry]], per_rank: Sequence[Entry]) -> None:
         self.per_rank = per_rank
-        self.metrics = [_Metric(label, stat, entries) for (label, stat), entries in metrics.items()]
+        self.metrics = [_Metric(label, stat, entries) for (label, stat), entries in metrics.items() if entries]
         self._numel: list[float] = []
         self._counts: list[tuple[np.ndarray, np.ndarray | None]] = []
 

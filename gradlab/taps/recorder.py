@@ -44,7 +44,7 @@ from gradlab.taps.leaf_hooks import LeafHooks
 from gradlab.taps.plan import Plan, Target
 from gradlab.taps.segments import RunBy, Segment, SegmentHook, makes_a_graph, run_by
 from gradlab.taps.sites import is_input, leaves, without_call_number
-from gradlab.taps.slots import NORM_IN_ONE, Row
+from gradlab.taps.slots import NORM_IN_ONE, Entry, Row
 
 _MANY = 256
 """Beyond so many passes of a step it is looked after which of them are over, and which rows can be put away."""
@@ -218,12 +218,29 @@ class Recorder:
             if target.keep:
                 self._keep(target.site, tensor)
         if target.value is not None:
-            into.row.write(target.value, tensor)
+            try:
+                into.row.write(target.value, tensor)
+            except Exception as error:
+                self.entry_failed(target.value, error)
         if tensor.requires_grad:
             GradHook(self, target.grad, into, tensor)
         if not torch.is_grad_enabled():
             hooked = tensor.requires_grad
             into.unhooked.setdefault(without_call_number(target.site), []).append(None if hooked else target)
+
+    def entry_failed(self, entry: Entry, error: Exception) -> None:
+        """A tensor cannot be read, or some of its stats cannot: these alone are left out from now on."""
+        if self.plan is not None:
+            self.plan.leave_out(entry, error)
+        self.failed(entry.site, error)
+
+    def gradient_failed(self, entries: Sequence[Entry], row: Row, gradient: Tensor) -> None:
+        """The gradient of some sites could not be read for all of them: find out for which."""
+        for entry in entries:
+            try:
+                row.write_now(entry, gradient)
+            except Exception as error:
+                self.entry_failed(entry, error)
 
     def _keep(self, site: str, tensor: Tensor) -> None:
         if tensor.requires_grad and tensor.grad_fn is not None:

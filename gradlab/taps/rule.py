@@ -28,6 +28,9 @@ Quantity = Literal["output", "output_grad", "weight", "weight_grad", "update"]
 Stat = Literal["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "underflow", "hist", "cosine"]
 OwnStat = Callable[[Any], Any]
 """A user's own stat: a function from a tensor to a 0-d tensor on the same device, named as the function is."""
+RESERVED = frozenset(
+    (*get_args(Stat), "sum", "spread", "min", "max", "nonzero", "subnormal", "loss_scale")  # the parts of `stats`
+)
 Stage = Literal["final", "clipped", "micro"]
 
 
@@ -65,10 +68,34 @@ class Tap(Value):
                 if isinstance(word, str) and word not in get_args(choices):
                     near = did_you_mean(word, get_args(choices))
                     raise TapError(f"{who}: {name} has no {word!r}.{near} It may be {', '.join(get_args(choices))}.")
+        self._check_stat_names()
         if "final" not in self.stages and set(self.quantities) != {"weight_grad"}:
             raise TapError(f"{who}: stage {' and '.join(self.stages)} is of weight_grad only.")
         if self.per_rank:
             self._check_per_rank()
+
+    def _check_stat_names(self) -> None:
+        """Each stat is logged under its name, which must be one, its own, and given once."""
+        seen: dict[str, Any] = {}
+        for stat in as_tuple(self.stats):
+            name = stat if isinstance(stat, str) else getattr(stat, "__name__", None)
+            if not isinstance(name, str):
+                raise TapError(
+                    f"Tap({self.at!r}): the stat {stat!r} has no __name__ to be logged under; wrap it in a function "
+                    f"with a def of its own, or set its __name__."
+                )
+            if not isinstance(stat, str) and name in RESERVED:
+                raise TapError(
+                    f"Tap({self.at!r}): a stat of your own cannot be called {name!r}, which is a name of gradlab's; "
+                    f"call it my_{name}."
+                )
+            if name in seen:
+                what = "is given twice" if seen[name] == stat else "is the name of two functions"
+                raise TapError(
+                    f"Tap({self.at!r}): the stat {name!r} {what}, and a name is logged once. Write functions with a "
+                    f"def and a name of their own."
+                )
+            seen[name] = stat
 
     def _check_per_rank(self) -> None:
         same = [q for q in self.quantities if q in ("weight", "update")]
@@ -106,6 +133,22 @@ class Tap(Value):
     def stages(self) -> tuple[Stage, ...]:
         """`stage` as a tuple."""
         return as_tuple(self.stage)
+
+
+def check_own_stats(taps: Sequence[Tap]) -> None:
+    """Refuse two stats of the user's with one name: their numbers would be mixed in one series.
+
+    Raises:
+        TapError: so it is.
+    """
+    known: dict[str, OwnStat] = {}
+    for rule in taps:
+        for name, function in rule.own_stats.items():
+            if known.setdefault(name, function) != function:
+                raise TapError(
+                    f"Tap({rule.at!r}): the stat {name!r} is another function than the {name!r} of another tap, and "
+                    f"both would be logged under that name. Give them names of their own, or use one function in both."
+                )
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

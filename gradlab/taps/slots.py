@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from gradlab.stats import LINEAR, LONG, PARTS, WIDTHS, Part, dense_values, norm_into
+from gradlab.stats import LINEAR, LONG, PARTS, WIDTHS, Part, PartError, dense_values, norm_into
 from gradlab.taps.gather import (
     MOST_ELEMENTS,
     NEVER,
@@ -247,7 +248,9 @@ class Row:
             if tensor.is_meta:
                 raise RuntimeError("its tensor is on the meta device and has no values") from None
             if tensor.device == self.device:
-                raise
+                if not _has_tangent(tensor):
+                    raise
+                return self._reduce(entry, tensor.detach())  # forward-mode AD does not write into `out=`
             self._reduce_elsewhere(entry, tensor)
 
     def _reduce(self, entry: Entry, tensor: Tensor) -> None:
@@ -259,10 +262,21 @@ class Row:
                 _vector_norm(x, dtype=torch.float32, out=self.views[entry.start])
         else:
             x = dense_values(tensor)
-            slot = entry.start
-            for function, width in zip(entry.functions, entry.widths, strict=True):
-                function(x, self.views[slot] if width == 1 else self.slots(slot, slot + width))
+            slot, bad, first = entry.start, list[str](), None
+            for part, function, width in zip(entry.parts, entry.functions, entry.widths, strict=True):
+                try:
+                    function(x, self.views[slot] if width == 1 else self.slots(slot, slot + width))
+                except Exception as error:
+                    if tensor.device != self.device or tensor.is_meta:
+                        raise
+                    bad.append(part)
+                    first = first or error
                 slot += width
+            if first is not None:
+                if len(bad) == len(entry.parts):
+                    raise first
+                self.numel[entry.index] = x.numel() or NO_ELEMENTS
+                raise PartError(bad, first)
         self.numel[entry.index] = x.numel() or NO_ELEMENTS
 
     def _reduce_elsewhere(self, entry: Entry, tensor: Tensor) -> None:
@@ -311,9 +325,16 @@ class Row:
         self.waiting = [one for one in self.waiting if one[0] not in entries]
 
 
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor carries a derivative of forward-mode AD."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def _may_wait(tensor: Tensor) -> bool:
     """Whether a tensor is of the ordinary kind, whose norm can be taken together with those of others."""
     ordinary = tensor.dtype in NORM_IN_ONE or tensor.dtype is torch.float64
+    if forward_ad._current_level >= 0:
+        return False
     return type(tensor) is Tensor and ordinary and tensor.layout is torch.strided and not tensor.is_inference()
 
 

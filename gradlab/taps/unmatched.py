@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -20,8 +20,26 @@ def unmatched(rule: Tap, names: Sequence[str]) -> Iterator[str]:
             yield bare
 
 
-def why_unmatched(pattern: str, names: Sequence[str], model: nn.Module) -> str:
-    """The likely reason why a pattern met no tensor in a step that had these sites."""
+def why_unmatched(
+    pattern: str, names: Sequence[str], model: nn.Module, returned: Mapping[str, str] | None = None
+) -> str:
+    """The likely reason why a pattern met no tensor in a step that had these sites.
+
+    Args:
+        pattern: the pattern.
+        names: the sites that the step had.
+        model: the model.
+        returned: of modules that returned something in which no tensor is seen, what that was.
+    """
+    for site, kind in (returned or {}).items():
+        if reaches(pattern, site):
+            nothing = kind == "NoneType"
+            what = "nothing (None)" if nothing else f"a {kind}, in which no tensor is seen"
+            fix = (
+                "" if nothing else " Tensors are seen in tuples, lists, mappings and dataclasses; gradlab.tap(name, "
+                "tensor) names any other in the forward."
+            )  # fmt: skip
+            return f"{pattern!r} matches {site}, which was called and returned {what}.{fix}"
     modules = [name for name in module_names(model).values() if name]
     idle = [name for name in modules if reaches(pattern, name)]
     if idle:
