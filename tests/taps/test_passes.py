@@ -340,3 +340,115 @@ def test_chunks_that_a_hook_of_the_backward_runs_count_as_one_batch(
                 wanted = tensor.norm().item() * (1 if quantity == "output" else 2)
                 assert seen(monitor, f"{quantity}.norm")[site] == pytest.approx(wanted, rel=1e-5), (key, site)
             assert not any("#" in site for site in seen(monitor, "output.norm"))
+
+
+class Rerun(torch.autograd.Function):
+    """Keeps no activations of a module: its backward runs the module again, and a backward through that."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+        ctx.module = module
+        ctx.save_for_backward(x)
+        return module(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            out = ctx.module(x)
+        torch.autograd.backward(out, gradient)
+        return x.grad, None
+
+
+class Offloaded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.net = nn.Linear(2, 2).double(), net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Rerun.apply(self.before(x), self.net)
+
+
+@pytest.mark.parametrize("what", ["the whole", "the network"])
+def test_a_module_that_the_backward_of_a_function_runs_again_counts_once(what: str) -> None:
+    model = Offloaded()
+    watched, prefix = (model, "net.") if what == "the whole" else (model.net, "")
+    optimizer = sgd(model)
+    with gradlab.watch(watched, optimizer, taps=EVERYTHING, strict=True) as monitor:
+        for _ in range(2):
+            x = batch(5)
+            expected = whole(model.net, model.before(x).detach(), loss_of)
+            optimizer.zero_grad()
+            loss_of(model(x)).backward()
+            optimizer.step()
+            for key, tensor in expected.items():
+                quantity, site = key.split()
+                site = "output" if not prefix and site == "2" else prefix + site
+                assert seen(monitor, f"{quantity}.norm")[site] == pytest.approx(tensor.norm().item(), rel=1e-5), key
+            assert not any("#" in site for site in seen(monitor, "output.norm"))
+
+
+def test_a_backward_inside_a_forward_does_not_end_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            loss_of(h).backward(retain_graph=True)
+            return self.b(h)
+
+    model = Net().double()
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, taps=EVERYTHING, strict=True) as monitor:
+        for _ in range(2):
+            optimizer.zero_grad()
+            out = model(batch(5))
+            loss_of(out).backward()
+            true = {n: p.grad.norm().item() for n, p in model.named_parameters()}
+            optimizer.step()
+            assert seen(monitor, "weight_grad.norm") == pytest.approx(true, rel=1e-5)
+            assert seen(monitor, "output.norm").keys() == {"a", "b", "output", "/square", "/sum"}
+            assert seen(monitor, "output_grad.norm")["b"] == pytest.approx(2 * out.norm().item(), rel=1e-5)
+
+
+def test_a_backward_in_a_hook_of_another_watched_models_backward() -> None:
+    first, second = net(1), net(2)
+    optimizers = sgd(first), sgd(second)
+    with (
+        gradlab.watch(first, optimizers[0], taps=EVERYTHING, strict=True) as one,
+        gradlab.watch(second, optimizers[1], taps=EVERYTHING, strict=True) as other,
+    ):
+        for _ in range(2):
+            x = batch(5)
+            expected = whole(first, x, loss_of), whole(second, x, loss_of)
+
+            def train_the_other(_: Tensor, x: Tensor = x) -> None:
+                with torch.enable_grad():
+                    loss_of(second(x)).backward()
+
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            out = first(x)
+            out.register_hook(train_the_other)
+            loss_of(out).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            for monitor, tensors in zip((one, other), expected, strict=True):
+                agrees(monitor, {key: tensor for key, tensor in tensors.items() if not key.endswith(" 2")})
+
+
+def test_one_parameter_whose_chunks_come_one_by_one_loses_none() -> None:
+    inner = nn.Linear(2, 1, bias=False).double()
+    model = GradCache(inner)
+    optimizer = sgd(model)
+    with gradlab.watch(model, optimizer, strict=True) as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(list(batch(12).split(4))).backward()
+            true = inner.weight.grad.norm().item()
+            optimizer.step()
+            assert seen(monitor, "weight_grad.norm") == {"net.weight": pytest.approx(true, rel=1e-5)}
+        assert not monitor.findings
