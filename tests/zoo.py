@@ -11,12 +11,14 @@ import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
 import gradlab
 
@@ -1005,3 +1007,70 @@ class HashedByState(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.a(x).tanh())
+
+
+@case(5, 4)
+class SelectiveCheckpoint(nn.Module):
+    """A checkpoint that keeps the results of some ops: a dispatch mode hands them to the recomputation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def body(self, x: Tensor) -> Tensor:
+        h = torch.sin(self.a(x))
+        return self.b(h) * torch.exp(h.mean()) / torch.linalg.vector_norm(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = [torch.ops.aten.addmm.default, torch.ops.aten.mean.default, torch.ops.aten.linalg_vector_norm.default]
+        context = partial(create_selective_checkpoint_contexts, kept)
+        return torch.tanh(checkpoint(self.body, x, use_reentrant=False, context_fn=context))
+
+
+@case(5, 4)
+class ReturnsDistribution(nn.Module):
+    """A part returns an object in which no tensor is seen; all others are."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> torch.distributions.Normal:
+            return torch.distributions.Normal(self.a(x), 1.0, validate_args=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.b = self.Encoder(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.encoder(x).mean)
+
+
+@case(5, 4)
+class TransformsInside(nn.Module):
+    """A transform of functorch in the middle of a forward: what is in it has no values of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        h = torch.vmap(lambda row: torch.softmax(row * 2, 0))(h)
+        slope = torch.func.grad(lambda v: torch.sin(v).sum())(x.detach())
+        return self.b(h) + slope
+
+
+@case(5, 4)
+class UnderModes(nn.Module):
+    """A forward that puts modes of its own around a part of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with FlopCounterMode(display=False), torch.device("cpu"):
+            h = torch.relu(self.a(x)) + torch.ones(4, dtype=x.dtype)
+        return self.b(h)

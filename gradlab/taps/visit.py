@@ -20,6 +20,7 @@ from gradlab.arguments import NAME, check, take
 from gradlab.errors import TapError
 from gradlab.taps.functional import OpWatcher, call_place
 from gradlab.taps.identity import IdentitySet
+from gradlab.taps.interpreter import in_functorch
 from gradlab.taps.kinds import MODEL, TENSOR
 from gradlab.taps.sites import leaves, module_names, parameter_names, replace_leaves, unwrapped, without_call_number
 from gradlab.taps.stand import ModuleHook
@@ -249,6 +250,8 @@ def sites_of(model: nn.Module, *args: Any, **kwargs: Any) -> list[Site]:
     module_kinds = {name or "output" for name in module_names(model).values()}
 
     def see(name: str, value: Tensor) -> None:
+        if in_functorch():  # a tensor inside a transform stands for many, and no tap sees it
+            return
         base = without_call_number(name.split("[")[0])
         kind = (
             "op" if "/" in base else
