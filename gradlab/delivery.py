@@ -195,4 +195,4 @@ class Delivery:
             if self._strict:
                 raise
             self.sinks = [one for one in self.sinks if one is not sink]
-            warn(f"the sink {sink.name!r} was switched off: {error}", stacklevel=2)
+            warn(f"the sink {sink.name!r} was switched off: {error}")

@@ -20,7 +20,9 @@ A message says what is wrong, where, what was seen and the nearest fix.
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -110,12 +112,23 @@ voices: list[Callable[[str], None]] = []
 whatever the script has made of its warnings."""
 
 
-def warn(message: str, *, stacklevel: int = 1) -> None:
-    """Warn that something was left out or switched off; `stacklevel` counts from the caller."""
+def warn(message: str) -> None:
+    """Warn that something was left out or switched off; it points to the line of the user's that led here."""
     if voices:
         voices[-1](message)
     else:
-        warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=stacklevel + 1)
+        warnings.warn(f"gradlab: {message}", GradlabWarning, stacklevel=_user_level())
+
+
+def _user_level() -> int:
+    """The `stacklevel` of the nearest frame outside gradlab and torch, for a warning given by the caller."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and _PASSED_BY.match(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_PASSED_BY = re.compile(re.escape(os.path.dirname(__file__) + os.sep) + r"|.*[/\\](torch|pytorch_lightning)[/\\]")
 
 
 class without_warnings:

@@ -196,10 +196,7 @@ class Monitor:
         earlier = ref() if ref is not None else None
         if earlier is not None and not earlier.is_closed:
             earlier.close()
-            warn(
-                "this model was watched already: its earlier monitor has been closed, and a new one goes on.",
-                stacklevel=3,
-            )
+            warn("this model was watched already: its earlier monitor has been closed, and a new one goes on.")
 
     def _folder(self, logdir: str | Path | None, first_step: int, across_ranks: bool | None) -> Path | None:
         if logdir is None or (_world_size() > 1 and across_ranks is not False):

@@ -28,8 +28,7 @@ def folder_for(logdir: Path, *, first_step: int, taken: Iterable[Path] = ()) -> 
     folder = next(one for one in beside if not _is_used(one, others))
     warn(
         f"{logdir} has the series of another training, so those of this one are in {folder}. To go on with the "
-        f"earlier one, give the number of the next step as first_step=.",
-        stacklevel=4,
+        f"earlier one, give the number of the next step as first_step=."
     )
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -590,3 +591,21 @@ def test_two_optimizers_that_nobody_has_named_share_their_steps_from_the_second_
     for frame, norms in zip(list(sink.frames)[2:], truth[1:], strict=True):
         assert dict(frame["weight_grad.norm"].items()) == pytest.approx(norms)
         assert {"first", "second"} <= set(frame["output_grad.norm"].schema.sites)
+
+
+def test_a_warning_points_to_the_line_of_the_script_that_led_to_it() -> None:
+    """However deep in gradlab and torch it is given: on creation, in a backward, at an optimizer's step."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    model.frozen = nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    optimizer = torch.optim.SGD([*model[0].parameters()], lr=0.1)
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise ArithmeticError("broken")
+
+    with pytest.warns(gradlab.GradlabWarning) as caught:
+        taps = [gradlab.Tap("*", of="weight"), gradlab.Tap("1", of="output_grad", stats=[broken])]
+        with gradlab.watch(model, optimizer, taps=taps):
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+    assert len(caught) >= 2
+    assert {Path(one.filename) for one in caught} == {Path(__file__)}

@@ -103,8 +103,7 @@ class Schedule:
             self._large.add(id(spec))
             warn(
                 f"{title(spec)} has {' x '.join(map(str, block.values.shape))} entries, "
-                f"{block.values.nbytes >> 20} MiB on each of its steps; rows, cols or block=False make it smaller.",
-                stacklevel=2,
+                f"{block.values.nbytes >> 20} MiB on each of its steps; rows, cols or block=False make it smaller."
             )
 
     def _block(self, spec: Measurement, step: int) -> JacobianBlock | None:

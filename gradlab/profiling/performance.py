@@ -270,4 +270,4 @@ class Performance:
             return
         self._failed = True
         self.close()
-        warn(f"the perf/* scalars were switched off: {type(error).__name__}: {error}", stacklevel=4)
+        warn(f"the perf/* scalars were switched off: {type(error).__name__}: {error}")

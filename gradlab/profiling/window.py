@@ -293,7 +293,7 @@ class Profiler:
         """Warn, once for each sentence."""
         if sentence not in self._told:
             self._told.add(sentence)
-            warn(sentence, stacklevel=3)
+            warn(sentence)
 
     def _fail(self, error: Exception) -> None:
         recording, self._recording = self._recording, None
@@ -308,7 +308,7 @@ class Profiler:
                 self.failure.add_note(f"and its window could not be closed: {second!r}")
         if self.strict:
             raise self.failure
-        warn(f"{self.failure}. Training goes on without profiles.", stacklevel=3)
+        warn(f"{self.failure}. Training goes on without profiles.")
 
 
 def ranks() -> tuple[int, int]:

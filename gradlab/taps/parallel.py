@@ -30,8 +30,7 @@ def combinable(taps: Sequence[Tap], model: nn.Module) -> tuple[Tap, ...]:
     if kept != list(taps):
         warn(
             f"outputs of {type(model).__name__} and their gradients are not measured: the model is tensor parallel, "
-            "and nothing tells whether a rank has all of an output or a piece of it.",
-            stacklevel=3,
+            "and nothing tells whether a rank has all of an output or a piece of it."
         )
     return tuple(rule for rule in kept if rule is not None)
 

@@ -172,7 +172,7 @@ def measurable(parameters: dict[str, nn.Parameter], *, across_ranks: bool) -> di
     left_out = {name: why for name, p in parameters.items() if (why := _why_not(p, across_ranks=across_ranks))}
     if left_out:
         name, why = next(iter(left_out.items()))
-        warn(f"{len(left_out)} parameters are not measured, the first of them {name!r}: {why}.", stacklevel=2)
+        warn(f"{len(left_out)} parameters are not measured, the first of them {name!r}: {why}.")
     return {name: p for name, p in parameters.items() if name not in left_out}
 
 
@@ -190,7 +190,7 @@ class _Failures:
         for why in dict.fromkeys(fresh.values()):
             names = [name for name, reason in fresh.items() if reason == why]
             what = f"{len(names)} parameters are" if len(names) > 1 else "a parameter is"
-            warn(f"{what} not measured: {shortlist(names, 3)}. {why}.", stacklevel=2)
+            warn(f"{what} not measured: {shortlist(names, 3)}. {why}.")
 
     def __call__(self, errors: Mapping[str, Exception]) -> None:
         """Of some parameters something could not be computed."""

@@ -52,8 +52,7 @@ def say_what_is_not_seen(model: nn.Module, rules: Sequence[Tap]) -> None:
     if wanted and next(iter(_sharded_parameters(model)), None) is not None:
         warn(
             "stage 'micro' and the noise scale are not measured of parameters that fully_shard (FSDP2) has sharded: "
-            "their gradients are reduced before anybody sees those of one backward.",
-            stacklevel=2,
+            "their gradients are reduced before anybody sees those of one backward."
         )
 
 
