@@ -59,6 +59,7 @@ ENDS = """
 import multiprocessing, os, signal, threading
 import gradlab
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 net = Net()
 optimizer = torch.optim.SGD(net.parameters(), 0.1)
 

@@ -12,6 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -69,6 +70,7 @@ def _quiet(
     wanted = [p for p in requires_grad(core) if p is not None]
     with (
         muting(),
+        _plain_checkpoints(),
         random_numbers_kept(devices),
         _plain_numbers(devices) if _are_special(devices) else nullcontext(),
         _eager(),
@@ -76,6 +78,34 @@ def _quiet(
         _only_these_require_grad(parameters, wanted),
     ):
         yield
+
+
+@contextmanager
+def _plain_checkpoints() -> Iterator[None]:
+    """Selective checkpointing of this thread keeps nothing, so that its graph can be gone through more than once.
+
+    What it keeps of a forward is handed out to one backward, and gone; computed again it is the same, however often.
+    """
+    module: Any = sys.modules.get("torch.utils.checkpoint")
+    kinds = [getattr(module, name, None) for name in ("_CachingTorchDispatchMode", "_CachedTorchDispatchMode")]
+    thread = get_ident()
+
+    def plain(original: Callable[..., Any]) -> Callable[..., Any]:
+        def dispatch(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if get_ident() == thread:
+                return func(*args, **(kwargs or {}))
+            return original(mode, func, types, args, kwargs)
+
+        return dispatch
+
+    originals = [(kind, kind.__torch_dispatch__) for kind in kinds if kind is not None]
+    for kind, original in originals:
+        kind.__torch_dispatch__ = plain(original)
+    try:
+        yield
+    finally:
+        for kind, original in originals:
+            kind.__torch_dispatch__ = original
 
 
 def _are_special(devices: set[torch.device]) -> bool:
