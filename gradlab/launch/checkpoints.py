@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from gradlab.errors import UsageError
+from gradlab.launch.continuation import Continuation
 from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.signals import STOPS
 
@@ -59,6 +60,9 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Continuation):
+                callback.save_rank(self.path)
         if self._watch is None:
             trainer.save_checkpoint(self.path)
         elif trainer.world_size > 1 or not self._watch.is_gone:  # Lightning would make the folder anew

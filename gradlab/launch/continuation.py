@@ -1,8 +1,8 @@
 """A run that was stopped goes on exactly: what a checkpoint holds for it beyond Lightning's, and how it is put back.
 
 Lightning restores model, optimizers, schedulers, callbacks and counters. Here are the place in the data and everything
-random: the process's random numbers, the loaders of training (`loaders`) and of validation, and the gradients of an
-accumulation that is under way. Each rank has its own.
+random: the process's random numbers, the loaders of training (`loaders`) and of validation; and what an epoch has
+gathered so far (`under_way`). Each rank has its own.
 
 When things are put back matters as much as what. A run that was not stopped draws, in this order: what hooks draw when
 an epoch begins, what the loader draws for its order and workers, then batch, step, batch, step. A resumed one calls
@@ -13,18 +13,20 @@ the end of an epoch, before the hooks that begin the next; in a validation that 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from pytorch_lightning.plugins import DoublePrecision
 
 from gradlab.errors import warn
 from gradlab.launch.data_state import States
 from gradlab.launch.loaders import Batches, FollowedLoader, Place, follow, what_is_hidden
 from gradlab.launch.randomness import restore, snapshot
 from gradlab.launch.signals import RunStopped, StopRequest
+from gradlab.launch.under_way import Gathered, add_means, gathered, give_back, log_means, metric_states
 
 _VERSION = 2
 
@@ -49,12 +51,16 @@ class Continuation(pl.Callback):
         self._has_ended = False
         """Whether an epoch is over and no batch of the next one was used."""
         self._before_validation: States | None = None
+        self._means: Gathered = {}
+        """Means of the epoch that have yet to be taken up."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Follow each loader once Lightning has made of it what it needs."""
         if self._trainer is trainer:
             return
         self._trainer = trainer
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            trainer.precision_plugin.convert_module(pl_module)  # Lightning does so once it has loaded, and rounded
         process = trainer.strategy.process_dataloader
 
         def process_and_follow(loader: object) -> object:
@@ -90,12 +96,10 @@ class Continuation(pl.Callback):
         return outer
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on batches are drawn to be used; gradients of an accumulation go on."""
+        """From here on batches are drawn to be used, and what their epoch has gathered is there again."""
         self._has_begun = True
-        gradients = self._saved["gradients"] if self._saved is not None else {}
-        for name, parameter in pl_module.named_parameters():
-            if name in gradients:
-                parameter.grad = gradients[name].to(parameter.device)
+        if self._saved is not None:
+            give_back(trainer, self._saved["gathered"])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that goes on from the end of an epoch goes on here."""
@@ -111,8 +115,22 @@ class Continuation(pl.Callback):
         self._has_ended = False
         self._before_validation = None
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The values of the first batch are logged: those before it belong to them."""
+        if self._means:
+            means, self._means = self._means, {}
+            add_means(trainer, means)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The next batch is the first of a new epoch."""
+        if not self._has_ended:
+            # Lightning would leave out the schedules that wait for a plateau, all through the epoch that it resumed.
+            trainer.fit_loop._restarting = False
+            if self._means:  # a validation was cut short, and no batch has come since
+                means, self._means = self._means, {}
+                log_means(trainer, means)
         self._has_ended = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -133,7 +151,8 @@ class Continuation(pl.Callback):
         if self._to_restore and self._has_begun:
             self._restore()
         if self._before_validation is None:
-            self._before_validation = self._take()
+            metrics = metric_states(trainer.lightning_module)
+            self._before_validation = {**self._take(), "metrics": metrics}
 
     def before_fetch(self, batches: Batches) -> None:
         """Get every loader where it was, once, before the first batch is drawn."""
@@ -196,16 +215,23 @@ class Continuation(pl.Callback):
         self._put({"process": self._saved["process"], **now})
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is, on each rank."""
+        """Where this rank is. A checkpoint holds that of rank zero, the others have `save_rank`."""
         trainer = self._trainer
-        if trainer is None:
-            return {}
-        own = self._where(trainer)
-        ranks: list[Any] = [own]
-        if trainer.world_size > 1 and torch.distributed.is_initialized():
-            ranks = [None] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, own)
-        return {"version": _VERSION, "ranks": ranks}
+        return (
+            {} if trainer is None else {"version": _VERSION, "ranks": trainer.world_size, "own": self._where(trainer)}
+        )
+
+    def save_rank(self, checkpoint: Path) -> None:
+        """On a further rank: write beside a checkpoint where this rank is.
+
+        Each for itself: a rank that is asked to stop may be alone in what it does, and waits for no other.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer.global_rank == 0 or not checkpoint.parent.is_dir():
+            return
+        path = _of_rank(checkpoint, trainer.global_rank)
+        torch.save(self._where(trainer), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
 
     def _where(self, trainer: pl.Trainer) -> dict[str, Any]:
         cut_short = self._before_validation
@@ -219,34 +245,48 @@ class Continuation(pl.Callback):
             follower.whole(now=now, at_start=cut_short is not None)
             for follower, now in zip(self._validation, states["val"], strict=False)
         ]
+        loop = trainer.fit_loop.epoch_loop
         return {
+            "at": (trainer.global_step, loop.total_batch_idx, self._has_ended),
             "process": states["process"],
             "train": train,
             "val": val,
             "ended": self._has_ended,
-            "gradients": _gradients_under_way(trainer),
+            "gathered": gathered(trainer, cut_short["metrics"] if cut_short else None, ended=self._has_ended),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there: the loaders are made afterwards."""
-        trainer, ranks = self._trainer, state_dict.get("ranks", [])
-        world_size = trainer.world_size if trainer is not None else 1
-        if state_dict.get("version") != _VERSION or len(ranks) != world_size:
+        trainer, ranks = self._trainer, state_dict.get("ranks", 0)
+        if trainer is None or state_dict.get("version") != _VERSION:
+            warn("the checkpoint does not say where the run was in its data, so it does not go on exactly.")
+            return
+        if ranks != trainer.world_size:
             warn(
-                f"the checkpoint was written by {len(ranks)} processes and this run has {world_size}, so it does not "
-                "go on exactly: the batches of an epoch are divided in another way."
-                if ranks
-                else "the checkpoint does not say where the run was in its data, so it does not go on exactly."
+                f"the checkpoint was written by {ranks} processes and this run has {trainer.world_size}, so it does "
+                "not go on exactly: the batches of an epoch are divided in another way."
             )
             return
-        self._saved = ranks[trainer.global_rank if trainer is not None else 0]
+        saved = state_dict["own"]
+        if trainer.global_rank:
+            saved = self._saved_by_rank(trainer, saved["at"])
+            if saved is None:
+                return
+        self._saved = saved
         self._to_restore = True
-        self._has_ended = self._saved["ended"]
+        self._has_ended = saved["ended"]
+        self._means = {} if self._has_ended else saved["gathered"]["means"]
+
+    def _saved_by_rank(self, trainer: pl.Trainer, at: tuple[int, int, bool]) -> dict[str, Any] | None:
+        """What this rank has written beside the checkpoint, which is of step and batch `at`."""
+        path = _of_rank(Path(str(trainer.ckpt_path)), trainer.global_rank)
+        saved = torch.load(path, map_location="cpu", weights_only=False) if path.is_file() else None
+        if saved is None or tuple(saved["at"]) != tuple(at):
+            found = "is missing" if saved is None else "is of another step"
+            warn(f"{path} {found}, so rank {trainer.global_rank} does not go on exactly.")
+            return None
+        return dict(saved)
 
 
-def _gradients_under_way(trainer: pl.Trainer) -> dict[str, Tensor]:
-    """The gradients that the next batch adds to; with manual optimization any may be one of these."""
-    module = trainer.lightning_module
-    if module.automatic_optimization and not trainer.fit_loop._should_accumulate():
-        return {}
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+def _of_rank(checkpoint: Path, rank: int) -> Path:
+    return checkpoint.with_name(f"{checkpoint.stem}-rank{rank}{checkpoint.suffix}")

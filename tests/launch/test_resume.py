@@ -23,6 +23,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 from torch.utils.data.distributed import DistributedSampler
+from torchmetrics import MeanMetric
 
 from gradlab.launch.checkpoints import LastCheckpoint
 from gradlab.launch.continuation import Continuation
@@ -82,6 +83,20 @@ class Die(Stop):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
             raise self.Killed
+
+
+class StopInValidation(Stop):
+    """Asks to stop in one batch of the validation after a step."""
+
+    def __init__(self, step, batch):
+        self.step, self.batch = step, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pass
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if (trainer.global_step, batch_idx + dataloader_idx) == (self.step, self.batch):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Data(pl.LightningDataModule):
@@ -440,3 +455,256 @@ SEVERAL = {
 @pytest.mark.parametrize("name", SEVERAL)
 def test_several_loaders_go_on(fit, name):
     check(fit, SEVERAL[name], stops=(3, 7, 9, 14))
+
+
+def shuffled():
+    return DataLoader(Noisy(), 4, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    "val",
+    [
+        lambda: DataLoader(Noisy(), 8),
+        lambda: DataLoader(Rows(), 8, shuffle=True, generator=torch.Generator()),
+        lambda: [DataLoader(Noisy(), 20, sampler=Draws()), DataLoader(OwnNoise(), 20)],
+        lambda: DataLoader(Noisy(), 8, num_workers=1, persistent_workers=True),
+    ],
+)
+def test_what_validation_draws_is_drawn_again(fit, val):
+    """Also where it is cut short: then it is done again from its start."""
+    check(fit, shuffled, val=val, val_check_interval=5, stops=(3, StopInValidation(5, 1), StopInValidation(10, 1), 14))
+
+
+class StopInSanityCheck(Stop):
+    def __init__(self):
+        pass
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pass
+
+    def on_sanity_check_start(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_was_stopped_in_the_sanity_check_begins_at_its_start(fit):
+    whole = fit(shuffled, val=shuffled)
+    fit.last.unlink()
+    fit(shuffled, StopInSanityCheck(), val=shuffled)
+    assert not fit.last.exists()
+    assert fit(shuffled, val=shuffled).seen == whole.seen
+
+
+def test_a_run_that_is_killed_goes_on_from_its_last_epoch(fit):
+    for train in (shuffled, own_generator, workers(Noisy(), shuffle=True, persistent_workers=True)):
+        check(fit, train, stops=(Die(13),))
+
+
+@pytest.mark.parametrize("train", [shuffled, lambda: DataLoader(Stream(), 4)])
+def test_an_accumulation_that_is_under_way_goes_on(fit, train):
+    """A validation that is cut short lies in the middle of one."""
+    options = {"accumulate_grad_batches": 4, "val": lambda: DataLoader(Rows(), 8), "val_check_interval": 5}
+    check(fit, train, stops=(3, 11, StopInValidation(1, 1)), **options)
+
+
+class Manual(Net):
+    """Steps every third batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if self.trainer.fit_loop.epoch_loop.total_batch_idx % 3 == 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+def test_gradients_that_a_manual_optimization_has_gathered_go_on(fit):
+    check(fit, shuffled, net=Manual, stops=(3, 9, 13))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true", "16-true"])
+def test_every_precision_goes_on(fit, precision):
+    check(fit, shuffled, precision=precision, stops=(9, 13))
+
+
+class Plateau(Net):
+    """Schedules by the mean loss of an epoch, and counts with a metric of torchmetrics."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.told = MeanMetric(), []
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss, on_epoch=True, on_step=False)
+        self.count.update(loss.detach())
+        self.log("count", self.count)
+        return loss
+
+    def on_train_epoch_end(self):
+        self.told.append((self.trainer.callback_metrics["loss"].item(), self.count.compute().item()))
+        self.optimizers().param_groups[0]["weight_decay"] = sum(self.told[-1])  # the values reach the weights
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1e9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "loss"}}
+
+
+@pytest.mark.parametrize("stop", [9, Die(13), 13, StopInValidation(15, 1)])
+def test_what_schedules_and_metrics_have_gathered_goes_on(fit, stop):
+    check(
+        fit, shuffled, net=Plateau, stops=(stop,), max_epochs=3, val=lambda: DataLoader(Rows(), 8), val_check_interval=5
+    )
+
+
+class Average(pl.Callback):
+    """A moving average of the weights."""
+
+    def __init__(self):
+        self.weights = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        now = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+        self.weights = now if self.weights is None else self.weights.lerp(now, 0.1)
+        with torch.no_grad():
+            pl_module.net[0].bias.add_(self.weights.mean() * 0.01)
+
+    def state_dict(self):
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state):
+        self.weights = state["weights"]
+
+
+def test_a_moving_average_goes_on(fit):
+    check(fit, shuffled, extra=lambda: [Average()], stops=(9, 13))
+
+
+class DrawsInHooks(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        torch.rand(3)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        torch.rand(3)
+        random.random()
+
+    def on_validation_start(self, trainer, pl_module):
+        np.random.rand()
+
+
+@pytest.mark.parametrize("train", [shuffled, own_generator])
+def test_what_hooks_draw_is_drawn_when_it_was(fit, train):
+    check(fit, train, extra=lambda: [DrawsInHooks()], val=lambda: DataLoader(Rows(), 8))
+
+
+@pytest.mark.parametrize(
+    "options", [{"reload_dataloaders_every_n_epochs": 1}, {"max_steps": 17}, {"overfit_batches": 3}]
+)
+def test_other_ways_to_count_go_on(fit, options):
+    check(fit, own_generator, stops=(2, 3, 4), **options)
+
+
+class OpenFile(IterableDataset):
+    def __init__(self):
+        self.lines = iter(range(ROWS))
+
+    def __iter__(self):
+        return (row(index) for index in self.lines)
+
+
+class Impatient(Rows):
+    rng = random.SystemRandom()
+
+    def __init__(self):
+        self.rng = random.SystemRandom()
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (lambda: DataLoader(OpenFile(), 4), r"DataLoader.dataset.lines is an open iterator \(range_iterator\)"),
+        (lambda: DataLoader(Impatient(), 4), "DataLoader.dataset.rng draws from the operating system"),
+        (lambda: DataLoader(Rows(), 4, num_workers=1, in_order=False), "has in_order=False"),
+        (lambda: (torch.utils.data.default_collate([row(i)]) for i in range(9)), "generator is an open iterator"),
+    ],
+)
+def test_what_cannot_be_restored_is_said_before_training(fit, train, said):
+    with pytest.warns(UserWarning, match=said) as caught:
+        fit(train, max_epochs=1)
+    assert sum("a run that is stopped and resumed" in str(warning.message) for warning in caught) == 1
+
+
+class Unrepeatable(IterableDataset):
+    """Begins elsewhere each time, by a state that nobody can see."""
+
+    starts = iter([0, 3, 6, 9])
+
+    def __iter__(self):
+        start = next(self.starts)
+        return (row(index) for index in range(start, ROWS))
+
+
+class Restless(Sampler):
+    calls = iter(range(100))
+
+    def __len__(self):
+        return ROWS
+
+    def __iter__(self):
+        first = next(type(self).calls)
+        return iter([(first + index) % ROWS for index in range(ROWS)])
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (lambda: DataLoader(Unrepeatable(), 4), "DataLoader of Unrepeatable gave other batches when it was read again"),
+        (lambda: DataLoader(Rows(), 4, sampler=Restless()), "the sampler of DataLoader of Rows draws other samples"),
+    ],
+)
+def test_what_turns_out_not_to_repeat_itself_is_said_before_training(fit, train, said):
+    fit(train, Stop(3))
+    with pytest.warns(UserWarning, match=said):
+        fit(train)
+
+
+def test_another_pipeline_than_before_is_said(fit):
+    fit(shuffled, Stop(3))
+    with pytest.warns(UserWarning, match="the run had DataLoader of Noisy where DataLoader of Stream is now"):
+        fit(lambda: DataLoader(Stream(), 4))
+
+
+def test_a_further_rank_reads_what_it_has_written_beside_the_checkpoint(fit, tmp_path, monkeypatch):
+    """Without processes: what a rank writes, and what it makes of a file of another step or of none."""
+    stop = Stop(3)
+    monkeypatch.setattr(stop, "setup", lambda trainer, pl_module, stage: found.append(trainer))
+    found = []
+    fit(shuffled, stop)
+    (trainer,) = found
+    (continuation,) = (callback for callback in trainer.callbacks if isinstance(callback, Continuation))
+    checkpoint = fit.last
+    whole = continuation.state_dict()
+    monkeypatch.setattr(type(trainer), "global_rank", 1)
+    monkeypatch.setattr(type(trainer), "ckpt_path", str(checkpoint))
+    continuation.save_rank(checkpoint)
+    assert (tmp_path / "last-rank1.ckpt").is_file()
+    continuation.load_state_dict(whole)
+    assert continuation._saved["at"] == whole["own"]["at"]
+    later = {**whole, "own": {**whole["own"], "at": (9, 9, False)}}
+    with pytest.warns(UserWarning, match="is of another step, so rank 1 does not go on exactly"):
+        continuation.load_state_dict(later)
+    (tmp_path / "last-rank1.ckpt").unlink()
+    with pytest.warns(UserWarning, match="is missing, so rank 1 does not go on exactly"):
+        continuation.load_state_dict(whole)
+
+
+def test_another_number_of_processes_is_said():
+    continuation = Continuation()
+    continuation._trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.warns(UserWarning, match="was written by 4 processes and this run has 1"):
+        continuation.load_state_dict({"version": 2, "ranks": 4, "own": {}})
+    with pytest.warns(UserWarning, match="does not say where the run was in its data"):
+        continuation.load_state_dict({"taken": 3})
