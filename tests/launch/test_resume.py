@@ -168,6 +168,11 @@ def check(fit, train, *, stops=(3, 9, 14), plain=True, extra=tuple, **options):
     return whole
 
 
+def cases(table, *quick):
+    """The names of a table; those that are not `quick` are tried with the slow tests."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in table]
+
+
 class Rows(Dataset):
     def __len__(self):
         return ROWS
@@ -292,7 +297,10 @@ class Collates:
         return {**batch, "x": batch["x"] * self.rng.random()}
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+QUICK = ("own generator and noise", "random.Random", "draws", "set_epoch", "state_dict", "own collate")
+
+
+@pytest.mark.parametrize("name", cases(PIPELINES, *QUICK))
 def test_a_map_style_pipeline_goes_on(fit, name):
     check(fit, PIPELINES[name], stops=(3, 9, 14))
 
@@ -403,7 +411,7 @@ WORKERS = {
 }
 
 
-@pytest.mark.parametrize("name", WORKERS)
+@pytest.mark.parametrize("name", cases(WORKERS, "persistent", "own noise", "persistent stream"))
 def test_the_workers_of_a_loader_go_on(fit, name):
     check(fit, WORKERS[name])
 
@@ -434,7 +442,7 @@ STATEFUL = {
 }
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", cases(STATEFUL, "own generator", "resumable", "persistent"))
 def test_a_stateful_loader_goes_on(fit, name):
     pytest.importorskip("torchdata")
     check(fit, STATEFUL[name])
@@ -452,7 +460,7 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("name", cases(SEVERAL, "dict", "with a stream"))
 def test_several_loaders_go_on(fit, name):
     check(fit, SEVERAL[name], stops=(3, 7, 9, 14))
 
