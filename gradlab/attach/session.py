@@ -361,7 +361,10 @@ class Session:
     def _close_command(self) -> None:
         from gradlab.attach.closing import close_command
 
-        nothing = "no optimizer of torch.optim has trained a module in this script."
+        nothing = (
+            "no optimizer of torch.optim has trained a module in this script; gradlab.watch(model, optimizer) in it "
+            "follows any other that has a step."
+        )
         end = self._ending
         close_command(self.options, code=end.code, reason=end.reason, nothing=nothing, failure=end.failure)
 

@@ -83,7 +83,8 @@ def test_a_script_that_trains_nothing_is_told_so(script: Script) -> None:
     ended = script.write("print(Net()(torch.zeros(1, 8)).shape)").attached()
     assert ended.code == 0 and ended.stdout == "torch.Size([1, 3])\n"
     assert ended.said == [
-        "gradlab: nothing was watched: no optimizer of torch.optim has trained a module in this script."
+        "gradlab: nothing was watched: no optimizer of torch.optim has trained a module in this script; "
+        "gradlab.watch(model, optimizer) in it follows any other that has a step."
     ]
     assert not (script.folder / "runs").exists()
 
