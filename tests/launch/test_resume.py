@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -417,7 +418,8 @@ def test_the_workers_of_a_loader_go_on(fit, name):
 
 
 @pytest.mark.slow
-def test_workers_that_are_spawned_go_on(fit):
+def test_workers_that_are_spawned_go_on(fit, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where a spawned worker finds this file by its name
     check(fit, workers(Noisy(), 1, shuffle=True, multiprocessing_context="spawn"), stops=(13,), plain=False)
 
 
