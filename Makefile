@@ -14,7 +14,7 @@ help:  ## Show what there is to make
 run: $(READY)  ## Train on handwritten digits and show what happened inside backward()
 	@$(BIN)/gradlab run experiments/digits.yaml
 
-test: $(READY)  ## Run the tests that need nothing special (about two minutes)
+test: $(READY)  ## Run the tests that need nothing special (about three minutes on two cores)
 	@$(BIN)/pytest $(SPREAD) -m "not slow and not gpu and not ray and not integrations"
 
 check: $(READY)  ## Check format, lint and types
