@@ -18,7 +18,9 @@ from gradlab.jacobians.measure import posed
 from gradlab.jacobians.problem import Problem
 from gradlab.jacobians.question import Question
 
-MODEL = nn.Sequential(nn.Linear(150, 120), nn.GELU(), nn.Linear(120, 100)).double()
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(0)
+    MODEL = nn.Sequential(nn.Linear(150, 120), nn.GELU(), nn.Linear(120, 100)).double()
 X = torch.randn(2, 150, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
