@@ -1,4 +1,7 @@
-"""Texts of others inside Markdown, as TensorBoard's Text tab renders it."""
+"""Texts of others inside Markdown, as TensorBoard's Text tab renders it.
+
+Belongs here: what has to be escaped so that a text is shown as it is. Does not: what the cards say (`launch.card`).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The tap engine of one monitor: what is put in place on a step, what is read at its edges, the frame that comes of it.
 
 What happens inside a forward and a backward is the recorder's; when a step begins and ends, and who gets its frame, is
-the monitor's.
+the monitor's, which calls what is here outside of the modes of others (`interpreter.own_ops`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from gradlab.errors import TapError, did_you_mean, warn
 from gradlab.taps import visit
 from gradlab.taps.identity import is_among
 from gradlab.taps.in_backward import StepsInBackward
-from gradlab.taps.interpreter import own_ops
 from gradlab.taps.modules import ModuleHooks
 from gradlab.taps.parallel import combinable
 from gradlab.taps.parameters import ParameterWatch, measurable
@@ -305,8 +304,7 @@ class Engine:
         if self._armed is not None:
             note = self._in_backward.after if has_stepped else self._in_backward.before
             try:
-                with own_ops():
-                    note(optimizer, self._armed.parameters, self.recorder.step_row())
+                note(optimizer, self._armed.parameters, self.recorder.step_row())
             except Exception as error:
                 self._failed("", error)
 
@@ -324,11 +322,9 @@ class Engine:
 
     def before_update(self, optimizer: Optimizer, scale: Tensor | None) -> None:
         """The gradients are complete: read them, clipped and scaled as they are."""
-        if self._armed is not None:
-            with own_ops():
-                self._before_update(self._armed, optimizer, scale)
-
-    def _before_update(self, armed: _Armed, optimizer: Optimizer, scale: Tensor | None) -> None:
+        armed = self._armed
+        if armed is None:
+            return
         row = self.recorder.step_row()
         if not self.recorder.committed:
             self._look_again()  # others may be called, or trained, by now than those that have shown nothing
@@ -361,8 +357,7 @@ class Engine:
         if self._armed is not None:
             try:
                 self.recorder.optimizer_stepped()
-                with own_ops():
-                    self._armed.parameters.after_update(self.recorder.step_row(), optimizer)
+                self._armed.parameters.after_update(self.recorder.step_row(), optimizer)
             except Exception as error:
                 self._failed("", error)
 
@@ -377,9 +372,8 @@ class Engine:
         if self.exchange is not None:
             self.exchange.check(self.model)
         plan, ranks = self._armed.plan, self._armed.ranks
-        with own_ops():
-            rows = self.recorder.rows()
-            copy = HostCopy(rows) if ranks is None else ranks.copy(rows, step)
+        rows = self.recorder.rows()
+        copy = HostCopy(rows) if ranks is None else ranks.copy(rows, step)
         taken = Taken(plan, copy, frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused}))
         self._fused.clear()
         self._armed.parameters.step_ended()

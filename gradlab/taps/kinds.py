@@ -1,4 +1,7 @@
-"""Kinds of arguments that are objects of torch: models, optimizers, a GradScaler."""
+"""Kinds of arguments that are objects of torch: models, optimizers, a GradScaler.
+
+Apart from `gradlab.arguments`, which is imported where torch is not.
+"""
 
 from __future__ import annotations
 
