@@ -34,7 +34,7 @@ pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progre
 """
 OURS = """
 import sys
-import gradlab.launch.fit as fit
+import gradlab.launch.session as fit
 init = pl.Trainer.__init__
 def with_tell(self, *args, callbacks=None, **kwargs):
     init(self, *args, callbacks=[*(callbacks or []), Tell()], **kwargs)

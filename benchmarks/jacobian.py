@@ -28,11 +28,11 @@ from environment import write_result
 from torch import Tensor, nn
 
 import gradlab
-from gradlab.jacobians.ladder import Ladder
-from gradlab.jacobians.pose import pose
+from gradlab.jacobians.engines.fallback import Ladder
 from gradlab.jacobians.probe import JacobianProbe
-from gradlab.jacobians.question import Question
-from gradlab.jacobians.replay import Region
+from gradlab.jacobians.problem_setup import pose
+from gradlab.jacobians.request import Question
+from gradlab.jacobians.subgraph import Region
 
 try:
     from torchjd.autojac import jac

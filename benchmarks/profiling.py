@@ -39,12 +39,12 @@ from torch.utils.data import DataLoader
 import gradlab
 from gradlab.events import EventWriter
 from gradlab.lightning.callback import GradlabCallback
-from gradlab.profiling.performance import Performance
+from gradlab.perf.metrics import Performance
+from gradlab.profiling.analysis.summary import summarize
+from gradlab.profiling.options import ON_DEMAND, Profile
+from gradlab.profiling.profiler import Profiler
 from gradlab.profiling.recording import Recording
-from gradlab.profiling.schedule import ON_DEMAND, Profile
-from gradlab.profiling.summary import summarize
 from gradlab.profiling.trace import save_traces
-from gradlab.profiling.window import Profiler
 from gradlab.sinks import TensorBoardSink
 
 STEPS = 4

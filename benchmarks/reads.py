@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from variants import VARIANTS, Step
 
-from gradlab.profiling.kineto import read_allocations, read_events
-from gradlab.taps.slots import HostCopy
+from gradlab.profiling.analysis.events import read_allocations, read_events
+from gradlab.taps.buffer.rows import HostCopy
 
 SCALAR_READ = "aten::_local_scalar_dense"
 MEASURED = "measured"

@@ -34,17 +34,18 @@ if TYPE_CHECKING:
     from gradlab.frame import Schema as Schema
     from gradlab.frame import Series as Series
     from gradlab.frame import is_absent as is_absent
-    from gradlab.jacobians.compute import jacobian as jacobian
-    from gradlab.jacobians.depth import depth_growth as depth_growth
+    from gradlab.jacobians.growth import depth_growth as depth_growth
+    from gradlab.jacobians.now import jacobian as jacobian
+    from gradlab.jacobians.options import DepthGrowth as DepthGrowth
+    from gradlab.jacobians.options import JacobianSlice as JacobianSlice
+    from gradlab.jacobians.options import Sharpness as Sharpness
     from gradlab.jacobians.sharpness import loss_sharpness as loss_sharpness
-    from gradlab.jacobians.spec import DepthGrowth as DepthGrowth
-    from gradlab.jacobians.spec import JacobianSlice as JacobianSlice
-    from gradlab.jacobians.spec import Sharpness as Sharpness
-    from gradlab.monitor import Monitor as Monitor
-    from gradlab.monitor import watch as watch
-    from gradlab.profiling.plain import profile as profile
-    from gradlab.profiling.schedule import Profile as Profile
-    from gradlab.profiling.schedule import Trigger as Trigger
+    from gradlab.monitor.monitor import Monitor as Monitor
+    from gradlab.monitor.monitor import watch as watch
+    from gradlab.nonfinite.guard import NonFinite as NonFinite
+    from gradlab.profiling.options import Profile as Profile
+    from gradlab.profiling.options import Trigger as Trigger
+    from gradlab.profiling.profile import profile as profile
     from gradlab.sinks import CallbackSink as CallbackSink
     from gradlab.sinks import CsvSink as CsvSink
     from gradlab.sinks import JsonlSink as JsonlSink
@@ -52,11 +53,10 @@ if TYPE_CHECKING:
     from gradlab.sinks import Sink as Sink
     from gradlab.sinks import TensorBoardSink as TensorBoardSink
     from gradlab.sinks import sinks_of_trackers as sinks_of_trackers
+    from gradlab.sites.forward import Site as Site
+    from gradlab.sites.forward import sites_of as sites_of
+    from gradlab.sites.forward import tap as tap
     from gradlab.taps.rule import Tap as Tap
-    from gradlab.taps.tripwire import NonFinite as NonFinite
-    from gradlab.taps.visit import Site as Site
-    from gradlab.taps.visit import sites_of as sites_of
-    from gradlab.taps.visit import tap as tap
 
 __version__ = "0.1.0"
 
@@ -67,7 +67,7 @@ _HOME = {
     "ConfigError": "gradlab.errors",
     "CopyError": "gradlab.errors",
     "CsvSink": "gradlab.sinks",
-    "DepthGrowth": "gradlab.jacobians.spec",
+    "DepthGrowth": "gradlab.jacobians.options",
     "EventError": "gradlab.errors",
     "Finding": "gradlab.frame",
     "Frame": "gradlab.frame",
@@ -75,37 +75,37 @@ _HOME = {
     "GradlabWarning": "gradlab.errors",
     "JacobianBlock": "gradlab.frame",
     "JacobianError": "gradlab.errors",
-    "JacobianSlice": "gradlab.jacobians.spec",
+    "JacobianSlice": "gradlab.jacobians.options",
     "JsonlSink": "gradlab.sinks",
     "MachineError": "gradlab.errors",
     "MemorySink": "gradlab.sinks",
-    "Monitor": "gradlab.monitor",
-    "NonFinite": "gradlab.taps.tripwire",
-    "Profile": "gradlab.profiling.schedule",
+    "Monitor": "gradlab.monitor.monitor",
+    "NonFinite": "gradlab.nonfinite.guard",
+    "Profile": "gradlab.profiling.options",
     "ProfileError": "gradlab.errors",
     "RanksError": "gradlab.errors",
     "RunError": "gradlab.errors",
     "Schema": "gradlab.frame",
     "Series": "gradlab.frame",
-    "Sharpness": "gradlab.jacobians.spec",
+    "Sharpness": "gradlab.jacobians.options",
     "Sink": "gradlab.sinks",
-    "Site": "gradlab.taps.visit",
+    "Site": "gradlab.sites.forward",
     "Tap": "gradlab.taps.rule",
     "TapError": "gradlab.errors",
     "TensorBoardSink": "gradlab.sinks",
-    "Trigger": "gradlab.profiling.schedule",
+    "Trigger": "gradlab.profiling.options",
     "UnknownNameError": "gradlab.errors",
     "UnknownRunError": "gradlab.errors",
     "UsageError": "gradlab.errors",
-    "depth_growth": "gradlab.jacobians.depth",
+    "depth_growth": "gradlab.jacobians.growth",
     "is_absent": "gradlab.frame",
-    "jacobian": "gradlab.jacobians.compute",
+    "jacobian": "gradlab.jacobians.now",
     "loss_sharpness": "gradlab.jacobians.sharpness",
-    "profile": "gradlab.profiling.plain",
+    "profile": "gradlab.profiling.profile",
     "sinks_of_trackers": "gradlab.sinks",
-    "sites_of": "gradlab.taps.visit",
-    "tap": "gradlab.taps.visit",
-    "watch": "gradlab.monitor",
+    "sites_of": "gradlab.sites.forward",
+    "tap": "gradlab.sites.forward",
+    "watch": "gradlab.monitor.monitor",
 }
 _MODULES = ("errors", "frame", "sinks")
 

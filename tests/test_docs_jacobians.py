@@ -14,7 +14,7 @@ from test_readme import Net
 
 import gradlab
 from gradlab.config.load import load
-from gradlab.jacobians.ladder import NAMES
+from gradlab.jacobians.engines.fallback import NAMES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "jacobians.md").read_text()
 

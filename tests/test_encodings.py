@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import gradlab
-from gradlab.config.nodes import Mapping, plain
 from gradlab.config.overrides import apply
-from gradlab.config.render import Position, Source
+from gradlab.config.problems import Position, Source
+from gradlab.config.yaml.nodes import Mapping, plain
 from gradlab.launch.card import run_card
 from gradlab.runs.folder import RunFolder, read_from_disk, spelled_on_disk
 

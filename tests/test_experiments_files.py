@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.warnings import PossibleUserWarning
 
 from gradlab.config.load import load
-from gradlab.taps.visit import sites_of
+from gradlab.sites.forward import sites_of
 
 FILES = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
 CLAIM = re.compile(r"reaches ([\d.]+) (% validation accuracy|bits per byte) in (\d+) epochs?")

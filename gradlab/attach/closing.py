@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from gradlab.attach.nodes import take_address
 from gradlab.attach.options import AttachOptions
-from gradlab.launch.ranks import Failure, first_failure
+from gradlab.attach.rendezvous import take_address
+from gradlab.launch.processes import Failure, first_failure
 from gradlab.runs.folder import RunFolder
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import TapError, UsageError
-from gradlab.jacobians.spec import JacobianSlice
-from gradlab.profiling.schedule import Profile, Trigger
+from gradlab.jacobians.options import JacobianSlice
+from gradlab.profiling.options import Profile, Trigger
 from gradlab.taps.rule import Tap
 
 VARIABLE = "GRADLAB_ATTACH"

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from gradlab.attach.nodes import ask, folder_at, tell
 from gradlab.attach.options import AttachOptions
+from gradlab.attach.rendezvous import ask, folder_at, tell
 from gradlab.errors import RunError
 from gradlab.frame import Finding
 from gradlab.launch.layers import Layer, layer_table
-from gradlab.launch.ranks import note_failure
+from gradlab.launch.processes import note_failure
 from gradlab.launch.summary import Summary
-from gradlab.monitor import Monitor
+from gradlab.monitor.monitor import Monitor
 from gradlab.runs.folder import RunFolder, read_json, write_json
 from gradlab.runs.lock import locked
 from gradlab.runs.record import append_attempt, devices, git_state, versions, write_record
@@ -205,7 +205,7 @@ class Report:
             kept = {"seconds": summary.seconds, "steps": summary.steps, "findings": len(summary.findings)}
             self.run.write_exit(code=code, reason=reason, **kept)
         self._held.close()
-        from gradlab.cli.render import print_summary
+        from gradlab.launch.terminal import print_summary
 
         board = None if self.run else f"tensorboard --logdir {shlex.quote(str(self.events))}"
         print_summary(summary, file=sys.stderr, board=board)

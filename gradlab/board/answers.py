@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.board import blocks, profiles, series, settings
-from gradlab.board.cells import Cells, pool, pool_sites
+from gradlab.board import jacobians, metrics, profiles, settings
 from gradlab.board.health import damage
+from gradlab.board.metrics import Loaded, Metric
+from gradlab.board.pooling import Cells, pool, pool_sites
 from gradlab.board.query import Query
-from gradlab.board.series import Loaded, Metric
 from gradlab.board.source import Source
 from gradlab.board.wire import pack
 from gradlab.errors import UnknownRunError, UsageError, did_you_mean
 from gradlab.frame import is_absent
+from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, HPARAMS_PLUGIN, JACOBIAN_PLUGIN, SERIES_PLUGIN
 
-FINDINGS_PLUGIN, FINDINGS_TAG = "gradlab_findings", "gradlab/findings"
 MOST_RUNS = 20
 MOST_ROWS = 4000
 QUANTILES = 200
@@ -35,8 +35,8 @@ Answer = dict[str, Any] | bytes
 
 def index(source: Source, query: Query) -> Answer:
     """Every run with what it has. Names of sites are given once, under the number that a metric's `sites` has."""
-    listed, found_blocks = source.list(series.PLUGIN), source.list(blocks.PLUGIN)
-    findings, scalars, hparams = source.list(FINDINGS_PLUGIN), source.list_scalars(), source.list("hparams")
+    listed, found_blocks = source.list(SERIES_PLUGIN), source.list(JACOBIAN_PLUGIN)
+    findings, scalars, hparams = source.list(FINDINGS_PLUGIN), source.list_scalars(), source.list(HPARAMS_PLUGIN)
     names: dict[tuple[str, ...], int] = {}
     runs, others = [], []
     for run in sorted(source.runs(), key=natural):
@@ -44,19 +44,19 @@ def index(source: Source, query: Query) -> Answer:
         if run not in listed and run not in found_blocks and run not in findings and not windows:
             others.append(run)
             continue
-        metrics, notes = series.metrics_of(listed.get(run, {}))
+        of_run, notes = metrics.metrics_of(listed.get(run, {}))
         session = hparams.get(run, {}).get(settings.session_tag())
         runs.append(
             {
                 "name": run,
-                "metrics": {name: _metric(metric, names) for name, metric in metrics.items()},
-                "last_step": max((metric.last_step for metric in metrics.values()), default=0),
+                "metrics": {name: _metric(metric, names) for name, metric in of_run.items()},
+                "last_step": max((metric.last_step for metric in of_run.values()), default=0),
                 "scalars": sorted(scalars.get(run, {})),
                 "findings": max((one.last_step + 1 for one in findings.get(run, {}).values()), default=0),
-                "jacobians": blocks.names_of(found_blocks.get(run, {})),
+                "jacobians": jacobians.names_of(found_blocks.get(run, {})),
                 "profiles": [window.name for window in windows],
                 "settings": settings.settings_of(session.content) if session else {},
-                "notes": notes + _schema_notes(metrics),
+                "notes": notes + _schema_notes(of_run),
             }
         )
     return {"runs": runs, "others": others, "sites": [list(one) for one in names], "kept_steps": source.kept_steps}
@@ -67,7 +67,7 @@ def heat(source: Source, query: Query) -> Answer:
     run, columns = known_run(source, query.text("run")), query.number("columns", 1000, low=1, high=8192)
     metric = _named_metric(source, run, query.text("metric"))
     start, end = query.optional_number("start"), query.optional_number("end")
-    loaded = series.load(source, run, metric, num_columns=columns, start=start, end=end)
+    loaded = metrics.load(source, run, metric, num_columns=columns, start=start, end=end)
     header: dict[str, Any] = {"run": run, "metric": metric.name, "unit": metric.unit, "minus": None}
     if query.optional_text("minus"):
         header["minus"] = other = known_run(source, query.text("minus"))
@@ -92,11 +92,11 @@ def layer(source: Source, query: Query) -> Answer:
     run, site = known_run(source, query.text("run")), query.text("site")
     columns = query.number("columns", 1000, low=1, high=8192)
     start, end = query.optional_number("start"), query.optional_number("end")
-    metrics, _ = series.metrics_of(source.list(series.PLUGIN, run).get(run, {}))
+    of_run, _ = metrics.metrics_of(source.list(SERIES_PLUGIN, run).get(run, {}))
     with_hist = query.number("hist", 1, low=0, high=1)
     header: dict[str, Any] = {"run": run, "site": site, "metrics": []}
     arrays: dict[str, np.ndarray] = {}
-    for _, metric in sorted(metrics.items()):
+    for _, metric in sorted(of_run.items()):
         if site not in metric.sites or (metric.edges and not with_hist):
             continue
         number = len(header["metrics"])
@@ -104,12 +104,12 @@ def layer(source: Source, query: Query) -> Answer:
         if metric.edges:
             arrays |= _prefixed(number, _histogram(source, run, metric, site, min(columns, 400)))
         else:
-            loaded = series.load(source, run, metric, num_columns=columns, start=start, end=end, only=site)
+            loaded = metrics.load(source, run, metric, num_columns=columns, start=start, end=end, only=site)
             entry |= {"block": loaded.block, "sampled": loaded.sampled}
             arrays |= _prefixed(number, {n: a.reshape(-1) for n, a in _cell_arrays(loaded.cells).items()})
         header["metrics"].append(entry)
     if not header["metrics"]:
-        known = dict.fromkeys(name for metric in metrics.values() for name in metric.sites)
+        known = dict.fromkeys(name for metric in of_run.values() for name in metric.sites)
         raise UsageError(f"{run} has no site {site!r}.{did_you_mean(site, known)}")
     return pack(header, arrays)
 
@@ -150,7 +150,7 @@ def findings(source: Source, query: Query) -> Answer:
 def jacobian(source: Source, query: Query) -> Answer:
     """A Jacobian block at one step, with its singular values and its summaries over steps."""
     run = known_run(source, query.text("run"))
-    return pack(*blocks.block_at(source, run, query.text("name"), query.optional_number("step")))
+    return pack(*jacobians.block_at(source, run, query.text("name"), query.optional_number("step")))
 
 
 def profile(source: Source, query: Query) -> Answer:
@@ -211,13 +211,13 @@ def known_run(source: Source, name: str) -> str:
 
 
 def _named_metric(source: Source, run: str, name: str) -> Metric:
-    metrics, _ = series.metrics_of(source.list(series.PLUGIN, run).get(run, {}))
-    if name not in metrics:
-        near = did_you_mean(name, metrics)
-        raise UsageError(f"{run} has no metric {name!r}.{near} It has: {', '.join(metrics) or 'none'}.")
-    if metrics[name].edges:
+    of_run, _ = metrics.metrics_of(source.list(SERIES_PLUGIN, run).get(run, {}))
+    if name not in of_run:
+        near = did_you_mean(name, of_run)
+        raise UsageError(f"{run} has no metric {name!r}.{near} It has: {', '.join(of_run) or 'none'}.")
+    if of_run[name].edges:
         raise UsageError(f"{name} holds histograms, which have no place in the flow; choose a site to see them.")
-    return metrics[name]
+    return of_run[name]
 
 
 def _difference(
@@ -233,7 +233,7 @@ def _difference(
     At the steps that both have logged; where they share too few, in equal ranges of steps.
     """
     a, b = (
-        series.load(source, run, metric, num_columns=8 * columns, start=start, end=end)
+        metrics.load(source, run, metric, num_columns=8 * columns, start=start, end=end)
         for run, metric in (ours, theirs)
     )
     sites = [site for site in a.sites if site in set(b.sites)]
@@ -301,7 +301,7 @@ def _histogram(source: Source, run: str, metric: Metric, site: str, columns: int
     """Counts [columns, bins] of a site over steps, summed where there are more steps than columns."""
     steps, counts = [], []
     for schema in metric.schemas:
-        found = source.read(series.PLUGIN, run, schema.tag)
+        found = source.read(SERIES_PLUGIN, run, schema.tag)
         if site in schema.sites and isinstance(found.values, np.ndarray) and found.values.ndim == 3:
             values = found.values[:, schema.sites.index(site)]
             present = ~is_absent(values).all(1)

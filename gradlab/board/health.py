@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gradlab.errors import EventError
 from gradlab.events import event_files
-from gradlab.events.records import read_records
+from gradlab.events.tfrecord import read_records
 
 MOST_BYTES = 256 * 2**20
 """Files beyond are not looked through: it takes about a second."""

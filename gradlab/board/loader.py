@@ -1,7 +1,7 @@
 """What TensorBoard imports first. It must never fail: an exception here would end the `tensorboard` command.
 
-So it needs the standard library and TensorBoard alone, and everything of gradlab's is imported inside `load`, under a
-try. What goes wrong is one line in the log, and TensorBoard runs without the tab.
+So it needs the standard library, TensorBoard and `gradlab.tags` alone, and everything else of gradlab's is imported
+inside `load`, under a try. What goes wrong is one line in the log, and TensorBoard runs without the tab.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from typing import Any
 
 from tensorboard.plugins import base_plugin
 
-log = logging.getLogger("gradlab")
+from gradlab.tags import KEPT_STEPS
 
-KEPT_STEPS = {"gradlab": 5000, "gradlab_findings": 0, "gradlab_jacobian": 500}
-"""How many steps TensorBoard keeps of a series, by plugin; 0 is all. Its own default, 100, would show holes.
-`--samples_per_plugin` has the last word."""
+log = logging.getLogger("gradlab")
 
 
 class GradlabLoader(base_plugin.TBLoader):  # type: ignore[misc]

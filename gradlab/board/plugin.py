@@ -17,10 +17,10 @@ from werkzeug import wrappers
 
 from gradlab.board import answers, profiles
 from gradlab.board.assets import PLOTLY, plotly_script, static_files
-from gradlab.board.loader import KEPT_STEPS
 from gradlab.board.query import Query
 from gradlab.board.source import Cache, ProviderSource
 from gradlab.errors import GradlabError, UnknownRunError
+from gradlab.tags import KEPT_STEPS, SERIES_PLUGIN
 
 log = tb_logging.get_logger()
 App = Callable[..., Any]
@@ -30,7 +30,7 @@ _PLOTLY_SECONDS = 86400
 class GradientsPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     """The tab Gradients."""
 
-    plugin_name = "gradlab"
+    plugin_name = SERIES_PLUGIN
 
     def __init__(self, context: base_plugin.TBContext) -> None:
         """Read the static files; everything else is read when it is asked for."""
@@ -38,7 +38,7 @@ class GradientsPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         self._data = context.data_provider
         self._logdir = _local(context.logdir)
         kept = getattr(context.flags, "samples_per_plugin", None) or {}
-        self._kept_steps = int(kept.get("gradlab", KEPT_STEPS["gradlab"]))
+        self._kept_steps = int(kept.get(SERIES_PLUGIN, KEPT_STEPS[SERIES_PLUGIN]))
         self._cache = Cache()
 
     def get_plugin_apps(self) -> Mapping[str, App]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradlab.events.decode import fields
-from gradlab.events.hparams import SESSION_TAG
+from gradlab.tags import HPARAMS_SESSION_TAG
 
 
 def settings_of(content: bytes) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def _leaf(message: bytes) -> Any:
 
 def session_tag() -> str:
     """The tag of the record that `settings_of` reads."""
-    return SESSION_TAG
+    return HPARAMS_SESSION_TAG
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:

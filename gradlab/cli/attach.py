@@ -65,7 +65,7 @@ def attach_command(
     `gradlab attach torchrun --nproc-per-node 2 train.py`. Options for gradlab stand before SCRIPT, all that follows is
     the script's. Its output, input, signals and exit code are its own; the summary goes to standard error.
     """
-    from gradlab.attach.program import command_of, environment_of, why_not_followed
+    from gradlab.attach.command import command_of, environment_of, why_not_followed
 
     command = command_of(script, arguments, is_module=module)
     settings = _settings(config, taps, every, profile)
@@ -84,11 +84,11 @@ def attach_command(
 def _settings(config: Path | None, taps: tuple[str, ...], every: int | None, profile: bool) -> dict[str, Any]:
     """The settings of the file, where there is one, and those of the flags above them."""
     from gradlab.attach.options import taps_of
-    from gradlab.profiling.schedule import Profile
+    from gradlab.profiling.options import Profile
 
     settings: dict[str, Any] = {}
     if config is not None:
-        from gradlab.config.attach import load_attach
+        from gradlab.config.attach_file import load_attach
 
         settings = load_attach(config)
     if every is not None and settings.get("taps") and not taps:

@@ -115,7 +115,7 @@ def _check_file(file: Path, spectrum_only: bool) -> None:
 
 
 def _print(answer: Answer) -> None:
-    from gradlab.cli.render import console
+    from gradlab.launch.terminal import console
 
     block = answer.block
     size = f"{len(block.row_names)} x {len(block.col_names)}"
@@ -135,7 +135,7 @@ def _print(answer: Answer) -> None:
 
 def _table(block: JacobianBlock) -> object:
     """The first rows and columns, and how many more there are."""
-    from gradlab.cli.render import plain_table
+    from gradlab.launch.terminal import plain_table
 
     rows, cols = (min(size, _MOST_SHOWN) for size in block.values.shape)
     more = [f"+ {block.values.shape[1] - cols}"] if cols < block.values.shape[1] else []
@@ -151,7 +151,7 @@ def _table(block: JacobianBlock) -> object:
 def _save(block: JacobianBlock, file: Path) -> None:
     import numpy as np
 
-    from gradlab.events.picture import diverging, png
+    from gradlab.events.image import diverging, png
 
     try:
         if file.suffix == ".png":

@@ -10,8 +10,8 @@ import click
 
 from gradlab.cli.options import runs_option
 from gradlab.errors import ProfileError, RunError
-from gradlab.profiling.demand import answer_to, ask, withdraw
-from gradlab.profiling.windows import read_summary, window_named, windows_in
+from gradlab.profiling.files import read_summary, window_named, windows_in
+from gradlab.profiling.requests import answer_to, ask, withdraw
 from gradlab.runs.find import find_run
 from gradlab.runs.folder import RunFolder
 

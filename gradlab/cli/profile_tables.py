@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradlab.cli.render import console, plain_table
+from gradlab.launch.terminal import console, plain_table
 
 _PHASES = ("data", "forward", "backward", "optimizer", "other")
 _LONGEST_NAME = 60

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradlab.cli.hints import hint
 from gradlab.cli.options import on_terminal, runs_option
+from gradlab.launch.hints import hint
 
 if TYPE_CHECKING:
     from gradlab.launch.run import Outcome
@@ -68,7 +68,7 @@ def _without_native_chatter() -> None:
 
 def _readable(experiment: Path) -> None:
     """Refuse a file that cannot be read as text at once, before torch is imported."""
-    from gradlab.config.files import decode, read
+    from gradlab.config.yaml.text import decode, read
 
     decode(experiment, read(experiment))
 
@@ -95,7 +95,7 @@ def _say(line: str) -> None:
 
 def _finish(outcome: Outcome) -> None:
     """Print how the run ended and leave with its code."""
-    from gradlab.cli.render import print_summary
+    from gradlab.launch.terminal import print_summary
 
     if outcome.error is not None:
         from gradlab.launch.blame import users_traceback

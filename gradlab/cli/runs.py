@@ -57,7 +57,7 @@ def finite(value: float) -> float | None:
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
 
-    from gradlab.cli.render import console, duration_text, local_time, plain_table
+    from gradlab.launch.terminal import console, duration_text, local_time, plain_table
 
     table = plain_table(("run", "name", "started", "state", "steps", "took", "metrics"), right=("steps", "took"))
     for row in rows:

@@ -37,8 +37,8 @@ def show_command(run: str, what: str | None, html: Path | None, root: Path) -> N
     if html is not None:
         _write_report(folder, html)
         return
-    from gradlab.cli.render import local_time, print_summary
     from gradlab.launch.summary import load_summary
+    from gradlab.launch.terminal import local_time, print_summary
 
     ended = folder.read_exit()
     reason = f": {ended['reason']}" if ended and ended["reason"] != "done" else ""
@@ -50,7 +50,7 @@ def show_command(run: str, what: str | None, html: Path | None, root: Path) -> N
 
 def _write_report(folder: RunFolder, path: Path) -> None:
     """Write a run's report and say how large it is."""
-    from gradlab.board.report import report
+    from gradlab.board.html_report import report
 
     text = report(folder.events, f"{folder.name}/{folder.id}")
     try:

@@ -8,10 +8,10 @@ model · render.py problems with carets · resolved.py and json_schema.py the wa
 
 from __future__ import annotations
 
-from gradlab.config.classes import importable
+from gradlab.config.class_paths import importable
 from gradlab.config.json_schema import json_schema
 from gradlab.config.load import Built, Loaded, load
-from gradlab.config.render import Position, Problem, refusal, render
+from gradlab.config.problems import Position, Problem, refusal, render
 from gradlab.config.schema import ClassSpec, Diagnose, Experiment, LogRange, Resources, Stop, Sweep
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from gradlab.config.records import Record, documentation, required, shorthand
-from gradlab.config.rules import Rule
 from gradlab.config.schema import Experiment
+from gradlab.config.validation.records import Record, documentation, required, shorthand
+from gradlab.config.validation.types import Rule
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.config.check import Check, is_off
-from gradlab.config.files import decode, read, source_of
-from gradlab.config.nodes import Mapping, Node, Setting, nearest
 from gradlab.config.overrides import apply
 from gradlab.config.patterns import pattern_problems
-from gradlab.config.render import Position, Problem, refusal
-from gradlab.config.resolved import to_yaml
-from gradlab.config.rules import seen
+from gradlab.config.problems import Position, Problem, refusal
 from gradlab.config.schema import Experiment
 from gradlab.config.sections import Bound
-from gradlab.config.yaml import compose
+from gradlab.config.validation.types import seen
+from gradlab.config.write import to_yaml
+from gradlab.config.yaml.nodes import Mapping, Node, Setting, nearest
+from gradlab.config.yaml.reader import compose
+from gradlab.config.yaml.text import decode, read, source_of
 from gradlab.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import os
 import re
 from collections.abc import Sequence
 
-from gradlab.config.files import control_character, source_of
-from gradlab.config.nodes import Broken, Entry, Listing, Mapping, Node, Path, Scalar
-from gradlab.config.render import Position, Problem, Source, quoted
-from gradlab.config.rules import seen
-from gradlab.config.scalars import resolve
-from gradlab.config.yaml import comment_in, compose
+from gradlab.config.problems import Position, Problem, Source, quoted
+from gradlab.config.validation.types import seen
+from gradlab.config.yaml.nodes import Broken, Entry, Listing, Mapping, Node, Path, Scalar
+from gradlab.config.yaml.reader import comment_in, compose
+from gradlab.config.yaml.scalars import resolve
+from gradlab.config.yaml.text import control_character, source_of
 
 _DEEPEST = 12  # parts of a key; no setting lies deeper
 _NOT_HERE = "*!&%@`|>"  # begin things in YAML that an argument has no use for, and patterns that it has

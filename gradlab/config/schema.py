@@ -1,5 +1,5 @@
 """The settings of an experiment: every key of experiment.yaml is a field here, in Tap, Profile or
-what `gradlab.jacobians.spec` holds.
+what `gradlab.jacobians.options` holds.
 
 Belongs here: names, types, limits, defaults and one sentence each. The JSON Schema, the checks and the documentation
 are made from these. Does not: anything that must be imported to be checked (`classes`, `trainer`).
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from gradlab.config.limits import Entries, NotEmpty, Range, Spelled, fields
+from gradlab.config.validation.limits import Entries, NotEmpty, Range, Spelled, fields
 from gradlab.errors import ConfigError, did_you_mean
-from gradlab.jacobians.spec import DepthGrowth, JacobianSlice, Sharpness
-from gradlab.profiling.schedule import Profile
+from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Sharpness
+from gradlab.profiling.options import Profile
 from gradlab.taps.rule import Tap
 
 MODELS = {

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradlab.config.classes import find_class, importable, told, where_found
-from gradlab.config.nodes import Mapping as MappingNode
-from gradlab.config.nodes import Setting
-from gradlab.config.records import Keys, blame, expanded
-from gradlab.config.render import Problem, refusal
+from gradlab.config.class_paths import find_class, importable, told, where_found
+from gradlab.config.problems import Problem, refusal
 from gradlab.config.schema import ClassSpec, DataSpec, ModelSpec, OptimizerSpec
-from gradlab.config.signatures import arguments_of
 from gradlab.config.trainer import contradictions, trainer_keys
+from gradlab.config.validation.records import Keys, blame, expanded
+from gradlab.config.validation.signatures import arguments_of
+from gradlab.config.yaml.nodes import Mapping as MappingNode
+from gradlab.config.yaml.nodes import Setting
 from gradlab.errors import ConfigError
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from gradlab.config.nodes import Entry, Listing, Mapping, Node, Setting
 from gradlab.config.overrides import path_of, with_value
-from gradlab.config.render import Position, Problem
+from gradlab.config.problems import Position, Problem
+from gradlab.config.yaml.nodes import Entry, Listing, Mapping, Node, Setting
 
 MOST_VALUES = 1000
 """The most values of one axis."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeAlias
 
-from gradlab.config.annotations import rule_of
-from gradlab.config.limits import Range, Spelled
-from gradlab.config.records import Key, Keys
-from gradlab.config.signatures import arguments_of
-from gradlab.config.trial import refusal_of
+from gradlab.config.trainer_trial import refusal_of
+from gradlab.config.validation.annotations import rule_of
+from gradlab.config.validation.limits import Range, Spelled
+from gradlab.config.validation.records import Key, Keys
+from gradlab.config.validation.signatures import arguments_of
 
 _FROM_0: TypeAlias = Annotated[int, Range(0)]
 _FROM_1: TypeAlias = Annotated[int, Range(1)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradlab.data.memory import Samples, TensorData
+from gradlab.data.in_memory import Samples, TensorData
 from gradlab.errors import MachineError, UsageError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradlab.data.memory import Samples, TensorData
+from gradlab.data.in_memory import Samples, TensorData
 
 _WHITE = 16.0  # the largest value of a pixel
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from gradlab.data.memory import Samples, TensorData
+from gradlab.data.in_memory import Samples, TensorData
 from gradlab.errors import UsageError, did_you_mean
 
 Kind = Literal["blobs", "spirals", "regression"]

@@ -6,8 +6,8 @@ bytes are laid out once, and the checksum is computed in C.
 
 from __future__ import annotations
 
-from gradlab.events.file import OutputFile
-from gradlab.events.picture import diverging, png
+from gradlab.events.image import diverging, png
+from gradlab.events.output_file import OutputFile
 from gradlab.events.reader import EventValue, event_files, read_events
 from gradlab.events.writer import EventWriter
 

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradlab.events.encode import DataClass, delimited, double, integer, metadata, tensor_value
+from gradlab.tags import HPARAMS_EXPERIMENT_TAG, HPARAMS_PLUGIN, HPARAMS_SESSION_TAG
 
-PLUGIN_NAME = "hparams"
-SESSION_TAG = "_hparams_/session_start_info"
-EXPERIMENT_TAG = "_hparams_/experiment"
 _STRING, _BOOL, _FLOAT64 = 1, 2, 3
 
 Leaf = bool | int | float | str
@@ -34,19 +32,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Leaf]:
 def session_value(flat: Mapping[str, Leaf], wall_time: float) -> bytes:
     """The Value that says with which settings this run was started, and when."""
     entries = b"".join(delimited(1, delimited(1, name) + delimited(2, _leaf(leaf))) for name, leaf in flat.items())
-    return _value(SESSION_TAG, delimited(3, entries + double(5, wall_time)))
+    return _value(HPARAMS_SESSION_TAG, delimited(3, entries + double(5, wall_time)))
 
 
 def experiment_value(flat: Mapping[str, Leaf], metrics: Sequence[str], wall_time: float) -> bytes:
     """The Value that says which columns the tab has: these settings, and the last value of these scalar tags."""
     settings = b"".join(delimited(4, delimited(1, name) + integer(4, _type(leaf))) for name, leaf in flat.items())
     columns = b"".join(delimited(5, delimited(1, delimited(2, tag))) for tag in metrics)
-    return _value(EXPERIMENT_TAG, delimited(2, double(3, wall_time) + settings + columns))
+    return _value(HPARAMS_EXPERIMENT_TAG, delimited(2, double(3, wall_time) + settings + columns))
 
 
 def _value(tag: str, plugin_content: bytes) -> bytes:
     """The tab reads metadata only, so the tensor is empty."""
-    return tensor_value(tag, np.zeros(0, np.float32), metadata(PLUGIN_NAME, plugin_content, DataClass.TENSOR))
+    return tensor_value(tag, np.zeros(0, np.float32), metadata(HPARAMS_PLUGIN, plugin_content, DataClass.TENSOR))
 
 
 def _leaf(leaf: Leaf) -> bytes:

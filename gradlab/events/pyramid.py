@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradlab.events.layout import VectorLayout
+from gradlab.events.templates import VectorLayout
 from gradlab.frame import ABSENT
 
 SIZES = (32, 512, 8192)

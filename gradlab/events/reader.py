@@ -13,7 +13,7 @@ import numpy as np
 
 from gradlab.errors import EventError
 from gradlab.events import decode
-from gradlab.events.records import read_records
+from gradlab.events.tfrecord import read_records
 
 _NATIVE_PLUGINS = {"scalar": "scalars", "image": "images", "histogram": "histograms"}
 

@@ -21,14 +21,14 @@ import numpy as np
 from gradlab.errors import EventError
 from gradlab.events import encode, hparams
 from gradlab.events.encode import DataClass
-from gradlab.events.file import OutputFile
-from gradlab.events.layout import ScalarLayout, VectorLayout
-from gradlab.events.picture import png
+from gradlab.events.image import png
+from gradlab.events.output_file import OutputFile
 from gradlab.events.pyramid import ROWS, Block, Pyramid
-from gradlab.events.records import record
+from gradlab.events.templates import ScalarLayout, VectorLayout
+from gradlab.events.tfrecord import record
 from gradlab.frame import Schema
+from gradlab.tags import HPARAMS_EXPERIMENT_TAG, HPARAMS_SESSION_TAG, SERIES_PLUGIN
 
-PLUGIN_NAME = "gradlab"
 """Whose series the vectors of a frame are."""
 VERSION = 1
 """Version of the metadata of vectors."""
@@ -195,12 +195,12 @@ class EventWriter:
             metrics: scalar tags to show beside them. Where left out, the tab shows every scalar of every run.
             wall_time: when the run began, seconds since the epoch.
         """
-        if self.last_step(hparams.SESSION_TAG) is not None:
+        if self.last_step(HPARAMS_SESSION_TAG) is not None:
             raise EventError(f"{self.path} has settings already, and TensorBoard keeps the first. Use text() for more.")
         flat, began = hparams.flatten(config), _or_now(wall_time)
         if metrics:
-            self._write_value(hparams.EXPERIMENT_TAG, hparams.experiment_value(flat, metrics, began), 0, began)
-        self._write_value(hparams.SESSION_TAG, hparams.session_value(flat, began), 0, began)
+            self._write_value(HPARAMS_EXPERIMENT_TAG, hparams.experiment_value(flat, metrics, began), 0, began)
+        self._write_value(HPARAMS_SESSION_TAG, hparams.session_value(flat, began), 0, began)
 
     def event(self, payload: bytes, tags: Sequence[str] = ()) -> None:
         """Write an Event message that somebody else has encoded, whatever its step.
@@ -225,7 +225,7 @@ class EventWriter:
 
     def _lay_out(self, key: _LayoutKey, schemas: Sequence[Schema]) -> VectorLayout:
         """The layout of `schemas`: kept for the next step, unless it holds metadata, which is written only once."""
-        heads = {schema.tag: self._metadata(schema.tag, PLUGIN_NAME, _described(schema)) for schema in schemas}
+        heads = {schema.tag: self._metadata(schema.tag, SERIES_PLUGIN, _described(schema)) for schema in schemas}
         layout = VectorLayout(schemas, heads)
         if not any(heads.values()):
             _make_room(self._vector_layouts)
@@ -246,7 +246,7 @@ class EventWriter:
         head = self._block_heads.get(tag)
         if head is None:
             about = {"version": VERSION, "of": block.tag, "steps": block.steps, "rows": ROWS}
-            described = self._metadata(tag, PLUGIN_NAME, about)
+            described = self._metadata(tag, SERIES_PLUGIN, about)
             head = encode.tensor_value_head(tag, "float32", block.values.shape, described)
             if not described:
                 self._block_heads[tag] = head

@@ -10,14 +10,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from gradlab.arguments import named_options
 from gradlab.frame import Finding
-from gradlab.jacobians.spec import Measurement
-from gradlab.monitor import Monitor
-from gradlab.options import check_options
-from gradlab.profiling.schedule import Profile
+from gradlab.identity import is_among
+from gradlab.jacobians.options import Measurement
+from gradlab.monitor.monitor import Monitor
+from gradlab.monitor.options import check_options
+from gradlab.optimizers import that_train
+from gradlab.profiling.options import Profile
 from gradlab.sinks import CallbackSink, Sink
-from gradlab.taps.identity import is_among
 from gradlab.taps.rule import Tap
-from gradlab.taps.wrappers import that_train
 
 
 class GradlabCallback(TrainerCallback):

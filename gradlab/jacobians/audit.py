@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.jacobians.problem import Problem, as_tensor
-from gradlab.jacobians.rows import plain_vjp
+from gradlab.jacobians.engines.problem import Problem, as_tensor
+from gradlab.jacobians.engines.rows import plain_vjp
 from gradlab.jacobians.spectrum import frobenius
 
 _ROWS = 128

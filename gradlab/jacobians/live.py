@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from gradlab.autograd_engine import is_in_backward
 from gradlab.errors import JacobianError, did_you_mean
 from gradlab.frame import JacobianBlock
+from gradlab.hooks.call_hooks import PLACE, beneath
+from gradlab.hooks.interpreter import in_selective_checkpoint, is_batched, looks_away, outside_modes
+from gradlab.hooks.leaf_hooks import LeafHooks
+from gradlab.hooks.mute import muting
 from gradlab.jacobians.audit import prepare, tolerance
-from gradlab.jacobians.ladder import Ladder
+from gradlab.jacobians.engines.fallback import Ladder
 from gradlab.jacobians.measure import Solved, block_of
-from gradlab.jacobians.pose import pose
-from gradlab.jacobians.question import Question
-from gradlab.jacobians.replay import Region, independent, parameter_named
-from gradlab.taps.gradhooks import is_recomputing
-from gradlab.taps.interpreter import in_selective_checkpoint, is_batched, looks_away, outside_modes
-from gradlab.taps.leaf_hooks import LeafHooks
-from gradlab.taps.quiet import muting
-from gradlab.taps.sites import all_modules, shortlist, unwrapped
-from gradlab.taps.stand import PLACE, beneath
-from gradlab.taps.visit import VisitHook, visiting
+from gradlab.jacobians.problem_setup import pose
+from gradlab.jacobians.request import Question
+from gradlab.jacobians.subgraph import Region, independent, parameter_named
+from gradlab.sites.forward import VisitHook, visiting
+from gradlab.sites.names import all_modules, shortlist, unwrapped
 
 _ENGINES = ["vmap", "is_grads_batched", "loop"]
 
@@ -155,7 +155,7 @@ class _Capture:
         self.of = self.wrt = None
 
     def __call__(self, site: str, value: Tensor) -> Tensor | None:
-        if is_recomputing():
+        if is_in_backward():
             return self.again(site, value)
         if not torch.is_grad_enabled() or looks_away() or (self.complete and self.solved is not None):
             return None

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
+from gradlab.identity import WeakIdentityDict
 from gradlab.jacobians.audit import Audit, prepare, tolerance
 from gradlab.jacobians.axes import entry_names
-from gradlab.jacobians.differences import by_differences
-from gradlab.jacobians.estimate import PRODUCTS, estimated, norms
-from gradlab.jacobians.ladder import DIFFERENCES, Ladder, is_out_of_memory
-from gradlab.jacobians.pose import count_samples, pose
-from gradlab.jacobians.problem import Problem
-from gradlab.jacobians.question import Question
-from gradlab.jacobians.quiet import quiet
-from gradlab.jacobians.replay import Region, independent, parameter_named, replay
-from gradlab.jacobians.rows import NoBackwardError, plain_vjp
+from gradlab.jacobians.engines.fallback import DIFFERENCES, Ladder, is_out_of_memory
+from gradlab.jacobians.engines.finite_differences import by_differences
+from gradlab.jacobians.engines.problem import Problem
+from gradlab.jacobians.engines.rows import NoBackwardError, plain_vjp
+from gradlab.jacobians.isolation import quiet
+from gradlab.jacobians.matrix_free import PRODUCTS, estimated, norms
+from gradlab.jacobians.problem_setup import count_samples, pose
+from gradlab.jacobians.request import Question
 from gradlab.jacobians.spectrum import Summary, summarise
-from gradlab.taps.identity import WeakIdentityDict
-from gradlab.taps.sites import leaves, unwrapped
+from gradlab.jacobians.subgraph import Region, independent, parameter_named, replay
+from gradlab.sites.names import leaves, unwrapped
 
 _ladders: WeakIdentityDict = WeakIdentityDict()
 """For each model, what was learned of each question."""

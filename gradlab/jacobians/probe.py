@@ -10,12 +10,12 @@ from torch import nn
 
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.ladder import Ladder
+from gradlab.jacobians.engines.fallback import Ladder
 from gradlab.jacobians.measure import measure
-from gradlab.jacobians.pose import count_samples
-from gradlab.jacobians.question import Question
-from gradlab.jacobians.spec import JacobianSlice
-from gradlab.taps.sites import leaves, replace_leaves, unwrapped
+from gradlab.jacobians.options import JacobianSlice
+from gradlab.jacobians.problem_setup import count_samples
+from gradlab.jacobians.request import Question
+from gradlab.sites.names import leaves, replace_leaves, unwrapped
 
 
 class JacobianProbe:

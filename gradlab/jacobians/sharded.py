@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from gradlab.errors import JacobianError
-from gradlab.taps.sites import all_modules, unwrapped
+from gradlab.sites.names import all_modules, unwrapped
 
 
 def sharded_modules(model: nn.Module) -> list[Any]:

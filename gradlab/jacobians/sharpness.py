@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from gradlab.arguments import FUNCTION, TEXT, named_options, number, one_of, take, whole
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.ladder import plain_kernels
-from gradlab.jacobians.quiet import Mode, quiet
-from gradlab.taps.kinds import MODEL
+from gradlab.jacobians.engines.fallback import plain_kernels
+from gradlab.jacobians.isolation import Mode, quiet
+from gradlab.torch_arguments import MODEL
 
 Loss = Callable[[nn.Module], Tensor]
 """From the model to a scalar loss on some fixed batch."""

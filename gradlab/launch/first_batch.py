@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
 from gradlab.errors import UsageError
-from gradlab.launch.data_state import DataState, States, find
-from gradlab.launch.loaders import roots_of, what_is_hidden
-from gradlab.launch.randomness import restore, snapshot
-from gradlab.launch.workers import same_state
+from gradlab.launch.random_state import restore, snapshot
+from gradlab.launch.resume.data_state import DataState, States, find
+from gradlab.launch.resume.loaders import roots_of, what_is_hidden
+from gradlab.launch.resume.workers import same_state
 
 
 class OnceOnlyError(Exception):

@@ -10,15 +10,15 @@ import torch
 
 from gradlab.errors import JacobianError, RunError, UsageError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.pose import count_samples
 from gradlab.jacobians.probe import first_samples
-from gradlab.launch.origin import Origin
+from gradlab.jacobians.problem_setup import count_samples
 from gradlab.launch.prepare import Prepared, prepare
-from gradlab.launch.randomness import undisturbed
+from gradlab.launch.random_state import undisturbed
+from gradlab.launch.resume.origin import Origin
 from gradlab.lightning.module import GradlabModule
 from gradlab.runs.find import find_run
 from gradlab.runs.folder import RunFolder
-from gradlab.taps.sites import leaves, replace_leaves
+from gradlab.sites.names import leaves, replace_leaves
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def compute_jacobian(
     origin = Origin.here(Path(target)) if is_file else Origin.of(find_run(target, root))
     with origin.importing(), origin.naming_folder():
         prepared, subject = _prepared(target, root, checkpoint, origin)
-        from gradlab.jacobians.compute import jacobian
+        from gradlab.jacobians.now import jacobian
 
         with undisturbed():
             x = _probe_input(prepared, probe, samples)

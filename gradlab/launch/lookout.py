@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradlab.launch.ranks import blame, first_failure
+from gradlab.launch.processes import blame, first_failure
 from gradlab.runs.folder import RunFolder
 
 _LOOK_SECONDS = 0.1

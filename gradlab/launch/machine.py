@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradlab.errors import MachineError, UsageError
-from gradlab.launch.ranks import launched_devices
+from gradlab.launch.processes import launched_devices
 
 _FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 

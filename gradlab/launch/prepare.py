@@ -16,13 +16,13 @@ from gradlab.launch.first_batch import OnceOnlyError, first_batch
 from gradlab.launch.machine import device_options
 from gradlab.launch.messages import quiet_lightning
 from gradlab.launch.optimizer import use_optimizer
-from gradlab.launch.randomness import undisturbed
+from gradlab.launch.random_state import undisturbed
 from gradlab.lightning.module import GradlabModule
 from gradlab.taps.rule import Tap
 
 if TYPE_CHECKING:
     from gradlab.config.load import Built, Loaded
-    from gradlab.taps.visit import Site
+    from gradlab.sites.forward import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, beside: Path | None = 
         MachineError: where this machine lacks what is asked for.
         TapError: where a pattern matches nothing.
     """
-    from gradlab.config.classes import importable
+    from gradlab.config.class_paths import importable
 
     home = beside or path.absolute().parent
     with importable(home):
@@ -63,7 +63,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, beside: Path | None = 
 
 def _prepare(path: Path, overrides: Sequence[str], home: Path) -> Prepared:
     from gradlab.config.load import load
-    from gradlab.config.trial import refusal_of
+    from gradlab.config.trainer_trial import refusal_of
 
     loaded = load(path, overrides, names_of=_names_of, beside=home)
     experiment = loaded.experiment
@@ -107,7 +107,7 @@ def list_sites(model: pl.LightningModule, data: pl.LightningDataModule | None) -
     Only a GradlabModule says what its `forward` takes. For any other module the batch's first item is tried, and where
     that fails the patterns are left to be checked by the first training step.
     """
-    from gradlab.taps.visit import sites_of
+    from gradlab.sites.forward import sites_of
 
     try:
         batch = first_batch(model, data)

@@ -11,26 +11,26 @@ from typing import Any
 
 import torch
 
+from gradlab.distributed import launched_rank
 from gradlab.errors import GradlabError, RunError, UsageError
 from gradlab.launch.card import hyperparameters
-from gradlab.launch.checkpoints import saved_step
-from gradlab.launch.fit import Session, open_session
 from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
-from gradlab.launch.origin import Origin
 from gradlab.launch.outputs import Outputs, outputs
 from gradlab.launch.prepare import Prepared, prepare
-from gradlab.launch.ranks import (
+from gradlab.launch.processes import (
     announced,
     announced_folder,
     blame,
     first_failure,
     followed,
     note_failure,
-    own_rank,
     refuse_lonely_node,
 )
+from gradlab.launch.resume.checkpoints import saved_step
+from gradlab.launch.resume.origin import Origin
+from gradlab.launch.session import Session, open_session
 from gradlab.launch.signals import STOPS, StopRequest
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, read_json
@@ -77,7 +77,7 @@ def start(path: Path, overrides: Sequence[str], *, root: Path, argv: Sequence[st
     with origin.importing():
         prepared = prepare(path, overrides)
         refuse_lonely_node(prepared.device_options)
-        if own_rank():
+        if launched_rank():
             return _follow(prepared, voice)
         return _begin(prepared, origin, root=root, argv=argv, voice=voice)
 
@@ -109,7 +109,7 @@ def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
     """
     origin = Origin.of(folder)
     with origin.importing(), origin.naming_folder():
-        if own_rank():
+        if launched_rank():
             return _follow(prepare(folder.resolved, beside=origin.home), voice)
         return _go_on(folder, origin, argv=argv, voice=voice)
 
@@ -191,7 +191,7 @@ def _follow(prepared: Prepared, voice: Voice) -> Outcome:
 
 
 def _train_along(prepared: Prepared, folder: RunFolder) -> Outcome:
-    with messages_to(folder.path / f"log-rank{own_rank()}.txt") as log, StopRequest() as request:
+    with messages_to(folder.path / f"log-rank{launched_rank()}.txt") as log, StopRequest() as request:
         opened = open_session(prepared, folder, Outputs(), request=request, progress=_nothing)
         outcome = replace(_fit(opened, request), follows=True)
         if outcome.error is not None:
@@ -236,7 +236,7 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
 
 def _blamed(opened: Session, error: BaseException) -> Outcome | None:
     """On rank zero of several: the outcome of the rank that failed first, where that is another one."""
-    if own_rank() or opened.trainer.world_size == 1:
+    if launched_rank() or opened.trainer.world_size == 1:
         return None
     is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("Connection", "NCCL", "gloo"))
     failure = first_failure(opened.folder, opened.processes(), since=opened.began, patience=is_lost)

@@ -12,20 +12,20 @@ import torch
 
 from gradlab.arguments import named_options
 from gradlab.frame import Finding
-from gradlab.jacobians.spec import Measurement, Sharpness
+from gradlab.identity import is_among
+from gradlab.jacobians.options import Measurement, Sharpness
 from gradlab.lightning.loss import TrainingLoss
 from gradlab.lightning.phases import PhaseActions
-from gradlab.monitor import Monitor
-from gradlab.options import check_options
-from gradlab.profiling.oom import OutOfMemory, explain
-from gradlab.profiling.performance import Performance
-from gradlab.profiling.schedule import ON_DEMAND, Profile
-from gradlab.profiling.window import Profiler
+from gradlab.monitor.monitor import Monitor
+from gradlab.monitor.options import check_options
+from gradlab.nonfinite.guard import NonFinite
+from gradlab.optimizers import inner_optimizer, that_train
+from gradlab.perf.metrics import Performance
+from gradlab.profiling.options import ON_DEMAND, Profile
+from gradlab.profiling.out_of_memory import OutOfMemory, explain
+from gradlab.profiling.profiler import Profiler
 from gradlab.sinks import Sink
-from gradlab.taps.identity import is_among
 from gradlab.taps.rule import Tap
-from gradlab.taps.tripwire import NonFinite
-from gradlab.taps.wrappers import inner_optimizer, that_train
 
 
 class GradlabCallback(pl.Callback):

@@ -14,8 +14,9 @@ from typing import Any
 
 from gradlab.errors import EventError, did_you_mean
 from gradlab.events import EventWriter
-from gradlab.events.hparams import SESSION_TAG, flatten
+from gradlab.events.hparams import flatten
 from gradlab.events.markdown import cell, code_cell
+from gradlab.tags import HPARAMS_SESSION_TAG
 
 
 class Experiment:
@@ -101,7 +102,9 @@ def _summary_writer(experiment: Experiment) -> Any:
             event.wall_time = time.time() if walltime is None else walltime
             if step is not None:
                 event.step = int(step)
-            tags = [SESSION_TAG] if any(value.tag == SESSION_TAG for value in event.summary.value) else []
+            tags = (
+                [HPARAMS_SESSION_TAG] if any(value.tag == HPARAMS_SESSION_TAG for value in event.summary.value) else []
+            )
             experiment._write(event.SerializeToString(), tags)
 
     class Summaries(SummaryWriter):
@@ -128,7 +131,7 @@ def _summary_writer(experiment: Experiment) -> Any:
             global_step: Any = None,
         ) -> None:
             found = summary.hparams(hparam_dict, metric_dict, hparam_domain_discrete)
-            if experiment._writer.last_step(SESSION_TAG) is None:
+            if experiment._writer.last_step(HPARAMS_SESSION_TAG) is None:
                 for one in found:
                     file.add_summary(one, global_step)
             else:

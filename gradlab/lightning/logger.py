@@ -19,9 +19,9 @@ from pytorch_lightning.loggers.logger import Logger
 
 from gradlab.errors import EventError
 from gradlab.events import EventWriter
-from gradlab.events.hparams import SESSION_TAG
 from gradlab.lightning.experiment import Experiment, table
 from gradlab.sinks import JsonlSink
+from gradlab.tags import HPARAMS_SESSION_TAG
 
 
 class GradlabLogger(Logger):
@@ -124,7 +124,7 @@ class GradlabLogger(Logger):
         if not config or self._failed:
             return
         try:
-            if self._writer.last_step(SESSION_TAG) is None:
+            if self._writer.last_step(HPARAMS_SESSION_TAG) is None:
                 self._writer.hparams(config)
             self._writer.text("hyperparameters", table(config), 0)
         except EventError as error:

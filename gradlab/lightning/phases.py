@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.profilers import Profiler
 
-from gradlab.profiling.phases import Phase, PhaseClock
+from gradlab.perf.clock import Phase, PhaseClock
 
 _PHASES: tuple[tuple[str, str, Phase], ...] = (
     ("", ".train_dataloader_next", "data"),

@@ -5,8 +5,8 @@ notebook.py three tiny ones whose gradients can be checked by hand · arguments.
 """
 
 from gradlab.models.convnet import ConvNet
+from gradlab.models.lessons import ModuleVsFunctional, ScalarLine, TwoByTwo
 from gradlab.models.mlp import MLP
-from gradlab.models.notebook import ModuleVsFunctional, ScalarLine, TwoByTwo
 from gradlab.models.rnn import RNN
 from gradlab.models.transformer import Transformer
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradlab.lightning.module import GradlabModule
-from gradlab.taps.visit import tap
+from gradlab.sites.forward import tap
 
 
 class Classifier(GradlabModule):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradlab.models.arguments import check_count, check_counts
+from gradlab.models.checks import check_count, check_counts
 from gradlab.models.classifier import Classifier
 from gradlab.taps.rule import Tap
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradlab.models.arguments import check_choice, check_count, check_counts, check_dropout
+from gradlab.models.checks import check_choice, check_count, check_counts, check_dropout
 from gradlab.models.classifier import Classifier
 from gradlab.taps.rule import Tap
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlab.errors import UsageError
-from gradlab.models.arguments import check_choice, check_count
+from gradlab.models.checks import check_choice, check_count
 from gradlab.models.classifier import Classifier
 from gradlab.taps.rule import Tap
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from gradlab.errors import UsageError
 from gradlab.lightning.module import GradlabModule
-from gradlab.models.arguments import check_count, check_dropout
+from gradlab.models.checks import check_count, check_dropout
+from gradlab.sites.forward import tap
 from gradlab.taps.rule import Tap
-from gradlab.taps.visit import tap
 
 
 class Transformer(GradlabModule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from gradlab.profiling.schedule import Profile, Reason
+from gradlab.profiling.options import Profile, Reason
 
 _MEGABYTE = 10**6
 

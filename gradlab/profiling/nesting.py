@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from gradlab.profiling.marks import DATA, STEP, STEP_BODY, UNFINISHED
+from gradlab.profiling.ranges import DATA, STEP, STEP_BODY, UNFINISHED
 
 _RANGE = re.compile(
     rb'"ph":\s*"X",\s*"cat":\s*"(cpu_op|user_annotation|python_function)",\s*"name":\s*"((?:[^"\\]|\\.)*)",'

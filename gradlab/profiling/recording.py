@@ -14,10 +14,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradlab.errors import without_warnings
-from gradlab.profiling.categories import Standing, standing
-from gradlab.profiling.devices import device_of
-from gradlab.profiling.marks import DATA, STEP, STEP_BODY, Module, ModuleMarks, Range
-from gradlab.profiling.schedule import Profile
+from gradlab.perf.devices import device_of
+from gradlab.profiling.analysis.categories import Standing, standing
+from gradlab.profiling.options import Profile
+from gradlab.profiling.ranges import DATA, STEP, STEP_BODY, Module, ModuleMarks, Range
 
 
 @dataclass(frozen=True, kw_only=True)

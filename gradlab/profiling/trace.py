@@ -12,8 +12,8 @@ import json
 import re
 from pathlib import Path
 
-from gradlab.profiling.marks import STEP, UNFINISHED
 from gradlab.profiling.nesting import nested
+from gradlab.profiling.ranges import STEP, UNFINISHED
 from gradlab.profiling.recording import Recorded
 
 _OLD_NAME = {

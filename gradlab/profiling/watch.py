@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 
-from gradlab.profiling.schedule import Reason, Trigger
+from gradlab.profiling.options import Reason, Trigger
 
 _REMEMBERED = 50
 _LEAST = 10

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from gradlab.arguments import FLAG, FUNCTION, TEXT, named_options, optional, take
 from gradlab.frame import Finding, Frame, JacobianBlock
-from gradlab.sinks.summary import Scalars, block_scalars, check_scalars, frame_scalars
+from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, frame_scalars
 
 _ARGUMENTS = {"function": FUNCTION, "on_finding": optional(FUNCTION), "name": TEXT, "prompt": FLAG}
 

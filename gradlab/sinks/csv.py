@@ -14,7 +14,7 @@ import numpy as np
 from gradlab.arguments import PATH, TEXT, named_options, take
 from gradlab.events import OutputFile
 from gradlab.frame import Finding, Frame, JacobianBlock
-from gradlab.sinks.summary import block_scalars, site_scalars
+from gradlab.sinks.scalars import block_scalars, site_scalars
 
 _OPEN_ROWS = 64
 """So many of the newest steps wait for further numbers of theirs: frames come a little later than scalars."""

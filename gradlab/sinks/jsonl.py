@@ -12,7 +12,7 @@ from typing import Any
 from gradlab.arguments import PATH, TEXT, named_options, take
 from gradlab.events import OutputFile
 from gradlab.frame import Finding, Frame, JacobianBlock
-from gradlab.sinks.summary import block_scalars, finding_record, finite_or_null, global_norms
+from gradlab.sinks.scalars import block_scalars, finding_record, finite_or_null, global_norms
 
 
 class JsonlSink:

@@ -11,11 +11,8 @@ import numpy as np
 from gradlab.arguments import TEXT, instance, named_options, take
 from gradlab.events import EventWriter, diverging
 from gradlab.frame import Finding, Frame, JacobianBlock
-from gradlab.sinks.summary import Scalars, block_scalars, check_scalars, finding_record, frame_scalars
-
-FINDINGS_PLUGIN = "gradlab_findings"
-FINDINGS_TAG = "gradlab/findings"
-JACOBIAN_PLUGIN = "gradlab_jacobian"
+from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, finding_record, frame_scalars
+from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, JACOBIAN_PLUGIN, JACOBIAN_PREFIX, SPECTRUM_SUFFIX
 
 _WRITER = instance(EventWriter, "a gradlab.events.EventWriter", "Of a folder: TensorBoardSink(EventWriter(folder)).")
 
@@ -92,7 +89,7 @@ class TensorBoardSink:
         if len(block.singular_values):
             described = whose | {"kind": "singular_values", "complete": block.complete}
             self.writer.tensor(
-                f"{tag}/singular_values",
+                f"{tag}{SPECTRUM_SUFFIX}",
                 block.singular_values,
                 step,
                 wall_time,
@@ -131,6 +128,6 @@ class TensorBoardSink:
 
     def _jacobian_tag(self, block: JacobianBlock) -> str:
         """The block's tag; one with other axes than the first of that name gets a tag of its own."""
-        tag = f"gradlab/jacobian/{block.name}"
+        tag = f"{JACOBIAN_PREFIX}{block.name}"
         axes = hashlib.sha256(repr((block.row_names, block.col_names)).encode()).digest()
         return tag if self._axes.setdefault(tag, axes) == axes else f"{tag}@{axes.hex()[:8]}"

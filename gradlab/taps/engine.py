@@ -15,26 +15,26 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradlab.errors import TapError, did_you_mean, warn
-from gradlab.taps import visit
-from gradlab.taps.identity import is_among
-from gradlab.taps.in_backward import StepsInBackward
-from gradlab.taps.modules import ModuleHooks
-from gradlab.taps.parallel import combinable
-from gradlab.taps.parameters import ParameterWatch, measurable
+from gradlab.identity import is_among
+from gradlab.optimizers import LossScale
+from gradlab.sites import forward
+from gradlab.sites.names import module_names, parameter_names, require_match, shortlist
+from gradlab.taps.across_ranks.tensor_parallel import combinable
+from gradlab.taps.backward.parameters import ParameterWatch, measurable
+from gradlab.taps.backward.recorder import Recorder
+from gradlab.taps.backward.sharded import gradient_reader, say_what_is_not_seen
+from gradlab.taps.backward.steps_in_backward import StepsInBackward
+from gradlab.taps.buffer.rows import HostCopy, Row
+from gradlab.taps.forward.modules import ModuleHooks
+from gradlab.taps.forward.torchscript import scripting
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
-from gradlab.taps.recorder import Recorder
 from gradlab.taps.rule import Tap, check_own_stats
-from gradlab.taps.scaling import LossScale
-from gradlab.taps.scripting import scripting
-from gradlab.taps.sharded import gradient_reader, say_what_is_not_seen
-from gradlab.taps.sites import module_names, parameter_names, require_match, shortlist
-from gradlab.taps.slots import HostCopy, Row
 from gradlab.taps.structure import Structure, weights_are_lent
 from gradlab.taps.unmatched import unmatched, why_unmatched
 
 if TYPE_CHECKING:
-    from gradlab.taps.exchange import Exchange
-    from gradlab.taps.ranks import RankCopy, Ranks
+    from gradlab.taps.across_ranks.group import Exchange
+    from gradlab.taps.across_ranks.reduce import RankCopy, Ranks
 
 
 class _Armed(NamedTuple):
@@ -144,7 +144,7 @@ class Engine:
         self._is_late = any(p.is_leaf and p.grad is not None for p in self.parameters.values())
         if self.exchange is not None:
             self.exchange.announce()
-        visit.listeners.append(self._listener)
+        forward.listeners.append(self._listener)
         scripting.attach()
         self.recorder.on_first_pass = _weakly(self._look_again)
         self.recorder.watch_parameters()
@@ -158,8 +158,8 @@ class Engine:
         self.recorder.on_first_pass = None
         self.recorder.ignore_parameters()
         self.recorder.kept.clear()
-        if is_among(self._listener, visit.listeners):
-            visit.listeners.remove(self._listener)
+        if is_among(self._listener, forward.listeners):
+            forward.listeners.remove(self._listener)
             scripting.detach()
 
     # What is in place.
@@ -200,7 +200,7 @@ class Engine:
     def _ranks(self, plan: Plan) -> Ranks | None:
         if self.exchange is None:
             return None
-        from gradlab.taps.ranks import Ranks
+        from gradlab.taps.across_ranks.reduce import Ranks
 
         return Ranks(plan, lambda: self.parameters, self.exchange)
 

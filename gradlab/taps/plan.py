@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradlab.frame import ABSENT, Schema, Series
+from gradlab.sites.names import chooser
 from gradlab.stats import (
     HIST_EDGES,
     UNITS,
@@ -27,9 +28,8 @@ from gradlab.stats import (
     shift_bins,
     user_part,
 )
+from gradlab.taps.buffer.rows import Entry, HostCopy, Row, Rows, slots_of
 from gradlab.taps.rule import Tap
-from gradlab.taps.sites import chooser
-from gradlab.taps.slots import Entry, HostCopy, Row, Rows, slots_of
 
 TENSOR_QUANTITIES = ("output", "output_grad")
 PARAMETER_QUANTITIES = ("weight", "weight_grad", "update")

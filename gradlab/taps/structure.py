@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gradlab.taps.sites import all_modules
+from gradlab.sites.names import all_modules
 
 
 class Structure:

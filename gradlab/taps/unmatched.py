@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from gradlab.errors import did_you_mean
-from gradlab.taps.compiled import why_unseen
+from gradlab.sites.names import module_names, reaches, shortlist
+from gradlab.taps.forward.compiled import why_unseen
 from gradlab.taps.rule import Tap
-from gradlab.taps.sites import module_names, reaches, shortlist
 
 
 def unmatched(rule: Tap, names: Sequence[str]) -> Iterator[str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from gradlab.attach.closing import close_command
-from gradlab.attach.ending import failed_rank
-from gradlab.attach.nodes import _mark
+from gradlab.attach.exit_hooks import failed_rank
 from gradlab.attach.options import AttachOptions
-from gradlab.launch.ranks import Failure, note_failure
+from gradlab.attach.rendezvous import _mark
+from gradlab.launch.processes import Failure, note_failure
 from gradlab.runs.folder import RunFolder
 
 

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradlab import JacobianSlice, Profile, Tap, Trigger
-from gradlab.attach.boot import _TorchFinder
+from gradlab.attach.bootstrap import _TorchFinder
+from gradlab.attach.command import SITE, command_of, environment_of, why_not_followed
 from gradlab.attach.options import AttachOptions, parse_tap
-from gradlab.attach.program import SITE, command_of, environment_of, why_not_followed
 from gradlab.cli.attach import _name
 from gradlab.cli.main import main
 

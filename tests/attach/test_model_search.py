@@ -11,8 +11,8 @@ import torch
 from scripts import Script
 from torch import nn
 
+from gradlab.attach.model_search import Ages, ModelSearch
 from gradlab.attach.report import Told, total_steps
-from gradlab.attach.seek import Ages, ModelSearch
 from gradlab.events.reader import read_events
 
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gradlab.board.files import FileSource
-from gradlab.board.series import metrics_of
+from gradlab.board.file_source import FileSource
+from gradlab.board.metrics import metrics_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 

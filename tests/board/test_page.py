@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from board.conftest import HOSTILE, NAN_STEP, Server, log_values, some_values
 
-from gradlab.board.files import FileSource
+from gradlab.board.file_source import FileSource
 from gradlab.events import EventWriter
 from gradlab.frame import Frame, Schema, Series
 from gradlab.runs.folder import RunFolder

@@ -12,12 +12,13 @@ from tensorboard.plugins import base_plugin
 from tensorboard_loaders import LOADERS, _python, _rust
 from werkzeug.test import Client
 
-from gradlab.board.files import FileSource
-from gradlab.board.loader import KEPT_STEPS, GradlabLoader
+from gradlab.board.file_source import FileSource
+from gradlab.board.loader import GradlabLoader
 from gradlab.board.plugin import GradientsPlugin
 from gradlab.board.wire import unpack
 from gradlab.events import EventWriter
 from gradlab.frame import Schema
+from gradlab.tags import KEPT_STEPS
 
 
 class Flags:

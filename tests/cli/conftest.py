@@ -13,7 +13,7 @@ from gradlab.runs.find import all_runs
 @pytest.fixture(autouse=True)
 def on_path(monkeypatch):
     """As in a shell that finds `gradlab`, whatever shell runs the tests."""
-    monkeypatch.setattr("gradlab.cli.hints.program", lambda: "gradlab")
+    monkeypatch.setattr("gradlab.launch.hints.program", lambda: "gradlab")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(run_with,
 @pytest.mark.filterwarnings("default::gradlab.errors.GradlabWarning", "default:the logger was switched off")
 def test_a_full_disk_for_what_is_measured_is_said_at_the_end(run_with, monkeypatch):
     def fill_up(run):
-        monkeypatch.setattr("gradlab.events.file.OutputFile.flush", flush)
+        monkeypatch.setattr("gradlab.events.output_file.OutputFile.flush", flush)
 
     def flush(self):
         self._let_go()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gradlab.events import event_files, read_events
-from gradlab.profiling.demand import read_request
-from gradlab.profiling.windows import windows_in
+from gradlab.profiling.files import windows_in
+from gradlab.profiling.requests import read_request
 
 PLAN = "profile={wait: 2, warmup: 1, active: 2}"
 

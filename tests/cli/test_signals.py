@@ -91,7 +91,7 @@ def test_a_worker_ends_when_its_loader_says_so_and_not_by_a_signal_to_all():
     """Without the process of a run: the handler alone."""
     import multiprocessing
 
-    from gradlab.launch.workers import _end_if_told
+    from gradlab.launch.resume.workers import _end_if_told
 
     ended = []
 

@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 from gradlab.config import Experiment, json_schema
-from gradlab.config.records import documentation
-from gradlab.profiling.schedule import Profile
+from gradlab.config.validation.records import documentation
+from gradlab.profiling.options import Profile
 from gradlab.taps.rule import Tap
 
 

@@ -318,8 +318,8 @@ def test_a_wrong_value_behind_an_alias_is_reported_once_for_each_setting_at_the_
 def test_the_limits_on_foreign_fields_are_those_of_their_own_dataclasses():
     from typing import get_args, get_type_hints
 
-    from gradlab.config.limits import Fields, Range
     from gradlab.config.schema import LoggedSlice, WatchRule, Windows
+    from gradlab.config.validation.limits import Fields, Range
 
     needed = {"Tap": {"at": "x", "of": "output"}, "JacobianSlice": {"of": "a", "wrt": "b"}, "Profile": {}}
     checked = 0

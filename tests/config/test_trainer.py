@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from gradlab.config.trial import refusal_of
+from gradlab.config.trainer_trial import refusal_of
 
 GOOD = "name: x\nmodel: {class_path: mine.Net, init_args: {widths: [3]}}\ndata: mine.Data\n"
 

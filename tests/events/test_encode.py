@@ -11,7 +11,7 @@ from tensorboard.util import tensor_util
 from gradlab.errors import EventError
 from gradlab.events import decode, encode
 from gradlab.events.encode import DataClass
-from gradlab.events.layout import ScalarLayout, VectorLayout
+from gradlab.events.templates import ScalarLayout, VectorLayout
 from gradlab.frame import Schema
 
 WORDS = ["fc1.weight", "層.0/relu", "a b\tc", "loss", "🙂", "x" * 300, "encoder.0[1]", "∂L/∂x", "q" * 127, "r" * 128]

@@ -7,7 +7,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gradlab.errors import EventError
 from gradlab.events import EventWriter, event_files, read_events
-from gradlab.events.records import read_records, record
+from gradlab.events.tfrecord import read_records, record
 from gradlab.frame import Schema
 
 

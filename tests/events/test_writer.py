@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from gradlab.errors import EventError
 from gradlab.events import EventWriter, read_events
-from gradlab.events.records import read_records
+from gradlab.events.tfrecord import read_records
 from gradlab.frame import Schema
 
 

@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 import gradlab
 from gradlab import Tap
 from gradlab.frame import is_absent
+from gradlab.sites.forward import visiting
 from gradlab.stats import NEEDS
-from gradlab.taps.visit import visiting
 
 pytestmark = pytest.mark.gpu
 # Asked for by deterministic algorithms; read when cuBLAS is first used.

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import gradlab
-from gradlab.jacobians import ladder
+from gradlab.jacobians.engines import fallback
+from gradlab.jacobians.engines.problem import Problem
+from gradlab.jacobians.engines.rows import by_vmap, rows
+from gradlab.jacobians.options import JacobianSlice
 from gradlab.jacobians.probe import JacobianProbe
-from gradlab.jacobians.problem import Problem
-from gradlab.jacobians.rows import by_vmap, rows
-from gradlab.jacobians.spec import JacobianSlice
 
 MODEL = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).double()
 
@@ -44,7 +44,7 @@ WRONG: list[Callable[[Problem], Tensor]] = [one_entry_off, rows_swapped, all_zer
 
 @pytest.mark.parametrize("engine", WRONG)
 def test_a_wrong_engine_is_found_out(engine: Callable[[Problem], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ladder.ENGINES, "vmap", engine)
+    monkeypatch.setitem(fallback.ENGINES, "vmap", engine)
     block = gradlab.jacobian(MODEL, torch.randn(2, 6).double(), reduce="none", engine="vmap")
     assert block.audit_error > 1e-5
 
@@ -55,7 +55,7 @@ def test_a_wrong_engine_is_given_up_for_the_next(
 ) -> None:
     x = torch.randn(2, 6).double()
     right = gradlab.jacobian(MODEL, x, reduce="none").values
-    monkeypatch.setitem(ladder.ENGINES, "vmap", engine)
+    monkeypatch.setitem(fallback.ENGINES, "vmap", engine)
     block = gradlab.jacobian(MODEL, x, reduce="none")
     assert block.engine == "is_grads_batched"
     assert block.notes[0].startswith("vmap refused: its audit error is ")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gradlab
-from gradlab.jacobians.spec import DepthGrowth, JacobianSlice, Sharpness
+from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Sharpness
 from gradlab.sinks import MemorySink
 
 REPLAY = [

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import gradlab
 from gradlab.errors import JacobianError
+from gradlab.jacobians.options import JacobianSlice
 from gradlab.jacobians.probe import JacobianProbe
-from gradlab.jacobians.spec import JacobianSlice
 
 
 class Small(nn.Module):

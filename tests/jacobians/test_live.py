@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 import gradlab
 from gradlab.errors import GradlabWarning, JacobianError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.ladder import Ladder
-from gradlab.jacobians.replay import parameter_named
-from gradlab.jacobians.spec import JacobianSlice
+from gradlab.jacobians.engines.fallback import Ladder
+from gradlab.jacobians.options import JacobianSlice
+from gradlab.jacobians.subgraph import parameter_named
 from gradlab.sinks import MemorySink
 
 

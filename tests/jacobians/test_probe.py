@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import gradlab
-from gradlab.jacobians import ladder
+from gradlab.jacobians.engines import fallback
+from gradlab.jacobians.engines.problem import Problem
+from gradlab.jacobians.options import JacobianSlice
 from gradlab.jacobians.probe import JacobianProbe
-from gradlab.jacobians.problem import Problem
-from gradlab.jacobians.spec import JacobianSlice
 
 
 def model() -> nn.Module:
@@ -61,7 +61,7 @@ def test_an_engine_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatc
         tried.append(1)
         raise NotImplementedError("no batching rule")
 
-    monkeypatch.setitem(ladder.ENGINES, "vmap", failing)
+    monkeypatch.setitem(fallback.ENGINES, "vmap", failing)
     probe = JacobianProbe(JacobianSlice(of="output", wrt="input"), model(), torch.randn(2, 4))
     blocks = [probe.measure(step) for step in range(3)]
     assert len(tried) == 1

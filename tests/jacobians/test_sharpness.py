@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 import gradlab
 from gradlab.errors import GradlabWarning, JacobianError
-from gradlab.jacobians.spec import Sharpness
+from gradlab.jacobians.options import Sharpness
 from gradlab.sinks import MemorySink
 
 X, Y = torch.randn(8, 5, dtype=torch.float64), torch.randint(0, 3, (8,))

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import gradlab
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians import problem as problem_module
-from gradlab.jacobians.ladder import Ladder
+from gradlab.jacobians.engines import problem as problem_module
+from gradlab.jacobians.engines.fallback import Ladder
 from gradlab.jacobians.measure import measure
-from gradlab.jacobians.question import Question
+from gradlab.jacobians.request import Question
 
 
 class Quadratic(nn.Module):
@@ -201,7 +201,7 @@ def test_names_are_indices_without_the_sample_axis() -> None:
 @pytest.mark.parametrize("engine", ["vmap", "columns"])
 def test_the_chunk_does_not_matter(chunk: int, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = values(MLP, BATCH, reduce="none", engine="loop")
-    monkeypatch.setattr("gradlab.jacobians.pose.chunk_rows", lambda *sizes: chunk)
+    monkeypatch.setattr("gradlab.jacobians.problem_setup.chunk_rows", lambda *sizes: chunk)
     equal(values(MLP, BATCH, reduce="none", engine=engine), expected, 1e-13)
 
 
@@ -250,7 +250,7 @@ def test_memory_beyond_the_result_is_one_chunk(monkeypatch: pytest.MonkeyPatch) 
         return spread(self, vectors, samples)
 
     monkeypatch.setattr(problem_module.End, "spread", counting)
-    monkeypatch.setattr("gradlab.jacobians.pose.chunk_rows", lambda *sizes: 32)
+    monkeypatch.setattr("gradlab.jacobians.problem_setup.chunk_rows", lambda *sizes: 32)
     wide = nn.Linear(3, 100)
     block: JacobianBlock = measure(wide, torch.randn(1, 3), Question(), Ladder("vmap"), torch.Generator())
     assert seen == [1, 32, 32, 32, 4]

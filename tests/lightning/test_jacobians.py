@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.warnings import PossibleUserWarning
 import gradlab
 from gradlab.data import Digits
 from gradlab.errors import JacobianError
-from gradlab.jacobians.spec import DepthGrowth, JacobianSlice, Sharpness
+from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Sharpness
 from gradlab.lightning.callback import GradlabCallback
 from gradlab.lightning.loss import TrainingLoss
 from gradlab.models import MLP

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gradlab.errors import GradlabWarning
 from gradlab.lightning.callback import GradlabCallback
-from gradlab.profiling.schedule import Profile
+from gradlab.profiling.options import Profile
 from gradlab.sinks import MemorySink
 
 MS = 0.001

@@ -7,7 +7,7 @@ from torch import nn
 from gradlab.errors import UsageError
 from gradlab.models import ConvNet
 from gradlab.models.convnet import ResidualBlock
-from gradlab.taps.visit import sites_of
+from gradlab.sites.forward import sites_of
 
 
 def test_blocks_after_the_first_halve_the_image():

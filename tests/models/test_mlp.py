@@ -6,7 +6,7 @@ import torch
 from gradlab.data import Digits
 from gradlab.errors import UsageError
 from gradlab.models import MLP
-from gradlab.taps.visit import sites_of
+from gradlab.sites.forward import sites_of
 
 
 def names_of(model: MLP) -> list[str]:

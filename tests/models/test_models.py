@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradlab.models import MLP, RNN, ConvNet, ModuleVsFunctional, Transformer
-from gradlab.taps.sites import select
-from gradlab.taps.visit import sites_of
+from gradlab.sites.forward import sites_of
+from gradlab.sites.names import select
 
 
 @dataclass

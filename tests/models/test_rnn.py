@@ -5,7 +5,7 @@ import torch
 
 from gradlab.errors import UsageError
 from gradlab.models import RNN
-from gradlab.taps.visit import sites_of
+from gradlab.sites.forward import sites_of
 
 
 def test_flat_samples_and_images_are_the_same_rows():

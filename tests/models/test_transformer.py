@@ -9,7 +9,7 @@ import torch
 from gradlab.errors import UsageError
 from gradlab.models import Transformer
 from gradlab.models.transformer import CausalSelfAttention
-from gradlab.taps.visit import sites_of
+from gradlab.sites.forward import sites_of
 
 SMALL = {"vocab_size": 11, "context": 8, "width": 8, "num_heads": 2}
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradlab.profiling.kineto import Event
-from gradlab.profiling.window import Profiler
+from gradlab.profiling.analysis.events import Event
+from gradlab.profiling.profiler import Profiler
 
 
 class Run:

@@ -13,10 +13,10 @@ from profiling.example import read_summary
 from torch import nn
 
 import gradlab
-from gradlab.profiling import performance
-from gradlab.profiling.devices import memory_scalars, read_nvml
-from gradlab.profiling.phases import PHASES
-from gradlab.profiling.schedule import Profile
+from gradlab.perf import metrics
+from gradlab.perf.clock import PHASES
+from gradlab.perf.devices import memory_scalars, read_nvml
+from gradlab.profiling.options import Profile
 
 PAGE = (Path(__file__).parents[2] / "docs" / "profile.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -63,7 +63,7 @@ def test_every_key_of_the_summary_is_described_and_none_other(run, tmp_path):
 def test_every_scalar_is_described(run, tmp_path):
     table = PAGE[PAGE.index("## Always on") : PAGE.index("## The files of a window")]
     described = set(re.findall(r"`(perf/\w+)`", table)) - {"perf/"}
-    source = inspect.getsource(performance) + inspect.getsource(memory_scalars) + inspect.getsource(read_nvml)
+    source = inspect.getsource(metrics) + inspect.getsource(memory_scalars) + inspect.getsource(read_nvml)
     written = set(re.findall(r'"(perf/\w+)"', source)) | {f"perf/{phase}_ms" for phase in PHASES}
     written |= {f"perf/memory_{name}_bytes" for name in ("allocated", "peak", "reserved")}
     assert described == written

@@ -112,11 +112,11 @@ def test_what_was_open_when_recording_stopped_ends_from_the_inside_out():
         ("user_annotation", "epoch", 100, 12_000),
         ("cpu_op", "ProfilerStep#1", 200, 9_000),
         ("user_annotation", "Optimizer.step#SGD.step", 5_000, 12_000),
-        ("python_function", "steps.py(1): after", 8_000, 10_000),
+        ("python_function", "monitor/steps.py(1): after", 8_000, 10_000),
     )
     found = times(nested(events))
     assert [name for name, _ in sorted(found.items(), key=lambda item: item[1][1])] == [
-        "steps.py(1): after",
+        "monitor/steps.py(1): after",
         "Optimizer.step#SGD.step",
         "ProfilerStep#1",
         "epoch",

@@ -6,10 +6,10 @@ from profiling.example import Run, read_trace
 from torch_tb_profiler.profiler.data import RunProfileData
 from torch_tb_profiler.profiler.event_parser import ProfileRole
 
+from gradlab.profiling.options import Profile, Reason, Turn
 from gradlab.profiling.recording import Recording
-from gradlab.profiling.schedule import Profile, Reason, Turn
 from gradlab.profiling.trace import tensorboard_dialect
-from gradlab.profiling.writing import write_window
+from gradlab.profiling.writer import write_window
 
 OLD = {"fwdbwd": "forward_backward", "user_annotation": "cpu_op", "cuda_runtime": "runtime", "cuda_driver": "runtime"}
 

@@ -9,10 +9,11 @@ from profiling.example import Run, read_summary, recorded_steps
 
 import gradlab
 from gradlab.frame import Finding
-from gradlab.profiling import demand, window
-from gradlab.profiling.demand import Inbox, answer_to, ask, ask_ranks, read_request
-from gradlab.profiling.schedule import ON_DEMAND, Profile, Reason, Trigger
-from gradlab.profiling.window import Profiler
+from gradlab.profiling import profiler as profiler_module
+from gradlab.profiling import requests
+from gradlab.profiling.options import ON_DEMAND, Profile, Reason, Trigger
+from gradlab.profiling.profiler import Profiler
+from gradlab.profiling.requests import Inbox, answer_to, ask, ask_ranks, read_request
 from gradlab.sinks import MemorySink
 
 WATCHFUL = {"repeat": 0, "warmup": 1, "active": 2, "max_share": 1.0}
@@ -31,7 +32,7 @@ class Time:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Time()
-    monkeypatch.setattr(window, "perf_counter", clock)
+    monkeypatch.setattr(profiler_module, "perf_counter", clock)
     return clock
 
 
@@ -118,7 +119,7 @@ def test_the_first_window_by_every_is_early_however_dear(run, tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(demand, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(requests, "_POLL_SECONDS", 0.0)
 
 
 def test_a_request_is_answered_with_a_window_and_taken_away(run, tmp_path, impatient):
@@ -179,7 +180,7 @@ def test_a_run_that_ends_before_it_could_answer_says_so(run, tmp_path, impatient
 
 def test_looking_for_requests_is_rare(tmp_path, monkeypatch):
     looks = []
-    monkeypatch.setattr(demand, "read_request", lambda folder: looks.append(folder))
+    monkeypatch.setattr(requests, "read_request", lambda folder: looks.append(folder))
     inbox = Inbox(tmp_path, rank=0, world_size=1)
     for step in range(1000):
         inbox.due(step, 0.01)

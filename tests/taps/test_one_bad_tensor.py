@@ -201,7 +201,7 @@ def test_what_is_made_of_a_frame_may_fail_and_the_frame_is_there(broken: str, mo
     if broken == "look":
         monkeypatch.setattr("gradlab.diagnose.Diagnosis.look", fail)
     else:
-        monkeypatch.setattr("gradlab.delivery.with_derived", fail)
+        monkeypatch.setattr("gradlab.monitor.delivery.with_derived", fail)
     said, monitor, _ = trained(Two(), EVERYTHING)
     what = "the diagnosis was" if broken == "look" else "update_ratio and gain were"
     assert said == [f"gradlab: {what} switched off at step 0: ZeroDivisionError: bad"]

@@ -179,7 +179,7 @@ def test_the_noise_scale_estimates_the_ratio_of_variance_to_signal() -> None:
 
 
 def test_a_tensor_on_another_device_is_reduced_there_and_its_result_copied() -> None:
-    from gradlab.taps.slots import Rows
+    from gradlab.taps.buffer.rows import Rows
 
     rows = Rows()
     entry = rows.layout.add("a", "output", ("norm", "hist", "min"))

@@ -18,7 +18,7 @@ from torch import nn
 
 import gradlab
 from gradlab import Tap
-from gradlab.taps.stand import PLACE
+from gradlab.hooks.call_hooks import PLACE
 
 EVERYTHING = [
     Tap("*", of=["output", "output_grad"], stats=["norm", "std", "zeros"]),

@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 import gradlab
 from gradlab import Tap
 from gradlab.frame import is_absent
-from gradlab.taps.visit import visiting
+from gradlab.sites.forward import visiting
 
 STATS = ["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite"]
 

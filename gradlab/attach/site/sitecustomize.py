@@ -1,7 +1,7 @@
 """Imported by Python at the start of each process of an attached script; gives way to the machine's own."""
 
 try:
-    from gradlab.attach.boot import boot
+    from gradlab.attach.bootstrap import boot
 except ImportError as error:
     import sys
 

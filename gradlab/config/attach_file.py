@@ -1,0 +1,48 @@
+"""The file of `gradlab attach --config`: a few of an experiment's settings, checked by the same rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradlab.config.problems import Position, Problem, refusal
+from gradlab.config.schema import LoggedSlice, WatchRule, Windows
+from gradlab.config.validation.records import Keys, keys_of
+from gradlab.config.yaml.nodes import Mapping, Setting
+from gradlab.config.yaml.reader import compose
+from gradlab.config.yaml.text import decode, read, source_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachFile:
+    """All settings of the file; every one may be left out."""
+
+    taps: tuple[WatchRule, ...] | None = None
+    """What is watched; null or left out: the gradient norm of every parameter."""
+    jacobians: tuple[LoggedSlice, ...] = ()
+    """Jacobian slices to log, on the first samples that the model is called with."""
+    profile: Windows | None = None
+    """Steps to profile; null or left out: none."""
+    logdir: str | None = None
+    """Where event files go; null or left out: into a run folder."""
+
+
+def load_attach(path: Path) -> dict[str, Any]:
+    """The settings that the file gives, by name; those that are null are left out.
+
+    Raises:
+        ConfigError: with every problem, each at its line and column.
+    """
+    text = decode(path, read(path))
+    source = source_of(str(path), text)
+    root, problems = compose(source, text)
+    keys = Keys(keys_of(AttachFile), "the file has no setting", "the file needs")
+    if isinstance(root, Mapping):
+        values = keys.check(Setting(root), problems)
+    elif not problems:
+        problems = [Problem(Position(source), "this file is a mapping of settings, such as `taps: [...]`.")]
+    if problems:
+        raise refusal(problems)
+    given = {entry.key.text for entry in root.entries} if isinstance(root, Mapping) else set()
+    return {name: value for name, value in values.items() if name in given and value is not None}

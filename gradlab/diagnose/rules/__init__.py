@@ -1,0 +1,1 @@
+"""Rules: each looks at frames and returns findings; one family a file."""

@@ -1,0 +1,76 @@
+"""Columns of a Jacobian, for tall ones: by pulling back through the backward, or by forward mode.
+
+Both give Ju for many u at once. The way through the backward needs operations whose backward can be differentiated.
+Forward mode needs another forward and operations with a forward derivative, which some lack without a word: the audit
+shows it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradlab.errors import without_warnings
+from gradlab.jacobians.engines.problem import End, Problem, Vectors
+from gradlab.jacobians.engines.rows import Pull, rows
+
+
+def columns(problem: Problem, pull: Pull) -> Tensor:
+    """[samples, rows, cols] by columns: they are the rows of the transpose.
+
+    Cost: about two backward passes for the graph, then one for each column.
+    """
+    start, end = transposed(problem)
+    turned = Problem(
+        of=end,
+        wrt=start,
+        vectors=Vectors(end, problem.cols),
+        cols=problem.vectors.indices,
+        samples=problem.samples,
+        groups=problem.groups,
+        averaged=False,
+        chunk=problem.chunk,
+    )
+    return rows(turned, pull).transpose(1, 2)
+
+
+def transposed(problem: Problem) -> tuple[End, End]:
+    """A graph whose Jacobian is Jᵀ: g(v) = vᵀJ is linear in v. Its start v and its end g.
+
+    Raises:
+        RuntimeError: if the backward cannot be differentiated.
+    """
+    v = torch.zeros_like(problem.of.tensor, requires_grad=True)
+    g = torch.autograd.grad(problem.of.node, problem.wrt.node, v, create_graph=True)[0]
+    if not g.requires_grad:
+        raise RuntimeError("the backward of this graph is not differentiable")
+    return End(v, problem.of.batched), End(g, problem.wrt.batched)
+
+
+def forward_columns(problem: Problem) -> Tensor:
+    """[samples, rows, cols] by forward mode, a chunk of tangents at a time.
+
+    Cost: about `groups * cols` forward passes with tangents, which are twice a forward.
+    """
+    run, of, wrt = problem.run, problem.of, problem.wrt
+    if run is None:
+        raise NotImplementedError("forward mode is for sites, not for parameters")
+    start_from = wrt.tensor.detach()
+
+    def push(tangent: Tensor) -> Tensor:
+        pushed: Tensor = torch.func.jvp(run, (start_from,), (tangent,))[1]
+        return pushed
+
+    vectors = Vectors(wrt, problem.cols)
+    picked = list(problem.vectors.indices)
+    result = of.tensor.new_empty(problem.num_blocks, len(problem.vectors), len(vectors))
+    first = 0
+    for group in problem.groups:
+        last = first + (len(group) if wrt.batched else 1)
+        for start in range(0, len(vectors), problem.chunk):
+            part = vectors.part(start, start + problem.chunk)
+            with without_warnings(DeprecationWarning):  # torch scripts some rules when forward mode is first used
+                pushed = torch.vmap(push, randomness="same")(wrt.spread(part, group)).detach()
+            result[first:last, :, start : start + len(part)] = of.gather(pushed, group)[..., picked].transpose(1, 2)
+        first = last
+    return result

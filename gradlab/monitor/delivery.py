@@ -1,0 +1,198 @@
+"""Delivery: frames, findings, blocks and scalars on their way from the training step to sinks and to whoever asks.
+
+Belongs here: what is kept on the host, when and in which order it is handed out, what becomes of a sink that fails.
+Does not: when a step begins and ends (`monitor`), or what a frame is made from (`taps`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gradlab.diagnose import Diagnosis
+from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
+from gradlab.frame import Finding, Frame, JacobianBlock, Metrics, Series
+from gradlab.sinks import Sink
+from gradlab.taps.plan import Plan
+from gradlab.taps.series import with_derived
+
+if TYPE_CHECKING:
+    from gradlab.taps.across_ranks.reduce import RankCopy
+    from gradlab.taps.buffer.rows import HostCopy
+
+_BATCH, _LATE_SECONDS = 16, 0.1
+"""So many frames wait at most before they are handed out, and so long."""
+_YOUNG_FRAMES = 8
+"""So many first frames are handed out at once: they show how the next steps may be watched."""
+
+
+class Pending(NamedTuple):
+    """A frame on its way to the host."""
+
+    step: int
+    wall_time: float
+    plan: Plan
+    copy: HostCopy | RankCopy
+    scaled: frozenset[str]
+    """The quantities that carry the loss scale."""
+
+
+class Delivery:
+    """Hands out what a monitor sees.
+
+    Args:
+        sinks: where results go.
+        strict: raise where a sink fails, instead of one warning and going on without it.
+        history: how many frames are kept.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], *, strict: bool, history: int) -> None:
+        self.sinks = list(sinks)
+        self.findings: list[Finding] = []
+        self.on_finding: Callable[[Finding], None] | None = None
+        """Called with each new finding."""
+        self.on_loss: Callable[[BaseException], None] | None = None
+        """Called where frames cannot arrive any more, since another rank is gone."""
+        self._strict = strict
+        self._diagnosis = Diagnosis()
+        self._frames: deque[Frame] = deque(maxlen=history)
+        self._pending: deque[Pending] = deque()
+        self._sent = 0
+        self._has_lost = False
+        self._diagnoses = self._derives = True
+        self._delivered = time.monotonic()
+
+    def send(self, pending: Pending) -> None:
+        """A frame has set out."""
+        self._pending.append(pending)
+        self._sent += 1
+
+    def deliver(self, *, wait: bool = False, hurry: bool = True) -> None:
+        """Hand out the frames that have arrived.
+
+        Without hurry, where steps are short, several at once and no more than a tenth of a second late: code that has
+        just run runs about twice as fast as code that the training step has driven out of the processor's
+        caches.
+        """
+        if not self._pending:
+            return
+        now, is_young = time.monotonic(), self._sent <= _YOUNG_FRAMES
+        is_early = len(self._pending) < _BATCH and now - self._delivered < _LATE_SECONDS
+        if is_early and not (wait or hurry or is_young):
+            return
+        self._delivered = now
+        while self._pending and (wait or self._pending[0].copy.done()):
+            pending = self._pending.popleft()
+            try:
+                series = self._with_derived(pending.plan.series(pending.copy, pending.scaled), pending.step)
+            except RanksError as error:
+                self._pending.clear()
+                if self.on_loss is None:
+                    raise
+                self.on_loss(error)
+                return
+            except Exception as error:  # one frame is lost, and no more
+                if self._strict:
+                    raise
+                if not self._has_lost:
+                    self._has_lost = True
+                    warn(f"the numbers of step {pending.step} are missing: {type(error).__name__}: {error}")
+                continue
+            self._hand_out(Frame(pending.step, pending.wall_time, series))
+
+    def _with_derived(self, series: dict[str, Series], step: int) -> dict[str, Series]:
+        """The metrics of a frame with those that follow from them; without, from where one cannot be computed."""
+        if not self._derives:
+            return series
+        try:
+            return with_derived(series)
+        except Exception as error:
+            if self._strict:
+                raise
+            self._derives = False
+            warn(f"update_ratio and gain were switched off at step {step}: {type(error).__name__}: {error}")
+            return series
+
+    def _hand_out(self, frame: Frame) -> None:
+        self._frames.append(frame)
+        for sink in list(self.sinks):
+            self._guarded(sink, sink.frame, frame)
+        try:
+            findings = self._diagnosis.look(frame) if self._diagnoses else []
+        except Exception as error:
+            if self._strict:
+                raise
+            self._diagnoses, findings = False, []
+            warn(f"the diagnosis was switched off at step {frame.step}: {type(error).__name__}: {error}")
+        for finding in findings:
+            self.report(finding, frame.wall_time)
+
+    def report(self, finding: Finding, wall_time: float | None = None) -> None:
+        """Add a finding and hand it to the sinks."""
+        self.findings.append(finding)
+        if self.on_finding is not None:
+            self.on_finding(finding)
+        for sink in list(self.sinks):
+            self._guarded(sink, sink.finding, finding, time.time() if wall_time is None else wall_time)
+
+    def scalars(self, values: Mapping[str, float], step: int, wall_time: float) -> None:
+        """Hand named numbers to the sinks."""
+        for sink in list(self.sinks):
+            self._guarded(sink, sink.scalars, values, step, wall_time)
+
+    def jacobian(self, block: JacobianBlock, step: int) -> None:
+        """Hand a block to the sinks."""
+        for sink in list(self.sinks):
+            self._guarded(sink, sink.jacobian, block, step, time.time())
+
+    def latest(self) -> dict[str, Series]:
+        """The newest series of every metric."""
+        self.deliver(wait=True)
+        newest = Metrics()
+        for frame in self._frames:
+            newest.update(frame)
+        return newest
+
+    def history(self, metric: str, site: str) -> tuple[np.ndarray, np.ndarray]:
+        """The logged steps of one value: ([n] int64 steps, [n] float32 values), oldest first.
+
+        Raises:
+            UnknownNameError: no such metric, or no such site in it; the message has the near misses.
+        """
+        self.deliver(wait=True)
+        pairs = [
+            (frame.step, frame[metric][site]) for frame in self._frames if metric in frame and site in frame[metric]
+        ]
+        if not pairs:
+            metrics = {name for frame in self._frames for name in frame}
+            sites = {s for frame in self._frames if metric in frame for s in frame[metric].schema.sites}
+            known = sites if sites else metrics
+            raise UnknownNameError(
+                f"nothing logged for {metric!r} at {site!r}.{did_you_mean(site if sites else metric, known)}"
+            )
+        steps, values = zip(*pairs, strict=True)
+        return np.array(steps, np.int64), np.array(values, np.float32)
+
+    def close(self, *, sinks_too: bool) -> None:
+        """Finish the sinks: close them, or flush them where they go on."""
+        for sink in list(self.sinks):
+            self._guarded(sink, sink.close if sinks_too else sink.flush)
+
+    def abandon(self) -> None:
+        """Hand out nothing any more."""
+        self.sinks.clear()
+        self._pending.clear()
+
+    def _guarded(self, sink: Sink, action: Callable[..., None], *args: Any) -> None:
+        """Call a sink; one that raises is dropped with one warning."""
+        try:
+            action(*args)
+        except Exception as error:
+            if self._strict:
+                raise
+            self.sinks = [one for one in self.sinks if one is not sink]
+            warn(f"the sink {sink.name!r} was switched off: {error}")

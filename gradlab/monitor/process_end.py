@@ -1,0 +1,225 @@
+"""How watching ends where nobody calls `close()`: decided here once, for every way in which a script can end.
+
+| what happens | what becomes of what is watched |
+|---|---|
+| the last line has run, `sys.exit`, an uncaught exception, Ctrl-C | handed out and closed, before Python shuts down |
+| `os.exec*`: the process becomes another program | handed out and flushed; an exec that fails changes nothing |
+| the model is collected, or the optimizers that were given are | handed out and closed (`Owner`) |
+| `fork` | goes on in the parent; the child has no part in it, and neither writes nor hands out anything |
+| `os._exit`, a signal that nobody handles | nothing can be done: what was written up to five seconds before is there |
+
+Order: threads that Python waits for may still train when the main one has ended, and are waited for; where there are
+none, the end comes before Python shuts its executors down, with which a profile window is written. Whatever was
+registered with `atexit` before the first `watch` (torch, logging, a progress bar) is still there at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.util import Finalize
+from typing import Any, Protocol
+
+from gradlab.errors import warn
+from gradlab.hooks.call_hooks import Hook
+
+
+class Ends(Protocol):
+    """Something that has to be told of the end."""
+
+    def end(self) -> None:
+        """The process ends: hand out what is under way, close, wait for nobody."""
+
+    def flush(self) -> None:
+        """The process may be over in an instant: hand out what is under way, and go on."""
+
+    def go_on(self) -> None:
+        """It was not over."""
+
+    def abandon(self) -> None:
+        """This is a child made by fork: let go without handing anything out."""
+
+
+_live: dict[int, weakref.ref[Any]] = {}
+"""Who is to be told, by id, in the order in which they began; none of them is kept alive by it."""
+_kept: dict[int, tuple[object, ...]] = {}
+"""What each of them needs at its end."""
+_process = 0
+"""The process in which the end is waited for."""
+_follows_forks = False
+_execs: dict[str, tuple[Any, Any]] = {}
+"""The functions of `os` in whose place ours are, and ours."""
+
+
+def follow(one: Ends, *, keeping: Sequence[object] = ()) -> None:
+    """Tell this object of the end, as long as it lives and is not forgotten.
+
+    Args:
+        one: is told.
+        keeping: what has to be there at its end, and does not refer to it: files, which would close themselves first.
+    """
+    _install()
+    _live[id(one)] = weakref.ref(one)
+    _kept[id(one)] = tuple(keeping)
+    _see_exec()
+
+
+def forget(one: Ends) -> None:
+    """It has ended by itself."""
+    ref = _live.get(id(one))
+    if ref is not None and ref() in (one, None):
+        del _live[id(one)]
+        _kept.pop(id(one), None)
+    if not _live:
+        _leave_exec()
+
+
+def living() -> list[Any]:
+    """Those that are followed now, oldest first."""
+    return [one for ref in list(_live.values()) if (one := ref()) is not None]
+
+
+def end_all() -> None:
+    """The process ends. What fails is said and does not keep others from their end."""
+    if os.getpid() == _process:
+        for one in reversed(living()):
+            _guarded(one.end)
+
+
+def flush_all() -> None:
+    """The process may become another one."""
+    if os.getpid() == _process:
+        for one in living():
+            _guarded(one.flush)
+
+
+def _install() -> None:
+    """Once in a process: a child made by fork has to do it again, for its own."""
+    global _process, _follows_forks
+    if _process == os.getpid():
+        return
+    _process = os.getpid()
+    weakref.finalize(end_all, int)  # whatever closes files by `finalize` at exit does so after us, then
+    atexit.register(end_all)
+    Finalize(None, end_all, exitpriority=100)  # a child of `multiprocessing` made by fork runs no `atexit`
+    before_threads = getattr(threading, "_register_atexit", None)
+    if before_threads is not None:
+        with contextlib.suppress(RuntimeError):  # Python is shutting down already
+            before_threads(_end_unless_threads_train)
+    if not _follows_forks:
+        _follows_forks = True
+        os.register_at_fork(after_in_child=_forked)
+
+
+def _end_unless_threads_train() -> None:
+    others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
+    if not [one for one in others if not one.name.startswith(("ThreadPoolExecutor", "gradlab-"))]:
+        end_all()
+
+
+def _forked() -> None:
+    for one in living():
+        _guarded(one.abandon)
+    _live.clear()
+    _kept.clear()
+    _leave_exec()
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except Exception as error:
+        with contextlib.suppress(Exception):  # where warnings are errors: nobody is left who could catch them
+            warn(f"the results are not complete: {type(error).__name__}: {error}")
+
+
+# The process becomes another program.
+
+
+def _see_exec() -> None:
+    """Be called before `os.execv` and `os.execve`, which all others of the family call, as long as anybody lives."""
+    if _execs:
+        return
+    for name in ("execv", "execve"):
+        before = getattr(os, name)
+
+        def exec_after_flush(*args: Any, _before: Any = before, **kwargs: Any) -> Any:
+            flush_all()
+            try:
+                return _before(*args, **kwargs)
+            finally:  # it has failed, or this line would not be reached
+                for one in living():
+                    _guarded(one.go_on)
+
+        _execs[name] = (before, exec_after_flush)
+        setattr(os, name, exec_after_flush)
+
+
+def _leave_exec() -> None:
+    """Put them back, unless somebody has put something on top."""
+    for name, (before, ours) in _execs.items():
+        if getattr(os, name) is ours:
+            setattr(os, name, before)
+    _execs.clear()
+
+
+# Who keeps a monitor alive.
+
+_unowned: dict[int, object] = {}
+"""What cannot be kept by its model."""
+
+
+class Owner(Hook):
+    """Keeps an object alive for as long as a module lives, by a place among the module's hooks.
+
+    That place is the one table from which an object can be reached through the module alone: a `WeakKeyDictionary`
+    keeps its values, and by them its keys, for ever. A module whose monitor refers to it is garbage once nobody else
+    has it, and Python's collector sees that. The hook itself does nothing, after `load_state_dict`; copies and pickles
+    of the module are without it.
+    """
+
+    __slots__ = ("_handle", "held")
+
+    def __init__(self, held: object, module: Any) -> None:
+        self.held: object | None = held
+        self._handle: Any = None
+        try:
+            self._handle = module.register_load_state_dict_post_hook(self)
+        except Exception:  # a class that takes no hooks: kept for good, as far as nobody closes it
+            _unowned[id(held)] = held
+
+    def __call__(self, module: Any, keys: Any) -> None:
+        """Called after `load_state_dict`."""
+
+    def let_go(self) -> None:
+        """Keep it alive no longer."""
+        if self._handle is not None:
+            self._handle.remove()
+        _unowned.pop(id(self.held), None)
+        self.held = None
+
+
+class WayBack:
+    """The way from the parts of an object back to it, which does not keep it alive: `way()` is the object.
+
+    While the object ends, `held` keeps the way open: Python's collector cuts all weak references before it calls
+    `__del__`.
+    """
+
+    __slots__ = ("_ref", "held")
+
+    def __init__(self, one: object) -> None:
+        self._ref = weakref.ref(one)
+        self.held: Any = None
+
+    def __call__(self) -> Any:
+        """The object; it lives, or its parts would not."""
+        return self.held if self.held is not None else self._ref()
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the object."""
+        return getattr(self(), name)

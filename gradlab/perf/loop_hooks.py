@@ -1,0 +1,241 @@
+"""LoopMarks: when the phases of a step begin and end in a training loop that tells nobody.
+
+Belongs here: the hooks on the model, on the end of its backward and on the loader. Lightning needs none of them: it
+names its actions itself (`gradlab.lightning.phases`).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import dataloader
+
+from gradlab.autograd_engine import when_backward_ends
+from gradlab.distributed import has_group
+from gradlab.hooks.call_hooks import Hook, is_compiled
+from gradlab.hooks.interpreter import is_batched, looks_away, outside_modes
+from gradlab.hooks.leaf_hooks import LeafHooks
+from gradlab.perf.clock import PhaseClock
+
+_P = ParamSpec("_P")
+_ITERATOR: Any = dataloader._BaseDataLoaderIter
+
+
+def _never_stops_training(
+    method: Callable[Concatenate[LoopMarks, _P], None],
+) -> Callable[Concatenate[LoopMarks, _P], None]:
+    """What fails is handed to `on_error` instead of the training loop."""
+
+    @wraps(method)
+    def guarded(self: LoopMarks, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self._on_error(error)
+
+    return guarded
+
+
+class LoopMarks:
+    """Drives `clock` by hooks on `model`, from `attach` to `detach`: forward, loss, backward, and waits for data.
+
+    Args:
+        clock: gets the phases.
+        model: the module that the loop calls.
+        on_batch: gets the arguments of each training forward.
+        on_evaluation: called when the model runs in evaluation mode without gradients.
+        on_error: gets what fails.
+
+    Cost: some thirty microseconds a step, most of it torch's own for hooks on a tensor and on the end of a backward.
+    """
+
+    def __init__(
+        self,
+        clock: PhaseClock,
+        model: nn.Module,
+        *,
+        on_batch: Callable[[tuple[Any, ...], dict[str, Any]], None],
+        on_evaluation: Callable[[], None],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        self._clock = clock
+        self._model = model
+        self._on_batch = on_batch
+        self._on_evaluation = on_evaluation
+        self._on_error = on_error
+        self._thread = threading.get_ident()
+        self._handles: list[Any] = []
+        self._leaf_hooks = LeafHooks()
+        self._in_forward = 0
+        self._in_backward = False
+        self._reduces = False
+
+    def attach(self) -> None:
+        """Put the hooks in. A model that is compiled in place has none: they would be inside its graph."""
+        _waits.attach(self)
+        self._reduces = has_group()
+        if not is_compiled(self._model) or type(self._model).__name__ == "OptimizedModule":
+            begin, end = _Hook(self._forward_begins), _Hook(self._forward_ends)
+            self._handles = [
+                self._model.register_forward_pre_hook(begin, prepend=True, with_kwargs=True),
+                self._model.register_forward_hook(end, always_call=True),
+            ]
+
+    def detach(self) -> None:
+        """Take the hooks out."""
+        _waits.detach(self)
+        while self._handles:
+            self._handles.pop().remove()
+        self._leaf_hooks.remove()
+
+    @_never_stops_training
+    def data_begins(self) -> None:
+        """A loader is asked for a batch."""
+        if threading.get_ident() == self._thread:
+            self._clock.enter("data")
+
+    @_never_stops_training
+    def data_ended(self) -> None:
+        """It has answered."""
+        if threading.get_ident() == self._thread:
+            self._clock.leave()
+
+    @_never_stops_training
+    def optimizer_begins(self) -> None:
+        """An optimizer's step begins."""
+        self._clock.rest("other")
+        self._clock.enter("optimizer")
+
+    @_never_stops_training
+    def optimizer_ended(self) -> None:
+        """It has ended."""
+        self._clock.leave()
+
+    def step_ended(self) -> None:
+        """Whatever was under way belongs to a step that is over."""
+        self._in_forward, self._in_backward = 0, False
+        self._leaf_hooks.remove()
+
+    @_never_stops_training
+    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is not self._model or looks_away() or threading.get_ident() != self._thread:
+            return
+        self._in_forward += 1
+        if self._in_forward > 1:  # a model that calls itself
+            return
+        if not module.training and not torch.is_grad_enabled():
+            self._on_evaluation()
+        else:
+            with outside_modes():
+                self._on_batch(args, kwargs)
+        self._clock.enter("forward")
+
+    @_never_stops_training
+    def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module is not self._model or looks_away() or not self._in_forward or threading.get_ident() != self._thread:
+            return
+        self._in_forward -= 1
+        if self._in_forward:
+            return
+        self._clock.leave()
+        with outside_modes():
+            end = _first_differentiable(output) if torch.is_grad_enabled() else None
+            if end is not None:
+                self._clock.rest("loss")
+                self._leaf_hooks.register(end, self._backward_begins)
+
+    @_never_stops_training
+    def _backward_begins(self, gradient: Tensor) -> None:
+        """The gradient of the model's output is there. On a GPU this is the engine's thread; the loop's own waits."""
+        if self._in_backward or looks_away() or is_batched(gradient):
+            return
+        self._in_backward = True
+        self._clock.rest("other")
+        self._clock.enter("backward")
+        # Where there are ranks, queued twice over: after the callbacks with which DDP and FSDP finish their reductions.
+        ends = self._backward_ends
+        when_backward_ends((lambda: when_backward_ends(ends)) if self._reduces else ends)
+
+    @_never_stops_training
+    def _backward_ends(self) -> None:
+        if self._in_backward:
+            self._in_backward = False
+            self._clock.leave()
+
+
+class _Hook(Hook):
+    """A hook that stays out of compiled graphs."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        if not torch.compiler.is_compiling():  # asked here, where dynamo can see it
+            self.function(*arguments)
+
+
+def _first_differentiable(output: Any) -> Tensor | None:
+    """A tensor of the output through which a backward comes, in whatever it is wrapped."""
+    if isinstance(output, Tensor):
+        return output if output.requires_grad else None
+    return next((tensor for tensor in tensors_in(output) if tensor.requires_grad), None)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors_in(getattr(value, name, None))
+
+
+class _LoaderWaits:
+    """Tells those who listen when a DataLoader is asked for a batch and when it has answered.
+
+    PyTorch has no hook there, so the iterator's `__next__` is replaced while anybody listens, and put back afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: tuple[weakref.ref[LoopMarks], ...] = ()
+        self._original: Any = None
+        self._replacement: Any = None
+
+    def attach(self, listener: LoopMarks) -> None:
+        if not self._listeners and self._original is None:
+            self._original = original = _ITERATOR.__next__
+
+            def __next__(iterator: Any) -> Any:
+                listeners = [one for ref in self._listeners if (one := ref()) is not None]
+                for one in listeners:
+                    one.data_begins()
+                try:
+                    return original(iterator)
+                finally:
+                    for one in listeners:
+                        one.data_ended()
+
+            self._replacement = _ITERATOR.__next__ = __next__
+        self._listeners = (*self._listeners, weakref.ref(listener))
+
+    def detach(self, listener: LoopMarks) -> None:
+        self._listeners = tuple(ref for ref in self._listeners if ref() not in (listener, None))
+        # Where somebody else has replaced it since, ours stays in theirs and does nothing.
+        if not self._listeners and _ITERATOR.__next__ is self._replacement:
+            _ITERATOR.__next__ = self._original
+            self._original = self._replacement = None
+
+
+_waits = _LoaderWaits()

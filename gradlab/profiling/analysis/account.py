@@ -1,0 +1,98 @@
+"""The account of a window: whose time it was, in nanoseconds.
+
+Belongs here: the records that attribution.py fills and summary.py writes out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from gradlab.profiling.analysis.idle import Gap, Span
+
+Phase = Literal["data", "forward", "backward", "optimizer", "other"]
+PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer", "other")
+
+
+class Owner(NamedTuple):
+    """Who has a piece of time: a phase, and the marks of the modules it is inside of, outermost first."""
+
+    phase: Phase
+    path: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Operator:
+    """What one kind of operator took, nanoseconds over all recorded steps."""
+
+    calls: int = 0
+    short_calls: int = 0
+    """Those of less than 5 microseconds of its own: there, calling costs more than computing."""
+    host_self: int = 0
+    """Time in it and in no operator inside it."""
+    device: int = 0
+    """Time of the kernels that it launched itself."""
+
+    @property
+    def calls_are_short(self) -> bool:
+        """Whether its typical call is."""
+        return 2 * self.short_calls > self.calls
+
+
+@dataclass(kw_only=True)
+class Kernel:
+    """What one kind of kernel, copy or fill took."""
+
+    calls: int = 0
+    time: int = 0
+    operators: Counter[str] = field(default_factory=Counter)
+    """How often which operator launched it."""
+
+
+class Call(NamedTuple):
+    """One forward of one module: when, and the mark of which."""
+
+    mark: str
+    start: int
+    end: int
+
+
+@dataclass(kw_only=True)
+class Attribution:
+    """The time of the recorded steps, in nanoseconds, split three ways."""
+
+    steps: dict[int, dict[Phase, int]] = field(default_factory=dict)
+    """For each step its phases, which add up to its duration."""
+    host: dict[Owner, int] = field(default_factory=lambda: defaultdict(int))
+    """The host's time by owner; adds up to the duration of all steps."""
+    device: dict[Owner, int] = field(default_factory=lambda: defaultdict(int))
+    """The time of kernels, copies and fills by the owner of the operator that launched them."""
+    operators: dict[str, Operator] = field(default_factory=lambda: defaultdict(Operator))
+    calls: list[Call] = field(default_factory=list)
+    """Every forward of every module inside the steps, in order of time."""
+    span: tuple[int, int] = (0, 0)
+    """From the beginning of the first step to the end of the last."""
+    step_spans: list[tuple[int, int, int]] = field(default_factory=list)
+    """For each step its number, beginning and end."""
+    backward_spans: list[Span] = field(default_factory=list)
+    """When backward nodes ran, in order of time."""
+    optimizer_spans: list[Span] = field(default_factory=list)
+    """When optimizers stepped, in order of time."""
+    kernels: dict[str, Kernel] = field(default_factory=lambda: defaultdict(Kernel))
+    device_busy: int = 0
+    """How much of `span` at least one kernel, copy or fill was running."""
+    gaps: list[tuple[Gap, str | None]] = field(default_factory=list)
+    """When the device stood still, and the mark of the module that ended it; they and `device_busy` are `span`."""
+    exposed_collectives: int = 0
+    """How much of `span` the device ran collectives and nothing else."""
+    collectives: int = 0
+    """How much of `span` at least one collective was under way, on the device or in a thread of the host."""
+    outside_operators: int = 0
+    """Host time in no operator and not waiting for data: Python, the autograd engine, other waits."""
+
+    @property
+    def overhead(self) -> int:
+        """Host time that computes nothing: outside operators, and in those kinds whose typical call is short."""
+        short = sum(kind.host_self for kind in self.operators.values() if kind.calls_are_short)
+        return self.outside_operators + short

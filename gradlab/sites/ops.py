@@ -1,0 +1,102 @@
+"""Which functional ops are sites: what they are called, and a torch function mode that reports each one.
+
+A site is the output of an op that computes (relu, add, softmax, scaled_dot_product_attention, in-place variants), never
+of one that only looks (views, shapes, item access). The mode sees one call for each call in user code: what an op does
+inside is hidden from it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+# Ops that return a new look at old data, metadata, or values with no gradient: not worth a name of their own.
+_LOOKS = frozenset(
+    """
+    view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose transpose_ t t_
+    permute swapaxes swapdims movedim moveaxis expand expand_as broadcast_to narrow select slice getitem
+    chunk split tensor_split unbind unsafe_chunk unsafe_split hsplit vsplit dsplit diagonal real imag view_as_real
+    view_as_complex contiguous detach detach_ clone to type type_as float double half bfloat16 int long bool cpu cuda
+    requires_grad_ retain_grad register_hook backward size dim numel stride storage_offset is_contiguous
+    is_floating_point is_complex item tolist numpy shape ndim dtype device grad grad_fn requires_grad data is_leaf
+    layout T mT H mH is_sparse is_cuda setitem new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like
+    empty_like full_like rand_like randn_like argmax argmin argsort eq ne lt le gt ge isnan isinf isfinite any all
+    as_strided unfold atleast_1d atleast_2d atleast_3d ravel unsafe_split_with_sizes split_with_sizes names has_names
+    repeat tile repeat_interleave roll flip rot90 pad gather index_select cat stack concat concatenate hstack vstack
+    record_stream element_size data_ptr untyped_storage len iter bool_ format repr str hash contains nbytes
+    empty empty_strided zeros ones full rand randn randint randperm arange linspace logspace eye tensor as_tensor
+    scalar_tensor from_numpy resize_ set_ split_with_sizes_copy
+    """.split()
+)
+_ALIASES = {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_", "truediv": "div", "rsub": "sub"}
+_REFLECTED = {"radd": "add", "rmul": "mul", "rtruediv": "div", "rdiv": "div", "rpow": "pow", "rmatmul": "matmul"}
+
+
+@lru_cache(maxsize=4096)
+def op_name(function: Callable[..., Any]) -> str | None:
+    """The name of a torch function as a site has it (`relu`, `add`, `add_`), or None where it is no site."""
+    name = getattr(function, "__name__", "")
+    if name == "__get__" or name == "__set__" or not name:
+        return None
+    name = name.removeprefix("__").removesuffix("__") if name.startswith("__") else name
+    name = _ALIASES.get(name) or _REFLECTED.get(name) or name
+    if name in _LOOKS or name.startswith(("is_", "_is_", "_")):
+        return None
+    return name
+
+
+class OpWatcher(TorchFunctionMode):
+    """Calls `seen(op, result, depth)` after each op that is a site; a returned value takes the result's place."""
+
+    def __init__(self, seen: Callable[[str, Any], Any]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = op_name(func)
+        return result if name is None or moves_parameters() else self.seen(name, result)
+
+
+def moves_parameters() -> bool:
+    """Whether the op under way is called by torch.distributed, which shards parameters and brings them together."""
+    frame = sys._getframe(1)
+    for _ in range(8):
+        if frame is None:
+            return False
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(("torch._ops", "torch.overrides", "gradlab.taps")):
+            return bool(name.startswith("torch.distributed."))
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def call_place() -> str:
+    """`file:line` of the nearest frame outside torch and gradlab: where the op stands in the user's code."""
+    frame = sys._getframe(1)
+    while frame is not None and is_internal(frame.f_code.co_filename):
+        frame = frame.f_back  # type: ignore[assignment]
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
+_GRADLAB = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_MODELS = (_GRADLAB + "models" + os.sep, _GRADLAB + "data" + os.sep)
+
+
+@lru_cache(maxsize=1024)
+def is_internal(filename: str) -> bool:
+    """Whether a file is gradlab's or torch's. Models that ship with gradlab are users' code as much as anybody's."""
+    return filename.startswith((_GRADLAB, _TORCH)) and not filename.startswith(_MODELS)

@@ -1,0 +1,122 @@
+"""The calls of modules and of functional ops in a forward, by position: what there is to do at each is found once.
+
+What has to be done at a site is worked out on its first coming and found again by position: the calls of a module by
+their number, the functional ops inside a call by a tree of the ops that came before. No name is built on a step that
+repeats another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+
+from gradlab.sites.forward import has_floating, root_site
+from gradlab.sites.ops import moves_parameters, op_name
+from gradlab.taps.plan import Plan, Target
+
+
+class OpNode:
+    """A place in the sequence of functional ops of one call of a module: what comes next, and what is done with it."""
+
+    __slots__ = ("counts", "module_site", "next", "target")
+
+    def __init__(self, module_site: str, counts: Counter[str], target: Target | None = None) -> None:
+        self.module_site = module_site
+        self.counts = counts
+        self.target = target
+        self.next: dict[Any, OpNode] = {}
+
+    def grow(self, function: Any, result: Any, plan: Plan) -> OpNode:
+        """Follow an op that was not met here before. One that is no site leads back to where it is called."""
+        op = op_name(function)
+        if op is None or not has_floating(result) or moves_parameters():
+            self.next[function] = self
+            return self
+        number = self.counts[op]
+        site = f"{self.module_site}/{op}" + (f"_{number}" if number else "")
+        target = plan.target(site) if type(result) is Tensor else Several(site)
+        child = self.next[function] = OpNode(self.module_site, self.counts + Counter((op,)), target)  # type: ignore[arg-type]
+        return child
+
+
+class Several:
+    """Stands for the targets of a result that is no single tensor: they are looked up by name."""
+
+    __slots__ = ("site",)
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+
+
+class Call:
+    """The first, second, ... call of a module in a pass."""
+
+    __slots__ = ("known", "ops", "site", "target")
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+        self.ops = OpNode(site, Counter())
+        self.known = False
+        self.target: Target | None = None
+
+
+class Watch:
+    """One module under one plan."""
+
+    __slots__ = ("calls", "is_root", "name")
+
+    def __init__(self, name: str, *, is_root: bool) -> None:
+        self.name = name
+        self.is_root = is_root
+        self.calls: list[Call] = []
+
+    def output_site(self, call: Call) -> str:
+        """The site of what a call returns."""
+        return root_site("output", call.site) if self.is_root else call.site
+
+    def input_site(self, call: Call) -> str:
+        """The site of what a call is given."""
+        return root_site("input", call.site) if self.is_root else f"{call.site}:in"
+
+
+class Counts:
+    """How often each module was called in a pass (or in the recomputation of a segment), as one thread has called it.
+
+    The last few scopes are remembered: a recomputation inside a forward must not begin the forward's count anew.
+    """
+
+    __slots__ = ("_by_scope", "_now", "_scope")
+
+    def __init__(self) -> None:
+        self._scope: object = None
+        self._now: dict[Watch, int] = {}
+        self._by_scope: dict[object, dict[Watch, int]] = {}
+
+    def call(self, watch: Watch, scope: object) -> Call:
+        """The next call of a module in a scope."""
+        if scope is not self._scope:
+            self._turn_to(scope)
+        number = self._now.get(watch, 0)
+        self._now[watch] = number + 1
+        if number == len(watch.calls):
+            watch.calls.append(Call(watch.name if number == 0 else f"{watch.name}#{number + 1}"))
+        return watch.calls[number]
+
+    def running(self, watch: Watch, scope: object) -> Call | None:
+        """The call of a module that was entered last in a scope; None where it was not called there."""
+        if scope is not self._scope:
+            self._turn_to(scope)
+        number = self._now.get(watch, 0)
+        return watch.calls[number - 1] if number else None
+
+    def _turn_to(self, scope: object) -> None:
+        self._scope = scope
+        self._now = self._by_scope.pop(scope, {})
+        self._by_scope[scope] = self._now
+        while len(self._by_scope) > _MOST_SCOPES:
+            del self._by_scope[next(iter(self._by_scope))]
+
+
+_MOST_SCOPES = 4

@@ -1,0 +1,156 @@
+"""Several processes of one run: who is told what, and who failed first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gradlab.distributed import launched_rank
+from gradlab.errors import UsageError
+from gradlab.launch.lookout import Lookout
+from gradlab.launch.processes import (
+    announced,
+    announced_folder,
+    first_failure,
+    followed,
+    launched_devices,
+    note_failure,
+    refuse_lonely_node,
+)
+from gradlab.runs.folder import RunFolder, write_json
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher."""
+    for name in [*TORCHRUN, "GRADLAB_RUN_FOLDER"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process on the second of two nodes."""
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+
+
+def ended(code: int | None) -> SimpleNamespace:
+    """A process that has ended with a code, or has not ended."""
+    return SimpleNamespace(poll=lambda: code)
+
+
+def test_alone_there_is_rank_zero_and_nothing_is_settled() -> None:
+    assert launched_rank() == 0
+    assert launched_devices({"devices": 4}) == {}
+
+
+def test_torchrun_settles_the_devices(torchrun: None) -> None:
+    assert launched_rank() == 3
+    assert (
+        launched_devices({}) == launched_devices({"devices": "auto", "num_nodes": 2}) == {"devices": 2, "num_nodes": 2}
+    )
+
+
+def test_another_number_than_torchruns_is_refused(torchrun: None) -> None:
+    with pytest.raises(UsageError) as refused:
+        launched_devices({"devices": 8})
+    assert str(refused.value) == (
+        "trainer.devices is 8, but torchrun has started 2 processes on each of 2 nodes. "
+        "Leave trainer.devices out, or start as many."
+    )
+
+
+def test_a_rank_is_told_the_folder_by_its_environment(tmp_path: Path) -> None:
+    with announced(RunFolder(tmp_path)):
+        assert announced_folder().path == tmp_path.resolve()
+    with pytest.raises(UsageError, match="Start the ranks with torchrun"):
+        announced_folder()
+
+
+def test_the_earliest_note_counts_and_old_ones_do_not(tmp_path: Path, torchrun: None) -> None:
+    folder, began = RunFolder(tmp_path), time.time()
+    write_json(tmp_path / "exit-rank1.json", {"rank": 1, "code": 5, "reason": "an old one", "at": began - 10})
+    assert first_failure(folder, since=began, patience=False) is None
+    note_failure(folder, code=1, reason="late")
+    write_json(tmp_path / "exit-rank2.json", {"rank": 2, "code": 3, "reason": "early", "at": began})
+    found = first_failure(folder, since=began, patience=True)
+    assert found is not None and (found.rank, found.code, found.reason) == (2, 3, "early")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "reason"), [(9, 9, "left with exit code 9"), (-9, 137, "killed by signal 9")]
+)
+def test_a_rank_without_a_note_is_known_by_its_process(tmp_path: Path, code: int, expected: int, reason: str) -> None:
+    processes = [ended(None), ended(0), ended(code)]
+    found = first_failure(RunFolder(tmp_path), processes, since=time.time(), patience=False)
+    assert found is not None and (found.rank, found.code, found.reason) == (3, expected, reason)
+
+
+def wait_for_exit(folder: RunFolder) -> dict[str, object]:
+    """What is written ahead of the end, once it is there."""
+    deadline = time.monotonic() + 120
+    while (left := folder.read_exit()) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left is not None
+    return left
+
+
+def test_a_failure_is_written_down_while_rank_zero_waits(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    processes: list[SimpleNamespace] = []
+    with Lookout(folder, lambda: processes, since=time.time()):
+        assert folder.read_exit() is None
+        processes.append(ended(9))
+        left = wait_for_exit(folder)
+    assert (left["code"], left["reason"]) == (9, f"rank 1 failed, left with exit code 9 ({tmp_path}/log-rank1.txt)")
+
+
+def test_a_signal_is_written_down_before_anybody_handles_it(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with Lookout(RunFolder(tmp_path), list, since=time.time()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            left = wait_for_exit(RunFolder(tmp_path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left["code"] == 1 and str(left["reason"]).startswith("SIGTERM came")
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_rank_whose_node_does_not_see_the_folder_works_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**TORCHRUN, "LOCAL_RANK": "0", "RANK": "2", "MASTER_ADDR": "first"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said: list[str] = []
+    with followed(RunFolder(tmp_path / "not here"), said.append) as folder:
+        assert folder.path.is_dir()
+    assert said == [
+        f"this node takes part in first:{tmp_path}/not here, which cannot be seen from here; "
+        f"its logs are in {folder.path}"
+    ]
+    assert not folder.path.exists()
+    with followed(RunFolder(tmp_path / "not here"), said.append) as folder:
+        note_failure(folder, code=1, reason="it failed")
+    assert folder.path.exists()
+
+
+def test_a_node_that_nothing_tells_which_it_is_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"HOME": "/"})
+    refuse_lonely_node({"num_nodes": 1})
+    with pytest.raises(UsageError) as refused:
+        refuse_lonely_node({"num_nodes": 2})
+    assert str(refused.value) == (
+        "trainer.num_nodes is 2, but nothing tells which node this is. Start on each of them: "
+        "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node DEVICES -m gradlab run ..."
+    )
+    monkeypatch.setattr(os, "environ", {"NODE_RANK": "1"})
+    refuse_lonely_node({"num_nodes": 2})
