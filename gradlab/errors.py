@@ -26,7 +26,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 
 class GradlabError(Exception):
@@ -129,6 +130,38 @@ def _user_level() -> int:
 
 
 _PASSED_BY = re.compile(re.escape(os.path.dirname(__file__) + os.sep) + r"|.*[/\\](torch|pytorch_lightning)[/\\]")
+
+
+class _Failing(Protocol):
+    """An object that watches a training and may fail at it."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """None until it has failed."""
+
+    def fail(self, error: Exception) -> None:
+        """Switch it off and say so."""
+
+
+_Self = TypeVar("_Self", bound=_Failing)
+_P = ParamSpec("_P")
+
+
+def never_stops_training(method: Callable[Concatenate[_Self, _P], None]) -> Callable[Concatenate[_Self, _P], None]:
+    """A method called by a training loop or a hook: what it raises goes to `self.fail`, and the training goes on.
+
+    Does nothing where the object has failed before.
+    """
+
+    @wraps(method)
+    def guarded(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        if self.failure is None:
+            try:
+                method(self, *args, **kwargs)
+            except Exception as error:
+                self.fail(error)
+
+    return guarded
 
 
 class without_warnings:

@@ -9,7 +9,6 @@ import math
 import sys
 import threading
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from gradlab.autograd_engine import current_node, is_in_backward
 from gradlab.hooks.call_hooks import Hook
 from gradlab.identity import IdentityDict
 from gradlab.nonfinite.dataflow import Event, Ledger, Place, plain_tensors
-from gradlab.sites.names import leaves, module_names, parameter_names
+from gradlab.sites.names import CallNumbers, leaves, module_names, parameter_names
 from gradlab.sites.ops import is_internal
 
 _next_sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
@@ -114,7 +113,7 @@ class ModuleStacks:
     def __init__(self, names: IdentityDict[nn.Module, str]) -> None:
         self.names = names
         self.stacks: dict[int, list[str]] = {}
-        self.counts: Counter[str] = Counter()
+        self.numbers = CallNumbers()
 
     def install(self, stack: ExitStack) -> None:
         """Follow the modules until the stack closes."""
@@ -132,9 +131,8 @@ class ModuleStacks:
         stack = self.stacks.setdefault(threading.get_ident(), [])
         if not is_in_backward():  # A recomputed call is no call of its own.
             if not stack:
-                self.counts.clear()
-            self.counts[name] += 1
-            name += f"#{self.counts[name]}" if self.counts[name] > 1 else ""
+                self.numbers.clear()
+            name = self.numbers.next(name)
         stack.append(name)
 
     def leave(self) -> None:

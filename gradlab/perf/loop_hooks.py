@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +17,14 @@ from torch.utils.data import dataloader
 
 from gradlab.autograd_engine import when_backward_ends
 from gradlab.distributed import has_group
+from gradlab.errors import never_stops_training
 from gradlab.hooks.call_hooks import Hook, is_compiled
 from gradlab.hooks.interpreter import is_batched, looks_away, outside_modes
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.perf.clock import PhaseClock
+from gradlab.sites.names import first_differentiable
 
-_P = ParamSpec("_P")
 _ITERATOR: Any = dataloader._BaseDataLoaderIter
-
-
-def _never_stops_training(
-    method: Callable[Concatenate[LoopMarks, _P], None],
-) -> Callable[Concatenate[LoopMarks, _P], None]:
-    """What fails is handed to `on_error` instead of the training loop."""
-
-    @wraps(method)
-    def guarded(self: LoopMarks, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            method(self, *args, **kwargs)
-        except Exception as error:
-            self._on_error(error)
-
-    return guarded
 
 
 class LoopMarks:
@@ -69,6 +54,7 @@ class LoopMarks:
         self._on_batch = on_batch
         self._on_evaluation = on_evaluation
         self._on_error = on_error
+        self.failure: Exception | None = None
         self._thread = threading.get_ident()
         self._handles: list[Any] = []
         self._leaf_hooks = LeafHooks()
@@ -94,25 +80,30 @@ class LoopMarks:
             self._handles.pop().remove()
         self._leaf_hooks.remove()
 
-    @_never_stops_training
+    def fail(self, error: Exception) -> None:
+        """One of the hooks has failed: those that are still in place do nothing any more."""
+        self._on_error(error)
+        self.failure = error
+
+    @never_stops_training
     def data_begins(self) -> None:
         """A loader is asked for a batch."""
         if threading.get_ident() == self._thread:
             self._clock.enter("data")
 
-    @_never_stops_training
+    @never_stops_training
     def data_ended(self) -> None:
         """It has answered."""
         if threading.get_ident() == self._thread:
             self._clock.leave()
 
-    @_never_stops_training
+    @never_stops_training
     def optimizer_begins(self) -> None:
         """An optimizer's step begins."""
         self._clock.rest("other")
         self._clock.enter("optimizer")
 
-    @_never_stops_training
+    @never_stops_training
     def optimizer_ended(self) -> None:
         """It has ended."""
         self._clock.leave()
@@ -122,7 +113,7 @@ class LoopMarks:
         self._in_forward, self._in_backward = 0, False
         self._leaf_hooks.remove()
 
-    @_never_stops_training
+    @never_stops_training
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._model or looks_away() or threading.get_ident() != self._thread:
             return
@@ -136,7 +127,7 @@ class LoopMarks:
                 self._on_batch(args, kwargs)
         self._clock.enter("forward")
 
-    @_never_stops_training
+    @never_stops_training
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is not self._model or looks_away() or not self._in_forward or threading.get_ident() != self._thread:
             return
@@ -145,12 +136,12 @@ class LoopMarks:
             return
         self._clock.leave()
         with outside_modes():
-            end = _first_differentiable(output) if torch.is_grad_enabled() else None
+            end = first_differentiable(output) if torch.is_grad_enabled() else None
             if end is not None:
                 self._clock.rest("loss")
                 self._leaf_hooks.register(end, self._backward_begins)
 
-    @_never_stops_training
+    @never_stops_training
     def _backward_begins(self, gradient: Tensor) -> None:
         """The gradient of the model's output is there. On a GPU this is the engine's thread; the loop's own waits."""
         if self._in_backward or looks_away() or is_batched(gradient):
@@ -162,7 +153,7 @@ class LoopMarks:
         ends = self._backward_ends
         when_backward_ends((lambda: when_backward_ends(ends)) if self._reduces else ends)
 
-    @_never_stops_training
+    @never_stops_training
     def _backward_ends(self) -> None:
         if self._in_backward:
             self._in_backward = False
@@ -178,13 +169,6 @@ class _Hook(Hook):
     def __call__(self, *arguments: Any) -> None:
         if not torch.compiler.is_compiling():  # asked here, where dynamo can see it
             self.function(*arguments)
-
-
-def _first_differentiable(output: Any) -> Tensor | None:
-    """A tensor of the output through which a backward comes, in whatever it is wrapped."""
-    if isinstance(output, Tensor):
-        return output if output.requires_grad else None
-    return next((tensor for tensor in tensors_in(output) if tensor.requires_grad), None)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -8,41 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import wraps
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Concatenate, ParamSpec
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradlab.errors import ProfileError, warn
+from gradlab.errors import ProfileError, never_stops_training, warn
 from gradlab.frame import Finding
 from gradlab.profiling.options import Profile, Reason, Turn
 from gradlab.profiling.out_of_memory import OutOfMemory, explain
 from gradlab.profiling.recording import Recording, someone_else_is_profiling
 from gradlab.profiling.triggers import Opener
 from gradlab.profiling.writer import Written, write_window
-
-_P = ParamSpec("_P")
-
-
-def _never_stops_training(
-    method: Callable[Concatenate[Profiler, _P], None],
-) -> Callable[Concatenate[Profiler, _P], None]:
-    """What fails switches the profiler off, with one warning; it raises only where `strict` asks for it."""
-
-    @wraps(method)
-    def guarded(self: Profiler, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        if self.failure is None:
-            try:
-                method(self, *args, **kwargs)
-            except Exception as error:
-                self._fail(error)
-
-    return guarded
 
 
 class Profiler:
@@ -107,7 +87,7 @@ class Profiler:
         self._told_of_data = False
         self._told: set[str] = set()
 
-    @_never_stops_training
+    @never_stops_training
     def begin(self, step: int | None = None) -> None:
         """Training begins or goes on, with step number `step`: by default the one after the last."""
         if not self._running:
@@ -117,7 +97,7 @@ class Profiler:
             self._enter_step()
             self._undisturbed = False
 
-    @_never_stops_training
+    @never_stops_training
     def data_ready(self) -> None:
         """The batch of the running step is there; what came before it in this step was waiting for data."""
         self._told_of_data = True
@@ -125,7 +105,7 @@ class Profiler:
         if self._recording is not None:
             self._recording.data_ready()
 
-    @_never_stops_training
+    @never_stops_training
     def step(self, step: int | None = None, *, data_seconds: float | None = None) -> None:
         """A step has ended: number `step`, which goes up by one from call to call. The next one begins.
 
@@ -142,7 +122,7 @@ class Profiler:
         self.opener.budget.begin()
         self._enter_step()
 
-    @_never_stops_training
+    @never_stops_training
     def pause(self) -> None:
         """Something that is no training starts, such as validation: no window is open in it. `begin` goes on."""
         self._running = False
@@ -162,7 +142,7 @@ class Profiler:
         if sentence and not self._told:
             self._tell(sentence)
 
-    @_never_stops_training
+    @never_stops_training
     def _end(self) -> None:
         self._running = False
         self._finish()
@@ -295,7 +275,8 @@ class Profiler:
             self._told.add(sentence)
             warn(sentence)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Something failed: no more windows, and one warning; raises where `strict` asks for it."""
         recording, self._recording = self._recording, None
         self.failure = ProfileError(f"profiling into {self.folder} failed: {type(error).__name__}: {error}")
         self.failure.__cause__ = error

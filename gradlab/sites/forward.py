@@ -21,7 +21,16 @@ from gradlab.errors import TapError
 from gradlab.hooks.call_hooks import ModuleHook
 from gradlab.hooks.interpreter import in_functorch
 from gradlab.identity import IdentitySet
-from gradlab.sites.names import leaves, module_names, parameter_names, replace_leaves, unwrapped, without_call_number
+from gradlab.sites.names import (
+    CallNumbers,
+    leaves,
+    module_names,
+    op_site,
+    parameter_names,
+    replace_leaves,
+    unwrapped,
+    without_call_number,
+)
 from gradlab.sites.ops import OpWatcher, call_place
 from gradlab.torch_arguments import MODEL, TENSOR
 
@@ -62,17 +71,12 @@ class CallNames:
 
     def __init__(self) -> None:
         self.stack: list[str] = []
-        self.calls: Counter[str] = Counter()
+        self.calls = CallNumbers()
         self.ops: list[Counter[str]] = []
-
-    def repeated(self, name: str) -> str:
-        """`name` on its first call in this pass, `name#2` on its second."""
-        self.calls[name] += 1
-        return name if self.calls[name] == 1 else f"{name}#{self.calls[name]}"
 
     def enter(self, name: str) -> str:
         """A module is entered; its name in this pass."""
-        name = self.repeated(name)
+        name = self.calls.next(name)
         self.stack.append(name)
         self.ops.append(Counter())
         return name
@@ -86,7 +90,7 @@ class CallNames:
         """The site of an op called in the innermost module: `encoder/relu`, then `encoder/relu_1`."""
         number = self.ops[-1][op]
         self.ops[-1][op] += 1
-        return f"{self.stack[-1]}/{op}" + (f"_{number}" if number else "")
+        return op_site(self.stack[-1], op, number)
 
 
 def root_site(end: str, name: str) -> str:
@@ -195,7 +199,7 @@ class _Visit:
 
     def named(self, name: str, value: Tensor) -> Tensor:
         # The zero keeps the count of hand-given names apart from that of a module with the same name.
-        new = self.visitor(self.calls.repeated(f"\0{name}")[1:], value)
+        new = self.visitor(self.calls.calls.next(f"\0{name}")[1:], value)
         return value if new is None else new
 
     def see(self, name: str, value: Any) -> dict[str, Tensor]:

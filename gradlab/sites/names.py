@@ -104,6 +104,34 @@ def without_call_number(name: str) -> str:
     return _CALL_NUMBER.sub("", name)
 
 
+def numbered(name: str, number: int) -> str:
+    """The name of the first, second, ... call of one name in a forward: `encoder`, then `encoder#2`."""
+    return name if number == 1 else f"{name}#{number}"
+
+
+def op_site(module_site: str, op: str, number: int) -> str:
+    """The site of a functional op; `number` others of its name came before: `encoder/relu`, then `encoder/relu_1`."""
+    return f"{module_site}/{op}_{number}" if number else f"{module_site}/{op}"
+
+
+class CallNumbers:
+    """Numbers the calls of one forward, each name for itself."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self) -> None:
+        self._calls: dict[str, int] = {}
+
+    def next(self, name: str) -> str:
+        """The name of its next call: `encoder`, then `encoder#2`."""
+        number = self._calls[name] = self._calls.get(name, 0) + 1
+        return numbered(name, number)
+
+    def clear(self) -> None:
+        """Another forward begins."""
+        self._calls.clear()
+
+
 def is_input(name: str) -> bool:
     """Whether a site is the input of a module or of the model."""
     return ":in" in name or name == "input" or name.startswith(("input[", "input#"))
@@ -176,7 +204,14 @@ def leaves(value: Any, suffix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from leaves(item, f"{suffix}[{index}]")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name), f"{suffix}[{field.name}]")
+            yield from leaves(getattr(value, field.name, None), f"{suffix}[{field.name}]")
+
+
+def first_differentiable(value: Any) -> Tensor | None:
+    """The first tensor of a module's output that requires grad: a backward comes through it."""
+    if isinstance(value, Tensor):
+        return value if value.requires_grad else None
+    return next((tensor for _, tensor in leaves(value) if tensor.requires_grad), None)
 
 
 def replace_leaves(value: Any, new: Mapping[str, Tensor], suffix: str = "") -> Any:

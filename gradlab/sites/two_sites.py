@@ -7,7 +7,6 @@ for less.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from gradlab.identity import IdentityDict
 from gradlab.sites.forward import Visitor, listeners
-from gradlab.sites.names import leaves, replace_leaves, unwrapped, without_call_number
+from gradlab.sites.names import CallNumbers, leaves, replace_leaves, unwrapped, without_call_number
 
 
 def is_simple(site: str) -> bool:
@@ -79,14 +78,14 @@ class _Watch:
 
     def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
-        self.calls: Counter[str] = Counter()
+        self.calls = CallNumbers()
         self.open: dict[str, list[str]] = {}
 
     def hooks_of(self, name: str, *, is_root: bool) -> tuple[Callable[..., Any], ...]:
         entered = self.open.setdefault(name, [])
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            called = self.repeated(name)
+            called = self.calls.next(name)
             entered.append(called)
             inputs = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
             new = self.see(f"input{called}" if is_root else f"{called}:in", inputs)
@@ -104,13 +103,9 @@ class _Watch:
 
         return before, after
 
-    def repeated(self, name: str) -> str:
-        self.calls[name] += 1
-        return name if self.calls[name] == 1 else f"{name}#{self.calls[name]}"
-
     def named(self, name: str, value: Tensor) -> Tensor:
         """Hear `gradlab.tap`; the zero keeps these counts apart from those of modules."""
-        new = self.visitor(self.repeated(f"\0{name}")[1:], value)
+        new = self.visitor(self.calls.next(f"\0{name}")[1:], value)
         return value if new is None else new
 
     def see(self, name: str, value: Any) -> dict[str, Tensor]:

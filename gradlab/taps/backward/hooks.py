@@ -6,7 +6,6 @@ first gradient of a backward arrives at the pass.
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from gradlab.autograd_engine import NO_TASK, next_node_number, task_id
 from gradlab.hooks.interpreter import has_function_modes, is_batched, looks_away, num_dispatch_modes, own_ops
+from gradlab.sites.names import CallNumbers
 from gradlab.taps.buffer.rows import Entry, Row
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Pass:
         """Whether that task runs under modes of somebody's, which are the same all along."""
         self.task_row = row
         self.task_rows: dict[int, Row] = {}
-        self.named: Counter[str] = Counter()
+        self.named = CallNumbers()
         self.unhooked: dict[str, list[Target | None]] = {}
 
 

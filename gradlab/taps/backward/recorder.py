@@ -39,7 +39,7 @@ from gradlab.autograd_engine import NO_TASK, current_node, task_id, when_backwar
 from gradlab.hooks.compiled_step import untraced
 from gradlab.hooks.interpreter import in_symbolic_trace, looks_away, own_ops
 from gradlab.hooks.leaf_hooks import LeafHooks
-from gradlab.sites.names import is_input, leaves, without_call_number
+from gradlab.sites.names import first_differentiable, is_input, without_call_number
 from gradlab.taps.backward.hooks import GradHook, Pass
 from gradlab.taps.backward.segments import RunBy, Segment, SegmentHook, makes_a_graph, run_by
 from gradlab.taps.buffer.finished import Finished
@@ -591,8 +591,3 @@ def _with_gradients_of(own: Row, last: Row, plan: Plan) -> Row:
 def _was_added_to(gradient: Tensor | None, version: Any) -> bool:
     """Whether a gradient is one that has been there, with a further one added to it in place."""
     return gradient is not None and isinstance(version, int) and gradient._version > version
-
-
-def first_differentiable(value: Any) -> Tensor | None:
-    """The first tensor of a module's output that requires grad."""
-    return next((tensor for _, tensor in leaves(value) if tensor.requires_grad), None)

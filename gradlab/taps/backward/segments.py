@@ -8,13 +8,13 @@ nothing: it is a pass of its own (`recorder`).
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gradlab.sites.names import CallNumbers
 from gradlab.taps.backward.hooks import GradHook, Pass
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Segment:
         """The backward under way and the node in it that recomputes."""
         self.of_pass = of_pass
         self.reentrant = reentrant
-        self.named: Counter[str] = Counter()
+        self.named = CallNumbers()
         self.calls: dict[str, list[bool]] = {}
         """For each call of a site whether it has a graph now."""
         self.targets: dict[str, list[Target | None]] | None = None

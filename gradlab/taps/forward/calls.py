@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from gradlab.sites.forward import has_floating, root_site
+from gradlab.sites.names import numbered, op_site
 from gradlab.sites.ops import moves_parameters, op_name
 from gradlab.taps.plan import Plan, Target
 
@@ -35,7 +36,7 @@ class OpNode:
             self.next[function] = self
             return self
         number = self.counts[op]
-        site = f"{self.module_site}/{op}" + (f"_{number}" if number else "")
+        site = op_site(self.module_site, op, number)
         target = plan.target(site) if type(result) is Tensor else Several(site)
         child = self.next[function] = OpNode(self.module_site, self.counts + Counter((op,)), target)  # type: ignore[arg-type]
         return child
@@ -101,7 +102,7 @@ class Counts:
         number = self._now.get(watch, 0)
         self._now[watch] = number + 1
         if number == len(watch.calls):
-            watch.calls.append(Call(watch.name if number == 0 else f"{watch.name}#{number + 1}"))
+            watch.calls.append(Call(numbered(watch.name, number + 1)))
         return watch.calls[number]
 
     def running(self, watch: Watch, scope: object) -> Call | None:

@@ -26,9 +26,17 @@ from gradlab.hooks.call_hooks import Hook, StandIn
 from gradlab.hooks.interpreter import has_function_modes, in_functorch, looks_away, num_dispatch_modes, outside_modes
 from gradlab.identity import IdentityDict, IdentitySet
 from gradlab.sites.forward import hides_its_ops
-from gradlab.sites.names import all_modules, leaves, may_match, may_own_ops, names_inputs, unwrapped
+from gradlab.sites.names import (
+    all_modules,
+    first_differentiable,
+    leaves,
+    may_match,
+    may_own_ops,
+    names_inputs,
+    unwrapped,
+)
 from gradlab.taps.backward.hooks import Pass
-from gradlab.taps.backward.recorder import Recorder, first_differentiable
+from gradlab.taps.backward.recorder import Recorder
 from gradlab.taps.backward.segments import FUNCTION_APPLY, Segment
 from gradlab.taps.forward.calls import Call, Counts, OpNode, Several, Watch
 from gradlab.taps.forward.compiled import Gates
@@ -449,8 +457,7 @@ class ModuleHooks:
         """A tensor was named with `gradlab.tap`."""
         scope = None if looks_away() else self.scope()
         if scope is not None:
-            number = scope.named[name] = scope.named[name] + 1
-            self.see(name if number == 1 else f"{name}#{number}", value, scope)
+            self.see(scope.named.next(name), value, scope)
 
     def see(self, site: str, value: Any, scope: Pass | Segment) -> None:
         """Record the tensors of a value where a rule wants them."""
