@@ -1,5 +1,6 @@
-"""Hooks: how gradlab gets called inside code that is not its own, and what state that code may be in.
+"""Hooks: how gradlab gets called inside code that is not its own, and the state of the interpreter they may look in.
 
-call_hooks.py around a module's call · leaf_hooks.py on leaf tensors · compiled_step.py on a compiled optimizer step ·
-mute.py switches all of them off. Start at interpreter.py: what every hook asks before it looks at anything.
+interpreter.py what every hook asks first: start here · mute.py no hook records while gradlab itself runs the model ·
+call_hooks.py on modules · leaf_hooks.py on leaf tensors · compiled_step.py on optimizers whose step is compiled.
+Hooks hand what they see to taps, the guard against non-finite numbers, Jacobians and clocks, which register them.
 """

@@ -1,21 +1,21 @@
-"""The state of the interpreter around a hook: whether it may look at all, and how an op of gradlab's own is run.
+"""The state of the interpreter around a hook: whether it may record at all, and how ops of gradlab's own are run.
 
-A hook runs in the middle of somebody else's code, and inherits whatever that code has switched on. What follows from
-it is decided here, once, for every entry point of gradlab (`tests/hooks/test_interpreter.py` lists them):
+A hook runs in the middle of somebody else's code, under whatever that code has switched on. What follows from it is
+decided here, once, for every place where gradlab puts a hook in (`tests/hooks/test_interpreter.py` lists them):
 
-1. **Where a tensor is no value, a hook looks away** (`looks_away`): while a graph is compiled, exported, traced or
-   scripted, inside a transform of functorch (vmap, grad, jvp), under a mode that makes fake tensors or records a graph
-   of its own (make_fx), and while a probe of gradlab's runs the model. Nothing is recorded there, nothing is run, and
-   the artefact is that of an unwatched model.
-2. **An op of gradlab's own runs outside of the modes of others** (`own_ops`, and `outside_modes` around whatever runs
-   the model itself): a function mode or dispatch mode sees
-   each op that is called while it is on, ours too. A counter of FLOPs would count them, and selective checkpointing
-   would hand one of our results to the recomputation in place of one of the model's.
-3. **What belongs to a forward belongs to its thread** (`threading.local`, in `modules` and `recorder`): another
-   thread may call the same model at any moment. What belongs to a backward belongs to its task of the engine.
+1. **Where tensors have no values, a hook records nothing** (`must_not_record`): while a graph is compiled, exported,
+   traced or scripted, inside a transform of functorch (vmap, grad, jvp), under a mode that makes fake tensors or
+   records a graph of its own (make_fx); nor while gradlab itself runs the model (`mute`). No op of ours is run there,
+   and what is compiled or exported is what it would be without gradlab.
+2. **Ops of gradlab's own run outside of the modes of others** (`own_ops`, and `outside_modes` around whatever runs the
+   model itself). A function mode or dispatch mode sees each op that is called while it is on: a counter of FLOPs would
+   count ours, and selective checkpointing would hand one of our results to the recomputation in place of the model's.
+3. **What belongs to a forward belongs to its thread** (`threading.local`, in `taps.forward.modules` and
+   `taps.backward.recorder`): another thread may call the same model at any moment. What belongs to a backward belongs
+   to its task of the engine (`autograd_engine.task_id`).
 
-A recomputation under checkpointing is no state of its own: hooks run in it as in a forward, and the recorder knows by
-the engine's task what they repeat.
+A recomputation under activation checkpointing is no state of its own: hooks run in it as in a forward, and the recorder
+knows by the engine's task what they repeat.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _is_compiling = torch.compiler.is_compiling
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 _is_batched: Callable[[Any], bool] = torch._C._functorch.is_legacy_batchedtensor
 num_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-"""How many dispatch modes would see an op that is called now. Cost: 0.04 microseconds, as the next one."""
+"""How many dispatch modes would see an op that is called now. Cost: 0.04 microseconds, as of `has_function_modes`."""
 has_function_modes: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
-"""Whether a function mode would, gradlab's own watcher of ops included."""
+"""Whether a function mode would see a torch function that is called now, gradlab's own included."""
 _num_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 _pop_function_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
 _push_function_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
@@ -50,8 +50,8 @@ _GRAPH_MODES = tuple(
 )
 
 
-def looks_away() -> bool:
-    """Whether a hook of gradlab's has nothing to do here: tensors have no values now, or gradlab itself runs the model.
+def must_not_record() -> bool:
+    """Whether a hook of gradlab's has to do nothing: tensors have no values now, or gradlab itself runs the model.
 
     Cost: about 0.2 microseconds. The first question is one that `torch.compile` answers while it traces, so that the
     rest of a hook is no part of a graph.
@@ -61,17 +61,17 @@ def looks_away() -> bool:
         or mute.depth > 0
         or _is_tracing()
         or functorch_level() is not None
-        or (num_dispatch_modes() > 0 and _makes_a_graph())
+        or (num_dispatch_modes() > 0 and _is_in_graph_mode())
     )
 
 
 def in_functorch() -> bool:
-    """Whether a transform of functorch is at work: its tensors stand for many, or carry a derivative."""
+    """Whether a transform of functorch is at work: a tensor in it is many at once, or carries a derivative."""
     return functorch_level() is not None
 
 
 def is_batched(gradient: Any) -> bool:
-    """Whether a gradient stands for those of many vectors at once, as under `autograd.grad(is_grads_batched=True)`.
+    """Whether a gradient is those of many vectors at once, as under `autograd.grad(is_grads_batched=True)`.
 
     That is an older vmap than functorch's, without a level that could be asked for.
     """
@@ -84,7 +84,8 @@ def in_symbolic_trace() -> bool:
     return tracer is not None and bool(getattr(tracer, "_is_fx_tracing_flag", False))
 
 
-def _makes_a_graph() -> bool:
+def _is_in_graph_mode() -> bool:
+    """Whether a dispatch mode makes fake tensors or records a graph."""
     return any(torch._C._get_dispatch_mode(key) is not None for key in _GRAPH_MODES)
 
 
@@ -95,7 +96,7 @@ def in_selective_checkpoint() -> bool:
 
 
 class outside_modes:
-    """`with outside_modes():` takes all function modes and dispatch modes of others aside; those put on inside work.
+    """`with outside_modes():` takes off all function and dispatch modes of others; those entered inside do work.
 
     For whatever of gradlab's runs the user's model, and so may need modes of its own. The default device
     (`torch.set_default_device`) is a function mode too, and stays: a model may count on it. Tensor subclasses are what
@@ -122,7 +123,7 @@ class outside_modes:
 
 
 class own_ops:
-    """`with own_ops():` runs reductions of gradlab's own: seen by no mode, without a graph.
+    """`with own_ops():` runs ops of gradlab's own, such as reductions: no mode sees them, and they build no graph.
 
     Cost: half a microsecond, where there are no modes.
     """

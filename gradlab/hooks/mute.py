@@ -1,4 +1,4 @@
-"""Quiet: a switch that makes gradlab's own hooks look away while a probe runs the model for its own purposes.
+"""Muting: while gradlab runs the model for purposes of its own, none of its hooks records anything.
 
 A plain counter, not a context variable: gradient hooks run on the autograd engine's threads.
 """
@@ -9,19 +9,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_lock = threading.Lock()  # two threads that begin a probe at once must both be counted
+_lock = threading.Lock()  # two threads that begin to mute at once must both be counted
 depth = 0
-"""How many blocks are open; 0 where gradlab's hooks record. Read as it is where a call would cost too much."""
-
-
-def muted() -> bool:
-    """Whether gradlab's own hooks are to record nothing at this moment."""
-    return depth > 0
+"""How many `muting` blocks are open. `interpreter.must_not_record` reads it: a call would cost too much there."""
 
 
 @contextmanager
 def muting() -> Iterator[None]:
-    """While open, no monitor in this process records anything. May be nested."""
+    """While open, no hook of gradlab's in this process records anything. May be nested."""
     global depth
     with _lock:
         depth += 1
@@ -30,3 +25,8 @@ def muting() -> Iterator[None]:
     finally:
         with _lock:
             depth -= 1
+
+
+def is_muted() -> bool:
+    """Whether a `muting` block is open."""
+    return depth > 0

@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from gradlab.autograd_engine import is_in_backward
 from gradlab.errors import JacobianError, did_you_mean
 from gradlab.frame import JacobianBlock
-from gradlab.hooks.call_hooks import PLACE, beneath
-from gradlab.hooks.interpreter import in_selective_checkpoint, is_batched, looks_away, outside_modes
+from gradlab.hooks.call_hooks import has_compiled_call
+from gradlab.hooks.interpreter import in_selective_checkpoint, is_batched, must_not_record, outside_modes
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.hooks.mute import muting
 from gradlab.jacobians.audit import prepare, tolerance
@@ -157,7 +157,7 @@ class _Capture:
     def __call__(self, site: str, value: Tensor) -> Tensor | None:
         if is_in_backward():
             return self.again(site, value)
-        if not torch.is_grad_enabled() or looks_away() or (self.complete and self.solved is not None):
+        if not torch.is_grad_enabled() or must_not_record() or (self.complete and self.solved is not None):
             return None
         try:
             if in_selective_checkpoint():
@@ -221,7 +221,7 @@ class _Capture:
         """The training backward has come to the output: its graph is whole, and about to be used up."""
         if self.is_measuring or self.solved is not None or self.error is not None or not self.complete:
             return
-        if looks_away() or is_batched(grad):
+        if must_not_record() or is_batched(grad):
             return
         self.is_measuring = True
         try:
@@ -277,14 +277,14 @@ class _RetainWatcher(TorchFunctionMode):
         self.thread = get_ident()
 
     def enter(self) -> None:
-        if looks_away() or get_ident() != self.thread:
+        if must_not_record() or get_ident() != self.thread:
             return
         if self.depth == 0:
             self.__enter__()  # type: ignore[no-untyped-call]
         self.depth += 1
 
     def leave(self) -> None:
-        if looks_away() or get_ident() != self.thread:
+        if must_not_record() or get_ident() != self.thread:
             return
         if self.depth == 1:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -313,7 +313,7 @@ def _grads_kept(tensors: list[weakref.ref[Tensor]]) -> Iterator[None]:
 
 def _refuse_compiled(model: nn.Module) -> None:
     for module in all_modules(model):
-        if type(module).__name__ == "OptimizedModule" or beneath(getattr(module, PLACE, None)) is not None:
+        if has_compiled_call(module):
             raise JacobianError(
                 "mode='live' cannot see sites inside a compiled graph, and this model has one; "
                 "use mode='replay', which runs the same model eagerly."

@@ -26,7 +26,7 @@ from gradlab.distributed import rank_in_group, world_size
 from gradlab.errors import CopyError, TapError, warn
 from gradlab.frame import Finding, Series
 from gradlab.hooks.call_hooks import Hook
-from gradlab.hooks.interpreter import looks_away, outside_modes, own_ops
+from gradlab.hooks.interpreter import must_not_record, outside_modes, own_ops
 from gradlab.identity import WeakIdentityDict
 from gradlab.jacobians.options import Measurement
 from gradlab.monitor.delivery import Delivery, Pending
@@ -69,7 +69,7 @@ class _TakeProbe(Hook):
         self.monitor = monitor
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is self.monitor.model and not looks_away():
+        if module is self.monitor.model and not must_not_record():
             with own_ops():
                 self.monitor.take_probe(args, kwargs)
 

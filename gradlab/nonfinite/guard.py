@@ -24,7 +24,7 @@ from gradlab.autograd_engine import is_in_backward
 from gradlab.distributed import own_rank, world_size
 from gradlab.frame import Finding
 from gradlab.hooks.call_hooks import Hook
-from gradlab.hooks.interpreter import is_batched, looks_away, outside_modes, own_ops
+from gradlab.hooks.interpreter import is_batched, must_not_record, outside_modes, own_ops
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.nonfinite.search import Origin, RandomState, replay_origin
 from gradlab.sites.names import leaves
@@ -64,7 +64,7 @@ class _Batch:
         """A hook that keeps the gradient of an output; of several, their sum."""
 
         def hook(gradient: Tensor) -> None:
-            if not looks_away() and not is_batched(gradient):
+            if not must_not_record() and not is_batched(gradient):
                 with own_ops():
                     before = self.gradients.get(suffix)
                     gradient = gradient.detach()
@@ -126,7 +126,7 @@ class Tripwire:
 
     def forward_begins(self, args: Any, kwargs: Any) -> None:
         """Keep what goes into a forward with gradients, and the random state before it."""
-        if torch.is_grad_enabled() and not looks_away() and not is_in_backward():
+        if torch.is_grad_enabled() and not must_not_record() and not is_in_backward():
             del self._batches[:-_MOST_BATCHES]
             with own_ops():
                 state = RandomState.now(self.model)
@@ -134,7 +134,7 @@ class Tripwire:
 
     def forward_ended(self, output: Any) -> None:
         """Keep the gradients of the outputs when they come."""
-        if torch.is_grad_enabled() and not looks_away() and not is_in_backward() and self._batches:
+        if torch.is_grad_enabled() and not must_not_record() and not is_in_backward() and self._batches:
             with outside_modes():
                 for suffix, tensor in leaves(output):
                     if tensor.requires_grad:

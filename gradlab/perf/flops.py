@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradlab.autograd_engine import current_node, is_in_backward
 from gradlab.errors import without_warnings
-from gradlab.hooks.call_hooks import PLACE, ModuleHook, is_compiled
-from gradlab.hooks.interpreter import looks_away, outside_modes, own_ops
+from gradlab.hooks.call_hooks import CALL_ATTRIBUTE, ModuleHook, is_compiled
+from gradlab.hooks.interpreter import must_not_record, outside_modes, own_ops
 from gradlab.hooks.mute import muting
 from gradlab.perf.devices import device_of
 from gradlab.perf.peaks import precision_of
@@ -70,7 +70,7 @@ class CallRecorder:
             self._handles.pop().remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._looks_away():
+        if self._must_not_record():
             return
         if self._depth == 0:
             with_grad, precision = torch.is_grad_enabled(), precision_of(self._dtype, self._device)
@@ -80,12 +80,12 @@ class CallRecorder:
         self._depth += 1
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._looks_away():
+        if not self._must_not_record():
             self._depth = max(0, self._depth - 1)
 
-    def _looks_away(self) -> bool:
+    def _must_not_record(self) -> bool:
         """What another thread calls is no part of the step, and what a backward calls again was noted before."""
-        return looks_away() or is_in_backward() or threading.get_ident() != self._thread
+        return must_not_record() or is_in_backward() or threading.get_ident() != self._thread
 
 
 def _callable_parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -198,7 +198,7 @@ def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return type(value)()
     if name == "_trainer":
         return None
-    if name == PLACE:  # a stand-in of ours
+    if name == CALL_ATTRIBUTE:  # a call hook of ours
         return _NOTHING
     try:
         return copy.deepcopy(value, memo)

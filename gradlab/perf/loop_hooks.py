@@ -19,7 +19,7 @@ from gradlab.autograd_engine import when_backward_ends
 from gradlab.distributed import has_group
 from gradlab.errors import never_stops_training
 from gradlab.hooks.call_hooks import Hook, is_compiled
-from gradlab.hooks.interpreter import is_batched, looks_away, outside_modes
+from gradlab.hooks.interpreter import is_batched, must_not_record, outside_modes
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.perf.clock import PhaseClock
 from gradlab.sites.names import first_differentiable
@@ -115,7 +115,7 @@ class LoopMarks:
 
     @never_stops_training
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module is not self._model or looks_away() or threading.get_ident() != self._thread:
+        if module is not self._model or must_not_record() or threading.get_ident() != self._thread:
             return
         self._in_forward += 1
         if self._in_forward > 1:  # a model that calls itself
@@ -129,7 +129,12 @@ class LoopMarks:
 
     @never_stops_training
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is not self._model or looks_away() or not self._in_forward or threading.get_ident() != self._thread:
+        if (
+            module is not self._model
+            or must_not_record()
+            or not self._in_forward
+            or threading.get_ident() != self._thread
+        ):
             return
         self._in_forward -= 1
         if self._in_forward:
@@ -144,7 +149,7 @@ class LoopMarks:
     @never_stops_training
     def _backward_begins(self, gradient: Tensor) -> None:
         """The gradient of the model's output is there. On a GPU this is the engine's thread; the loop's own waits."""
-        if self._in_backward or looks_away() or is_batched(gradient):
+        if self._in_backward or must_not_record() or is_batched(gradient):
             return
         self._in_backward = True
         self._clock.rest("other")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from gradlab.hooks.call_hooks import Hook, StandIn, is_compiled, is_scripted
+from gradlab.hooks.call_hooks import CallHook, Hook, is_compiled, is_scripted
 from gradlab.sites.names import unwrapped
 
 # Three to eight times cheaper than the public record_function, and filed under operators, where TensorBoard looks.
@@ -96,7 +96,7 @@ class ModuleMarks:
             described = Module(name, f"{type(unwrapped(module)).__name__} (compiled)")
             self.modules[described.mark] = described
             box = _Box(module, described.mark)
-            box.put()
+            box.install()
             self._boxes.append(box)
 
     def detach(self) -> None:
@@ -104,7 +104,7 @@ class ModuleMarks:
         while self._handles:
             self._handles.pop().remove()
         while self._boxes:
-            self._boxes.pop().take()
+            self._boxes.pop().remove()
 
 
 class _OpenRanges(threading.local):
@@ -114,7 +114,7 @@ class _OpenRanges(threading.local):
         self.stack: list[Any] = []
 
 
-class _Box(StandIn):
+class _Box(CallHook):
     """Puts a range around the call of one compiled module."""
 
     __slots__ = ("mark",)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gradlab import Monitor, NonFinite, Tap, watch
-from gradlab.hooks.call_hooks import PLACE
+from gradlab.hooks.call_hooks import CALL_ATTRIBUTE
 from gradlab.sites.forward import sites_of, visiting
 
 TAPS = [Tap(["*", "*:in", "input"], of=["weight_grad", "output", "output_grad"])]
@@ -215,8 +215,10 @@ def tripled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def has_no_stand_in(model: nn.Module) -> bool:
-    return all(vars(m).get(PLACE) is None for m in model.modules() if not isinstance(m, torch.jit.ScriptModule))
+def has_no_call_hook(model: nn.Module) -> bool:
+    return all(
+        vars(m).get(CALL_ATTRIBUTE) is None for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
@@ -237,7 +239,7 @@ def test_a_deep_copy_computes_with_its_own_weights(kind: str, way: str, due: int
         bare.load_state_dict(model.state_dict())
         with torch.no_grad():
             assert torch.equal(tripled(twin)(x), tripled(bare)(x))
-        assert has_no_stand_in(twin)
+        assert has_no_call_hook(twin)
         assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
         before = monitor.latest()
         twin(x).sum().backward()
@@ -276,7 +278,7 @@ def test_a_shallow_copy_computes_with_its_own_weights(kind: str, way: str, due: 
             first(model(x)).square().sum().backward()
             for _again in range(2):
                 assert torch.equal(first(made_now(x)), expected)
-            assert has_no_stand_in(made_now)
+            assert has_no_call_hook(made_now)
             optimizer.step()
         sites = monitor.latest()["output.norm"].schema.sites
         assert not [site for site in sites if "#2" in site]
@@ -291,7 +293,7 @@ def test_a_copy_made_while_armed_and_called_after_the_end_is_a_plain_module() ->
     for twin in twins:
         vars(twin)["_parameters"] = {"weight": nn.Parameter(torch.zeros(4, 4)), "bias": nn.Parameter(torch.ones(4))}
         assert torch.equal(twin(x), torch.ones(3, 4))
-        assert has_no_stand_in(twin)
+        assert has_no_call_hook(twin)
         assert not twin._forward_pre_hooks
 
 

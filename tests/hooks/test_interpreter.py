@@ -85,7 +85,7 @@ def watching_everything(model: nn.Module, optimizer: Any, folder: Path | None = 
 
 # --- The list of entry points.
 
-HOOKS = {"Hook", "StandIn", "ModuleHook", "GradHook", "TorchFunctionMode", "TorchDispatchMode"}
+HOOKS = {"Hook", "CallHook", "ModuleHook", "GradHook", "TorchFunctionMode", "TorchDispatchMode"}
 """A class with one of these bases is called from inside somebody else's code."""
 OWN_RUN = "called in runs of gradlab's own alone, which are outside of the modes of others"
 NO_TENSOR = "touches no tensor: it marks a moment"
@@ -127,7 +127,7 @@ ENTRY_POINTS = {
     "taps/backward/recorder.py:Recorder.watch_parameters": "taps/backward/recorder.py:Recorder._accumulated()",
     "taps/backward/segments.py:SegmentHook": "taps/backward/hooks.py:GradHook.__call__()",
     "hooks/call_hooks.py:ModuleHook": "perf/flops.py:CallRecorder._begin()",
-    "hooks/call_hooks.py:_Counting": NO_TENSOR,
+    "hooks/call_hooks.py:_CountsReferences": NO_TENSOR,
     "nonfinite/guard.py:Tripwire.attach": "nonfinite/guard.py:Tripwire.forward_begins()",
     "nonfinite/guard.py:_After": "nonfinite/guard.py:Tripwire.forward_ended()",
     "nonfinite/guard.py:_Before": "nonfinite/guard.py:Tripwire.forward_begins()",
@@ -174,7 +174,9 @@ def test_the_guard_of_an_entry_point_asks_for_the_state_of_the_interpreter(where
     value: Any = import_module("gradlab." + file.removesuffix(".py").replace("/", "."))
     for part in function.split("."):
         value = getattr(value, part)
-    assert re.search(r"looks_away\(|own_ops\(|outside_modes\(|is_compiling\(|in_functorch\(", inspect.getsource(value))
+    assert re.search(
+        r"must_not_record\(|own_ops\(|outside_modes\(|is_compiling\(|in_functorch\(", inspect.getsource(value)
+    )
 
 
 # --- Modes of others.

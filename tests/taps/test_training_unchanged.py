@@ -18,7 +18,7 @@ from torch import nn
 
 import gradlab
 from gradlab import Tap
-from gradlab.hooks.call_hooks import PLACE
+from gradlab.hooks.call_hooks import CALL_ATTRIBUTE
 
 EVERYTHING = [
     Tap("*", of=["output", "output_grad"], stats=["norm", "std", "zeros"]),
@@ -56,8 +56,8 @@ def test_losses_weights_and_random_state_are_bit_identical(name: str) -> None:
 
 
 def hooks_of(model: nn.Module) -> int:
-    """How many hooks of any kind, and stand-ins, sit on the modules of a model."""
-    return sum(PLACE in vars(module) for module in model.modules()) + sum(
+    """How many hooks of any kind, call hooks too, there are on the modules of a model."""
+    return sum(CALL_ATTRIBUTE in vars(module) for module in model.modules()) + sum(
         len(registry)
         for module in model.modules()
         for registry in (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradlab.autograd_engine import NO_TASK, next_node_number, task_id
-from gradlab.hooks.interpreter import has_function_modes, is_batched, looks_away, num_dispatch_modes, own_ops
+from gradlab.hooks.interpreter import has_function_modes, is_batched, must_not_record, num_dispatch_modes, own_ops
 from gradlab.sites.names import CallNumbers
 from gradlab.taps.buffer.rows import Entry, Row
 
@@ -105,7 +105,7 @@ class GradHook:
         of_pass = self.of_pass
         try:
             if of_pass.task != task_id():
-                if looks_away() or is_batched(gradient):  # as in a probe's backward inside the training one
+                if must_not_record() or is_batched(gradient):  # as in a probe's backward inside the training one
                     return
                 self.recorder.enter_task(task_id(), of_pass)
                 of_pass.modes = has_function_modes() or num_dispatch_modes() > 0

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.errors import warn
-from gradlab.hooks.interpreter import is_batched, looks_away, own_ops
+from gradlab.hooks.interpreter import is_batched, must_not_record, own_ops
 from gradlab.optimizers import parameter_ids
 from gradlab.sites.names import shortlist
 from gradlab.stats import LONG, PartError, dense_values
@@ -59,7 +59,7 @@ class ParameterWatch:
 
         def writer(entry: Entry, p: nn.Parameter) -> Callable[[Tensor], None]:
             def write(gradient: Tensor) -> None:
-                if not looks_away() and not is_batched(gradient):
+                if not must_not_record() and not is_batched(gradient):
                     with own_ops():
                         try:
                             row().write(entry, _local_gradient(p, gradient))

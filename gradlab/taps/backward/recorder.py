@@ -37,7 +37,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradlab.autograd_engine import NO_TASK, current_node, task_id, when_backward_ends
 from gradlab.hooks.compiled_step import untraced
-from gradlab.hooks.interpreter import in_symbolic_trace, looks_away, own_ops
+from gradlab.hooks.interpreter import in_symbolic_trace, must_not_record, own_ops
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.sites.names import first_differentiable, is_input, without_call_number
 from gradlab.taps.backward.hooks import GradHook, Pass
@@ -145,7 +145,7 @@ class Recorder:
             has_graph: what runs without gradients is inside of an autograd function, which makes a graph of it.
         """
         here = self.here
-        if self.plan is None or not (has_graph or torch.is_grad_enabled()) or looks_away() or in_symbolic_trace():
+        if self.plan is None or not (has_graph or torch.is_grad_enabled()) or must_not_record() or in_symbolic_trace():
             here.current = None
             return None
         if self.on_first_pass is not None and not self.passes:
@@ -291,7 +291,7 @@ class Recorder:
 
     def _begin_inner(self) -> Pass | None:
         """A forward begins that a hook runs: it counts with the backward that is under way."""
-        if looks_away() or not makes_a_graph():
+        if must_not_record() or not makes_a_graph():
             return None
         task = task_id()
         if task not in self.open_tasks:
@@ -383,7 +383,7 @@ class Recorder:
         """A gradient has arrived at a parameter: if that is the first sign of a backward, outputs do not show all."""
         with untraced():  # a backward within a compiled function is no part of its graph, and Dynamo traces its hooks
             task = task_id()
-            if self.plan is not None and task not in self.open_tasks and not looks_away():
+            if self.plan is not None and task not in self.open_tasks and not must_not_record():
                 self._open(task, parameter)
                 self.open_tasks[task] = None
                 self._shown_by_output = False

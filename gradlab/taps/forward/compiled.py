@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradlab.hooks.call_hooks import MARK, PLACE, StandIn, beneath
+from gradlab.hooks.call_hooks import CALL_ATTRIBUTE, ORIGINAL_ATTRIBUTE, CallHook, without_call_hooks
 from gradlab.identity import is_among
 from gradlab.sites.names import all_modules, unwrapped
 
 # Where a compiled callable stands in a module's own attributes: `module.compile()`, then the `forward` of what
 # `torch.compile(module)` returns, then the methods that Lightning compiles one by one.
-_ENTRANCES = (PLACE, "forward", "training_step")
+_ENTRANCES = (CALL_ATTRIBUTE, "forward", "training_step")
 _MOST_SEARCHES = 3
 
 
@@ -76,10 +76,10 @@ class Gates:
             return called
         for module, name in entrances(self._modules):
             original = vars(module)[name]
-            if not isinstance(original, StandIn) and not hasattr(original, MARK):
+            if not isinstance(original, CallHook) and not hasattr(original, ORIGINAL_ATTRIBUTE):
                 gate = vars(module)[name] = self._gate(module, original)
                 self._placed.append((module, name, gate))
-                if name == PLACE:
+                if name == CALL_ATTRIBUTE:
                     called.append(module)
         return called
 
@@ -87,7 +87,7 @@ class Gates:
         """Put back what was there, unless somebody else has changed it since."""
         for module, name, gate in self._placed:
             if vars(module).get(name) is gate:
-                vars(module)[name] = getattr(gate, MARK)
+                vars(module)[name] = getattr(gate, ORIGINAL_ATTRIBUTE)
         self._placed.clear()
 
     def search(self) -> None:
@@ -112,7 +112,7 @@ class Gates:
             with torch.compiler.set_stance("force_eager"):
                 return original(*args, **kwargs)
 
-        setattr(gate, MARK, original)
+        setattr(gate, ORIGINAL_ATTRIBUTE, original)
         return gate
 
 
@@ -126,7 +126,7 @@ def entrances(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
     for module in modules:
         own = vars(module)
         for name in _ENTRANCES:
-            if name in own and hasattr(beneath(own[name]), "_torchdynamo_orig_callable"):
+            if name in own and hasattr(without_call_hooks(own[name]), "_torchdynamo_orig_callable"):
                 yield module, name
 
 

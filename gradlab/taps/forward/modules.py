@@ -1,6 +1,6 @@
-"""What stands on the modules of a model for one plan: where a watched tensor comes by in the forward.
+"""The hooks on the modules of a model for one plan: where the forward hands over the tensors that taps watch.
 
-A stand-in sees each call of a module that owns a watched site, a function mode the functional ops inside, both for the
+A call hook sees each call of a module that owns a watched site, a function mode the functional ops inside, both for the
 steps alone on which a rule is due: arming 100 modules costs tens of microseconds, and on other steps no line of gradlab
 runs. A copy or a pickle of a watched model is an unwatched one.
 
@@ -22,8 +22,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.autograd_engine import is_in_backward
-from gradlab.hooks.call_hooks import Hook, StandIn
-from gradlab.hooks.interpreter import has_function_modes, in_functorch, looks_away, num_dispatch_modes, outside_modes
+from gradlab.hooks.call_hooks import CallHook, Hook
+from gradlab.hooks.interpreter import (
+    has_function_modes,
+    in_functorch,
+    must_not_record,
+    num_dispatch_modes,
+    outside_modes,
+)
 from gradlab.identity import IdentityDict, IdentitySet
 from gradlab.sites.forward import hides_its_ops
 from gradlab.sites.names import (
@@ -48,7 +54,7 @@ _NoFunctionModes = torch._C.DisableTorchFunction
 _push_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
 
 
-class _Block(StandIn):
+class _Block(CallHook):
     """A call of a module whose functional ops may be sites, or that has modules inside."""
 
     __slots__ = ("hooks", "is_owner", "watch")
@@ -58,8 +64,8 @@ class _Block(StandIn):
         self.hooks, self.watch, self.is_owner = hooks, watch, is_owner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if looks_away():
-            return self.unseen(args, kwargs)
+        if must_not_record():
+            return self.run_unwatched(args, kwargs)
         if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
             return copied(*args, **kwargs)
         hooks = self.hooks
@@ -82,7 +88,7 @@ class _Block(StandIn):
         return output
 
 
-class _Leaf(StandIn):
+class _Leaf(CallHook):
     """A call of a module whose ops are its own business."""
 
     __slots__ = ("hooks", "watch")
@@ -92,8 +98,8 @@ class _Leaf(StandIn):
         self.hooks, self.watch = hooks, watch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if looks_away():
-            return self.unseen(args, kwargs)
+        if must_not_record():
+            return self.run_unwatched(args, kwargs)
         if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
             return copied(*args, **kwargs)
         hooks = self.hooks
@@ -118,7 +124,7 @@ class _Leaf(StandIn):
 _CALLS = (_Block.__call__.__code__, _Leaf.__call__.__code__)
 
 
-class _Root(StandIn):
+class _Root(CallHook):
     """A call of the model as the user calls it, wrapped or not: a forward pass."""
 
     __slots__ = ("hooks",)
@@ -128,8 +134,8 @@ class _Root(StandIn):
         self.hooks = hooks
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if looks_away():
-            return self.unseen(args, kwargs)
+        if must_not_record():
+            return self.run_unwatched(args, kwargs)
         if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
             return copied(*args, **kwargs)
         self.hooks.begin_root()
@@ -150,7 +156,7 @@ class _Inputs(Hook):
         self.module, self.hooks, self.watch = module, hooks, watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is not self.module or looks_away():
+        if module is not self.module or must_not_record():
             return
         scope = self.hooks.scope()
         running = self.hooks.here.counts.running(self.watch, scope) if scope is not None else None
@@ -231,7 +237,7 @@ class _Here(threading.local):
 
 
 class ModuleHooks:
-    """All that stands on the modules of one model for a plan."""
+    """All hooks on the modules of one model for a plan."""
 
     def __init__(self, model: nn.Module, names: IdentityDict[nn.Module, str], plan: Plan, recorder: Recorder) -> None:
         self.model = model
@@ -239,7 +245,7 @@ class ModuleHooks:
         self.recorder = recorder
         self.armed = False
         self.here = _Here(self)
-        self._stands: IdentityDict[nn.Module, list[StandIn]] = IdentityDict()
+        self._call_hooks: IdentityDict[nn.Module, list[CallHook]] = IdentityDict()
         self._input_hooks: list[tuple[nn.Module, int, _Inputs]] = []
         self._known: dict[tuple[int, tuple[str, bool, bool]], _Leaf | _Block] = {}
         self._root: _Root | None = None
@@ -251,11 +257,11 @@ class ModuleHooks:
         """Whether the step under way has shown no forward of the whole model."""
 
     def use(self, names: IdentityDict[nn.Module, str]) -> None:
-        """The model has these modules now. What stands on those that it had goes on, in a forward under way too."""
+        """The model has these modules now. The hooks of those that it had go on, in a forward under way too."""
         was_armed = self.armed
         if was_armed:
             self.disarm()
-        self._stands, self._input_hooks = IdentityDict(), []
+        self._call_hooks, self._input_hooks = IdentityDict(), []
         self._register(names)
         self._gates.use(self.model)
         if was_armed:
@@ -264,7 +270,7 @@ class ModuleHooks:
     def arm(self) -> None:
         """Put everything in place."""
         self._gates.place()
-        self._put(self._stands)
+        self._install(self._call_hooks)
         for module, key, hook in self._input_hooks:
             module._forward_pre_hooks[key] = hook
             module._forward_pre_hooks_with_kwargs[key] = True
@@ -276,25 +282,27 @@ class ModuleHooks:
         for module, key, _ in self._input_hooks:
             module._forward_pre_hooks.pop(key, None)
             module._forward_pre_hooks_with_kwargs.pop(key, None)
-        self._take(self._stands)
+        self._remove(self._call_hooks)
         self._gates.remove()
 
-    def _put(self, modules: Iterable[nn.Module]) -> None:
+    def _install(self, modules: Iterable[nn.Module]) -> None:
         for module in modules:
-            for stand in self._stands[module]:
-                stand.put()
+            for hook in self._call_hooks[module]:
+                hook.install()
 
-    def _take(self, modules: Iterable[nn.Module]) -> None:
+    def _remove(self, modules: Iterable[nn.Module]) -> None:
         for module in modules:
-            for stand in reversed(self._stands[module]):
-                stand.take()
+            for hook in reversed(self._call_hooks[module]):
+                hook.remove()
 
     def run_compiled(self, module: nn.Module, call: Callable[[], Any]) -> Any:
         """Run the graph of a module in whose inside no tap is interested: unseen, but noted as a pass."""
-        inside = [one for one in all_modules(module) if one in self._stands and one is not module] if self.armed else []
+        inside = (
+            [one for one in all_modules(module) if one in self._call_hooks and one is not module] if self.armed else []
+        )
         is_root = unwrapped(module) is unwrapped(self.model)
         output = None
-        self._take(inside)
+        self._remove(inside)
         if is_root:
             self.begin_root()
         try:
@@ -304,11 +312,11 @@ class ModuleHooks:
             if is_root:
                 self.end_root(output)
             if self.armed:
-                self._put(inside)
+                self._install(inside)
 
     def records_now(self) -> bool:
         """Whether a call that now begins somewhere in the model is one that a tap wants to see."""
-        if not self.armed or not self.plan.tensor_rules or looks_away():
+        if not self.armed or not self.plan.tensor_rules or must_not_record():
             return False
         if is_in_backward():
             return bool(self.recorder.passes)
@@ -328,17 +336,17 @@ class ModuleHooks:
             if isinstance(module, torch.jit.ScriptModule) or not (is_watched or module in inside_owner):
                 continue
             kind = (name, module in opaque, module in owners)
-            stand = self._known.get((id(module), kind)) or self._stand_for(module, *kind, is_root=module is inner)
-            known[id(module), kind] = stand
-            self._stands.setdefault(module, []).append(stand)
+            hook = self._known.get((id(module), kind)) or self._call_hook_for(module, *kind, is_root=module is inner)
+            known[id(module), kind] = hook
+            self._call_hooks.setdefault(module, []).append(hook)
             if wants_inputs:
-                self._input_hooks.append((module, _fresh_key(), _Inputs(module, self, stand.watch)))
+                self._input_hooks.append((module, _fresh_key(), _Inputs(module, self, hook.watch)))
         self._known = known
         if not isinstance(self.model, torch.jit.ScriptModule):
             self._root = self._root or _Root(self.model, self)
-            self._stands.setdefault(self.model, []).append(self._root)
+            self._call_hooks.setdefault(self.model, []).append(self._root)
 
-    def _stand_for(
+    def _call_hook_for(
         self, module: nn.Module, name: str, is_opaque: bool, is_owner: bool, *, is_root: bool
     ) -> _Leaf | _Block:
         watch = Watch(name, is_root=is_root)
@@ -346,7 +354,7 @@ class ModuleHooks:
 
     def begin_root(self) -> None:
         """The model as the user calls it starts a forward: a new pass, unless it calls itself or is recomputed."""
-        if looks_away():
+        if must_not_record():
             return
         here = self.here
         here.root_runs += 1
@@ -362,7 +370,7 @@ class ModuleHooks:
 
     def end_root(self, output: Any) -> None:
         """The model's forward ends; its output's gradient will tell that a backward reached this pass."""
-        if looks_away():
+        if must_not_record():
             return
         here = self.here
         here.root_runs -= 1
@@ -390,7 +398,7 @@ class ModuleHooks:
         self.here.forget()
         if self._is_unseen:
             self._gates.search()
-        self._put(module for module in self._gates.place() if module in self._stands)
+        self._install(module for module in self._gates.place() if module in self._call_hooks)
         self._is_unseen = True
 
     def scope(self) -> Pass | Segment | None:
@@ -455,7 +463,7 @@ class ModuleHooks:
 
     def named(self, name: str, value: Tensor) -> None:
         """A tensor was named with `gradlab.tap`."""
-        scope = None if looks_away() else self.scope()
+        scope = None if must_not_record() else self.scope()
         if scope is not None:
             self.see(scope.named.next(name), value, scope)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradlab.hooks.call_hooks import PLACE, Hook, StandIn, beneath
+from gradlab.hooks.call_hooks import CALL_ATTRIBUTE, CallHook, Hook, without_call_hooks
 from gradlab.sites.names import all_modules
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -79,14 +79,14 @@ def lifted(model: nn.Module) -> Iterator[None]:
 
 def _lift_call(module: nn.Module, stack: ExitStack) -> None:
     own = vars(module)
-    top = own.get(PLACE)
-    if isinstance(top, StandIn):
-        below = beneath(top)
+    top = own.get(CALL_ATTRIBUTE)
+    if isinstance(top, CallHook):
+        below = without_call_hooks(top)
         if below is None:
-            del own[PLACE]
+            del own[CALL_ATTRIBUTE]
         else:
-            own[PLACE] = below
-        stack.callback(own.__setitem__, PLACE, top)
+            own[CALL_ATTRIBUTE] = below
+        stack.callback(own.__setitem__, CALL_ATTRIBUTE, top)
 
 
 def _lift_hooks(hooks: Any, stack: ExitStack) -> None:
