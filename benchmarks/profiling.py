@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader
 import gradlab
 from gradlab.events import EventWriter
 from gradlab.lightning.callback import GradlabCallback
-from gradlab.perf.metrics import Performance
+from gradlab.perf.performance import Performance
 from gradlab.profiling.analysis.summary import summarize
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.profiling.profiler import Profiler

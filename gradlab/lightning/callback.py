@@ -20,7 +20,7 @@ from gradlab.monitor.monitor import Monitor
 from gradlab.monitor.options import check_options
 from gradlab.nonfinite.guard import NonFinite
 from gradlab.optimizers import inner_optimizer, that_train
-from gradlab.perf.metrics import Performance
+from gradlab.perf.performance import Performance
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.profiling.out_of_memory import OutOfMemory, explain
 from gradlab.profiling.profiler import Profiler

@@ -12,7 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.profilers import Profiler
 
-from gradlab.perf.clock import Phase, PhaseClock
+from gradlab.perf.clock import PhaseClock
+from gradlab.perf.phases import Phase
 
 _PHASES: tuple[tuple[str, str, Phase], ...] = (
     ("", ".train_dataloader_next", "data"),

@@ -36,8 +36,8 @@ from gradlab.monitor.series_folder import folder_for
 from gradlab.monitor.steps import Steps
 from gradlab.nonfinite.guard import NonFinite, Tripwire
 from gradlab.optimizers import parameters_of
-from gradlab.perf.clock import Phase
-from gradlab.perf.metrics import Performance
+from gradlab.perf.performance import Performance
+from gradlab.perf.phases import Phase
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.sites.names import parameter_names, unwrapped

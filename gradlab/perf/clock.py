@@ -1,158 +1,169 @@
-"""PhaseClock: the time of a step, split into phases that never overlap, on the host's clock and on the device's.
+"""PhaseClock: the time of a step split into phases that never overlap, on the host's clock and on the device's.
 
-Belongs here: the bookkeeping of nested phases. Does not: who says when a phase begins (loop.py, or Lightning's own
-action names), and what is made of the times (performance.py).
+Belongs here: the bookkeeping of nested phases. Does not: who says when a phase begins (loop_hooks.py in a plain loop,
+`gradlab.lightning.phases` in Lightning), and the scalars that are made of the times (metrics.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from time import perf_counter_ns
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-Phase = Literal["data", "h2d", "forward", "loss", "backward", "optimizer", "callbacks", "other"]
-PHASES: tuple[Phase, ...] = ("data", "h2d", "forward", "loss", "backward", "optimizer", "callbacks", "other")
-_NOTHING: dict[Phase, int] = dict.fromkeys(PHASES, 0)
-ON_DEVICE: frozenset[Phase] = frozenset({"h2d", "forward", "loss", "backward", "optimizer"})
-"""The phases that are work for the device, where there is one."""
+from gradlab.perf.phases import DEVICE_PHASES, PHASES, Phase, StepTimes
 
-
-class StepTimes(NamedTuple):
-    """The time of one step by phase, nanoseconds. On a device its phases may overlap the host's."""
-
-    step: int
-    total: int
-    """From the end of the step before to the end of this one, on the host."""
-    phases: Mapping[Phase, int]
+_NO_TIME: dict[Phase, int] = dict.fromkeys(PHASES, 0)
 
 
 class PhaseClock:
-    """Credits every instant to the innermost phase that is open. Cost: half a microsecond a call on a CPU."""
+    """Credits every instant to the innermost open phase. Cost: half a microsecond a call on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = _DeviceClock(device) if device.type == "cuda" else None
-        self._outer: list[Phase] = []
-        self._now: Phase = "other"
-        self._host = _NOTHING.copy()
-        self._since = self._began = perf_counter_ns()
+        self._device_clock = _DeviceClock(device) if device.type == "cuda" else None
+        self._outer_phases: list[Phase] = []
+        self._phase: Phase = "other"
+        self._host_times = _NO_TIME.copy()
+        self._credited_until = self._step_began = perf_counter_ns()
         self.data_ns = 0
         """How much of the last step was waiting for data."""
 
     def enter(self, phase: Phase) -> None:
         """A phase begins, inside the one that is open."""
-        self._account()
-        self._outer.append(self._now)
-        self._go(phase)
+        self._credit()
+        self._outer_phases.append(self._phase)
+        self._switch_to(phase)
 
     def leave(self) -> None:
         """The innermost phase ends."""
-        if self._outer:
-            self._account()
-            self._go(self._outer.pop())
+        if self._outer_phases:
+            self._credit()
+            self._switch_to(self._outer_phases.pop())
 
-    def rest(self, phase: Phase) -> None:
-        """What is in no phase counts as `phase` from now on."""
-        if self._outer:
-            self._outer[0] = phase
-        elif self._now != phase:
-            self._account()
-            self._go(phase)
+    def set_default(self, phase: Phase) -> None:
+        """From now on, time in which no phase is open counts as `phase`; each step begins with `other`."""
+        if self._outer_phases:
+            self._outer_phases[0] = phase
+        elif self._phase != phase:
+            self._credit()
+            self._switch_to(phase)
 
     def restart(self) -> None:
         """Forget the step under way: another begins here."""
-        self._outer.clear()
-        self._now = "other"
-        self._forget()
+        self._close_phases()
+        self._host_times = _NO_TIME.copy()
+        self._credited_until = self._step_began = perf_counter_ns()
+        if self._device_clock is not None:
+            self._device_clock.restart()
 
     def end_step(self, step: int, *, keep_open: bool = False) -> list[StepTimes]:
-        """A step ends, and every phase with it unless `keep_open`. The steps whose times are known by now."""
-        self._account()
+        """End a step, and every open phase with it unless `keep_open`.
+
+        Returns the steps whose times have become known: on the host this one, on a device those that it has finished.
+        """
+        self._credit()
         if not keep_open:
-            self._outer.clear()
-            self._now = "other"
-        times = StepTimes(step, self._since - self._began, self._host)
-        self.data_ns = self._host["data"]
-        self._host = _NOTHING.copy()
-        self._began = self._since
-        if self._device is None:
+            self._close_phases()
+        times = StepTimes(step, self._credited_until - self._step_began, self._host_times)
+        self.data_ns = self._host_times["data"]
+        self._host_times = _NO_TIME.copy()
+        self._step_began = self._credited_until
+        if self._device_clock is None:
             return [times]
-        self._device.end_step(times, self._now)
-        return self._device.known()
+        self._device_clock.end_step(times, self._phase)
+        return self._device_clock.finished_steps()
 
-    def _forget(self) -> None:
-        self._host = _NOTHING.copy()
-        self._since = self._began = perf_counter_ns()
-        if self._device is not None:
-            self._device.restart()
+    def _close_phases(self) -> None:
+        self._outer_phases.clear()
+        self._phase = "other"
 
-    def _account(self) -> None:
+    def _credit(self) -> None:
+        """Credit the time since the last call to the open phase."""
         now = perf_counter_ns()
-        self._host[self._now] += now - self._since
-        self._since = now
+        self._host_times[self._phase] += now - self._credited_until
+        self._credited_until = now
 
-    def _go(self, phase: Phase) -> None:
-        self._now = phase
-        if self._device is not None:
-            self._device.turn(phase)
+    def _switch_to(self, phase: Phase) -> None:
+        self._phase = phase
+        if self._device_clock is not None:
+            self._device_clock.switch_to(phase)
+
+
+class _PhaseStart(NamedTuple):
+    """Where, in the device's queue, the work of a phase begins."""
+
+    phase: Phase
+    event: Any
+
+
+class _QueuedStep(NamedTuple):
+    """A step that the host has ended and the device perhaps not."""
+
+    times: StepTimes
+    starts: list[_PhaseStart]
+    end: Any
+
+    def is_finished(self) -> bool:
+        """Whether the device has passed all events of the step, which may be on several streams."""
+        return self.end.query() and all(start.event.query() for start in self.starts)
 
 
 class _DeviceClock:
-    """CUDA events where one kind of work for the device ends and another begins, read when the device has passed them.
+    """CUDA events where the work of one phase ends and that of another begins, read when the device has passed them.
 
     Nothing waits: `query` only asks. Events are used again, since making one costs more than recording it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spare: list[Any] = []
-        self._marks: list[tuple[Phase, Any]] = []
-        self._pending: deque[tuple[StepTimes, list[tuple[Phase, Any]], Any]] = deque()
+        self._spare_events: list[Any] = []
+        self._starts: list[_PhaseStart] = []
+        self._queued_steps: deque[_QueuedStep] = deque()
 
-    def turn(self, phase: Phase) -> None:
-        """From here in the device's queue on, work belongs to `phase`."""
-        kind: Phase = phase if phase in ON_DEVICE else "other"
-        if not self._marks or self._marks[-1][0] != kind:
-            self._marks.append((kind, self._record()))
+    def switch_to(self, phase: Phase) -> None:
+        """Work that is queued from here on belongs to `phase`."""
+        phase = _device_phase(phase)
+        if not self._starts or self._starts[-1].phase != phase:
+            self._starts.append(_PhaseStart(phase, self._record_event()))
 
     def end_step(self, times: StepTimes, phase: Phase) -> None:
-        end = self._record()
-        self._pending.append((times, self._marks, end))
-        self._marks = [(phase if phase in ON_DEVICE else "other", end)]
+        """End a step of which the host's times are known; the next one begins in `phase`."""
+        end = self._record_event()
+        self._queued_steps.append(_QueuedStep(times, self._starts, end))
+        self._starts = [_PhaseStart(_device_phase(phase), end)]
 
     def restart(self) -> None:
-        self._marks = []
+        """Forget the step under way."""
+        self._starts = []
 
-    def known(self) -> list[StepTimes]:
+    def finished_steps(self) -> list[StepTimes]:
         """The steps that the device has finished, oldest first."""
-        found = []
-        while self._pending and self._is_past(*self._pending[0][1:]):
-            times, marks, end = self._pending.popleft()
-            found.append(_with_device(times, marks, end))
-            # The event at the end is the next step's first mark.
-            self._spare += [event for _, event in marks]
-        return found
+        finished = []
+        while self._queued_steps and self._queued_steps[0].is_finished():
+            queued = self._queued_steps.popleft()
+            finished.append(_with_device_times(queued))
+            # The event at the end is the next step's first one: it is still in use.
+            self._spare_events += [start.event for start in queued.starts]
+        return finished
 
-    @staticmethod
-    def _is_past(marks: list[tuple[Phase, Any]], end: Any) -> bool:
-        return end.query() and all(event.query() for _, event in marks)  # they may be on several streams
-
-    def _record(self) -> Any:
-        event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
+    def _record_event(self) -> Any:
+        event = self._spare_events.pop() if self._spare_events else torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
 
 
-def _with_device(times: StepTimes, marks: list[tuple[Phase, Any]], end: Any) -> StepTimes:
-    """The host's times, with the device's own for the phases that are work for it."""
-    phases = dict(times.phases)
-    for phase in ON_DEVICE:
-        phases[phase] = 0
-    ends = [event for _, event in marks[1:]] + [end]
-    for (phase, begin), finish in zip(marks, ends, strict=True):
-        if phase in ON_DEVICE:
-            phases[phase] += round(begin.elapsed_time(finish) * 1e6)
+def _device_phase(phase: Phase) -> Phase:
+    return phase if phase in DEVICE_PHASES else "other"
+
+
+def _with_device_times(queued: _QueuedStep) -> StepTimes:
+    """The host's times of a finished step, with the device's own for the phases that are work for it."""
+    times = queued.times
+    phases = dict(times.phases) | dict.fromkeys(DEVICE_PHASES, 0)
+    ends = [start.event for start in queued.starts[1:]] + [queued.end]
+    for (phase, begin), end in zip(queued.starts, ends, strict=True):
+        if phase in DEVICE_PHASES:
+            phases[phase] += round(begin.elapsed_time(end) * 1e6)
     phases["other"] = max(0, times.total - sum(time for phase, time in phases.items() if phase != "other"))
     return StepTimes(times.step, times.total, phases)

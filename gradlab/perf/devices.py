@@ -1,22 +1,21 @@
-"""What the device and its driver say of themselves: the allocator's counters, and NVML's telemetry where it is there.
+"""Devices: which one a model is on, in which precision it multiplies there, and its peak rate from the data sheet.
 
-Nothing here waits for the device. NVML is asked from a thread of its own, since a question can take milliseconds.
+Belongs here: what does not change while a device works. Does not: its memory and load (telemetry.py). The peak rates
+are dense: makers print tensor rates with 2:4 sparsity since Hopper; the table has half of those, the rate that an
+ordinary matrix product can reach.
 """
 
 from __future__ import annotations
 
-import importlib
-import threading
-import weakref
-from collections.abc import Callable
-from pathlib import Path
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-_INTERVAL_SECONDS = 5.0
-_PAGE_BYTES = 4096
+TF32 = "tf32"
+"""float32 whose products are rounded to 10 bits in the tensor cores."""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -27,98 +26,75 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def memory_scalars(device: torch.device) -> dict[str, float]:
-    """`perf/memory_...` of the device's allocator, and the resident memory of this process. Nothing is reset."""
-    scalars: dict[str, float] = {}
-    if device.type == "cuda":
-        stats = torch.cuda.memory_stats(device)
-        for name, key in (("allocated", "current"), ("peak", "peak")):
-            scalars[f"perf/memory_{name}_bytes"] = float(stats.get(f"allocated_bytes.all.{key}", 0))
-        scalars["perf/memory_reserved_bytes"] = float(stats.get("reserved_bytes.all.current", 0))
-    resident = _resident_bytes()
-    if resident is not None:
-        scalars["perf/host_memory_bytes"] = resident
-    return scalars
+@dataclass(frozen=True)
+class Peak:
+    """The best rates of one kind of device, in TFLOP/s."""
+
+    pattern: str
+    """Found in the name that torch gives to the device."""
+    bf16: float | None
+    fp16: float
+    tf32: float | None
+    fp32: float
+    source: str
+    """The title of the maker's page."""
+
+    def tflops(self, precision: torch.dtype | str) -> float | None:
+        """The rate at a precision; None where the device has none."""
+        rates: dict[Any, float | None] = {
+            torch.bfloat16: self.bf16,
+            torch.float16: self.fp16,
+            TF32: self.tf32 or self.fp32,
+            torch.float32: self.fp32,
+        }
+        return rates.get(precision)
 
 
-def _resident_bytes() -> float | None:
-    try:
-        return float(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES)
-    except (OSError, IndexError, ValueError):
+_H100 = "NVIDIA H100 Tensor Core GPU data sheet"
+_H200 = "NVIDIA H200 Tensor Core GPU data sheet"
+_A100 = "NVIDIA A100 Tensor Core GPU data sheet"
+_ADA = "NVIDIA Ada GPU architecture, whitepaper 2.1, appendices"
+_AMPERE = "NVIDIA Ampere GA102 GPU architecture, whitepaper 2.1, appendix A"
+_CDNA3 = "AMD Instinct MI300X data sheet"
+
+# The first that is found in the name counts, so narrower names come first.
+PEAKS: tuple[Peak, ...] = (
+    Peak(r"B200", 2250, 2250, 1125, 75, "NVIDIA HGX B200 data sheet"),
+    Peak(r"H200 NVL", 835.5, 835.5, 417.5, 60, _H200),
+    Peak(r"GH200|H200", 989.4, 989.4, 494.7, 66.9, _H200),
+    Peak(r"H100 NVL", 835.5, 835.5, 417.5, 60, _H100),
+    Peak(r"H100 PCIe", 756, 756, 378, 51.2, _H100),
+    Peak(r"H100", 989.4, 989.4, 494.7, 66.9, _H100),
+    Peak(r"H800 PCIe", 756, 756, 378, 51.2, "NVIDIA H800 Tensor Core GPU data sheet"),
+    Peak(r"H800", 989.4, 989.4, 494.7, 66.9, "NVIDIA H800 Tensor Core GPU data sheet"),
+    Peak(r"A100|A800", 312, 312, 156, 19.5, _A100),
+    Peak(r"A30\b", 165, 165, 82, 10.3, "NVIDIA A30 Tensor Core GPU data sheet"),
+    Peak(r"A40\b", 149.7, 149.7, 74.8, 37.4, "NVIDIA A40 data sheet"),
+    Peak(r"A10\b", 125, 125, 62.5, 31.2, "NVIDIA A10 Tensor Core GPU data sheet"),
+    Peak(r"RTX A6000", 154.8, 154.8, 77.4, 38.7, _AMPERE),
+    Peak(r"L40S", 362.1, 362.1, 183, 91.6, "NVIDIA L40S data sheet"),
+    Peak(r"L40\b", 181.1, 181.1, 90.5, 90.5, "NVIDIA L40 data sheet"),
+    Peak(r"\bL4\b", 121, 121, 60, 30.3, "NVIDIA L4 Tensor Core GPU data sheet"),
+    Peak(r"RTX 4090$", 165.2, 165.2, 82.6, 82.6, _ADA),
+    Peak(r"RTX 3090$", 71, 71, 35.6, 35.6, _AMPERE),
+    Peak(r"V100.*PCIE|V100 PCIe", None, 112, None, 14, "NVIDIA V100 Tensor Core GPU data sheet"),
+    Peak(r"V100", None, 125, None, 15.7, "NVIDIA V100 Tensor Core GPU data sheet"),
+    Peak(r"\bT4\b", None, 65, None, 8.1, "NVIDIA T4 Tensor Core GPU data sheet"),
+    Peak(r"MI300X", 1307.4, 1307.4, 653.7, 163.4, _CDNA3),
+)
+
+
+def peak_of(device_name: str) -> Peak | None:
+    """The peak of a device by torch's name for it; None for what is not in the table, and for a part of a device."""
+    if "MIG" in device_name.split():
         return None
+    return next((peak for peak in PEAKS if re.search(peak.pattern, device_name)), None)
 
 
-class Telemetry:
-    """NVML's numbers of one CUDA device, sampled every five seconds by a daemon thread until `close`.
-
-    Where nvidia-ml-py cannot be imported, or the driver refuses, `scalars` stays empty and `missing` says why.
-    """
-
-    def __init__(self, device: torch.device, *, interval_seconds: float = _INTERVAL_SECONDS) -> None:
-        self.missing = ""
-        self._interval_seconds = interval_seconds
-        self._stop = threading.Event()
-        self._latest: dict[str, float] = {}
-        self._thread: threading.Thread | None = None
-        if device.type != "cuda":
-            self.missing = "no CUDA device"
-            return
-        try:
-            nvml = importlib.import_module("pynvml")
-            nvml.nvmlInit()
-            handle = _handle(nvml, device)
-        except Exception as error:
-            self.missing = f"{type(error).__name__}: {error}"
-            return
-        self._thread = threading.Thread(
-            target=_sample, args=(weakref.ref(self), nvml, handle, self._stop), name="gradlab-telemetry", daemon=True
-        )
-        self._thread.start()
-
-    def scalars(self) -> dict[str, float]:
-        """The newest sample."""
-        return self._latest
-
-    def close(self) -> None:
-        """Stop sampling."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=1.0)
-            self._thread = None
-
-
-def _handle(nvml: Any, device: torch.device) -> Any:
-    """NVML's handle of torch's device: by UUID, since CUDA_VISIBLE_DEVICES numbers them anew."""
-    properties = torch.cuda.get_device_properties(device)
-    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-
-
-def _sample(telemetry: weakref.ref[Telemetry], nvml: Any, handle: Any, stop: threading.Event) -> None:
-    while True:
-        found = read_nvml(nvml, handle)
-        owner = telemetry()
-        if owner is None:
-            return
-        owner._latest = found
-        interval = owner._interval_seconds
-        del owner
-        if stop.wait(interval):
-            return
-
-
-def read_nvml(nvml: Any, handle: Any) -> dict[str, float]:
-    """What NVML tells of one device; what a device does not have is left out."""
-    questions: dict[str, Callable[[], float]] = {
-        "perf/gpu_utilization": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-        "perf/gpu_memory_used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
-        "perf/gpu_power_watts": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        "perf/gpu_temperature_celsius": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        "perf/gpu_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-    }
-    answers: dict[str, float] = {}
-    for name, ask in questions.items():
-        try:
-            answers[name] = float(ask())
-        except Exception:  # of NVML's own kind, or an attribute that an old nvidia-ml-py lacks
-            continue
-    return answers
+def precision_of(dtype: torch.dtype, device: torch.device) -> torch.dtype | str:
+    """The precision in which matrices of `dtype` are multiplied here and now: autocast and TF32 taken into account."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    if dtype == torch.float32 and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        return TF32
+    return dtype

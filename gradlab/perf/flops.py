@@ -1,4 +1,7 @@
-"""How many floating point operations a step takes: counted once, on a copy of the modules that holds no numbers.
+"""How many floating point operations a step takes: counted once, on copies of the modules on the meta device.
+
+Belongs here: which calls a step makes (`CallRecorder`), and the count of their operations (`count_flops`). Does not:
+rates (metrics.py) and peak rates (devices.py).
 
 `FlopCounterMode` on the real tensors misses CPU flash attention and would disturb the step; on the meta device every
 shape is there, nothing is computed, and forward and backward together take some milliseconds.
@@ -26,21 +29,20 @@ from gradlab.errors import without_warnings
 from gradlab.hooks.call_hooks import CALL_ATTRIBUTE, ModuleHook, is_compiled
 from gradlab.hooks.interpreter import must_not_record, outside_modes, own_ops
 from gradlab.hooks.mute import muting
-from gradlab.perf.devices import device_of
-from gradlab.perf.peaks import precision_of
+from gradlab.perf.devices import device_of, precision_of
 from gradlab.sites.names import all_modules, unwrapped
 
 
 @dataclass(frozen=True)
 class Call:
-    """One outermost call of a module: with what, as tensors without numbers."""
+    """One outermost call of a module: its arguments, as tensors on the meta device."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     with_grad: bool
     precision: torch.dtype | str
-    """In which its matrices are multiplied."""
+    """The precision in which its matrices are multiplied."""
 
 
 class CallRecorder:
@@ -70,20 +72,20 @@ class CallRecorder:
             self._handles.pop().remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._must_not_record():
+        if self._is_outside_step():
             return
         if self._depth == 0:
             with_grad, precision = torch.is_grad_enabled(), precision_of(self._dtype, self._device)
             with own_ops():
-                inputs, named = tree_map(_without_numbers, args), tree_map(_without_numbers, kwargs)
+                inputs, named = tree_map(_on_meta, args), tree_map(_on_meta, kwargs)
             self.calls.append(Call(module, inputs, named, with_grad, precision))
         self._depth += 1
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._must_not_record():
+        if not self._is_outside_step():
             self._depth = max(0, self._depth - 1)
 
-    def _must_not_record(self) -> bool:
+    def _is_outside_step(self) -> bool:
         """What another thread calls is no part of the step, and what a backward calls again was noted before."""
         return must_not_record() or is_in_backward() or threading.get_ident() != self._thread
 
@@ -97,7 +99,7 @@ def _callable_parts(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _without_numbers(value: Any) -> Any:
+def _on_meta(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     dtype = torch.float32 if value.is_floating_point() else value.dtype
@@ -124,7 +126,7 @@ def count_flops(calls: list[Call]) -> int:
         stack.enter_context(counter)
         for call in calls:
             if id(call.module) not in copies:
-                copies[id(call.module)] = _copy_without_numbers(call.module)
+                copies[id(call.module)] = _meta_copy(call.module)
             _run(copies[id(call.module)], call, counter)
     return int(counter.get_total_flops())
 
@@ -138,11 +140,11 @@ class _Counter(FlopCounterMode):
 
     def __init__(self) -> None:
         super().__init__(display=False)
-        self.mod_tracker: Any = _Global()
-        self.in_backward = False
+        self.mod_tracker: Any = _NoModuleTracker()
+        self.is_in_backward = False
 
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
-        if self.in_backward and (torch.is_grad_enabled() or _is_in_checkpoint()):
+        if self.is_in_backward and (torch.is_grad_enabled() or _is_in_checkpoint()):
             return out
         return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
 
@@ -153,7 +155,7 @@ def _is_in_checkpoint() -> bool:
     return node is not None and node.name().endswith("CheckpointFunctionBackward")
 
 
-class _Global(nullcontext[None]):
+class _NoModuleTracker(nullcontext[None]):
     """In place of torch's tracker, whose hooks name the module of each operation and fail where a forward calls
     `autograd.grad`."""
 
@@ -165,12 +167,12 @@ def _run(module: nn.Module, call: Call, counter: _Counter) -> None:
         output = module(*call.args, **call.kwargs)
     ends = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.requires_grad]
     if ends:
-        counter.in_backward = True
+        counter.is_in_backward = True
         torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
-        counter.in_backward = False
+        counter.is_in_backward = False
 
 
-def _copy_without_numbers(module: nn.Module) -> nn.Module:
+def _meta_copy(module: nn.Module) -> nn.Module:
     """A copy on the meta device, made without copying a single number; without hooks, and without Lightning's trainer.
 
     Not `deepcopy` of the whole: the attributes of a module may lead anywhere, as to the trainer and its data.
@@ -179,31 +181,31 @@ def _copy_without_numbers(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(part): part.__class__.__new__(part.__class__) for part in parts}
     loose = (value for part in parts for value in vars(part).values() if isinstance(value, Tensor))
     for tensor in chain(module.parameters(), module.buffers(), loose):
-        empty = _without_numbers(tensor.detach())
+        empty = _on_meta(tensor.detach())
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     for part in parts:
         for name, value in vars(part).items():
-            copied = _copied(name, value, memo)
-            if copied is not _NOTHING:
+            copied = _copied_attribute(name, value, memo)
+            if copied is not _NO_COPY:
                 vars(memo[id(part)])[name] = copied
     return memo[id(module)]
 
 
-_NOTHING = object()
+_NO_COPY = object()
 
 
-def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
-    """The copy of an attribute of a module, or `_NOTHING` where there can be none."""
+def _copied_attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    """The copy of an attribute of a module, or `_NO_COPY` where there can be none."""
     if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
         return type(value)()
     if name == "_trainer":
         return None
     if name == CALL_ATTRIBUTE:  # a call hook of ours
-        return _NOTHING
+        return _NO_COPY
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # a lock, a file, a process group: what a forward needs of it will be missed
-        return value if callable(value) else _NOTHING
+        return value if callable(value) else _NO_COPY
 
 
 @contextmanager

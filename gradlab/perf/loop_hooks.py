@@ -1,7 +1,7 @@
-"""LoopMarks: when the phases of a step begin and end in a training loop that tells nobody.
+"""LoopHooks: when the phases of a step begin and end in a plain training loop, which reports none of them itself.
 
-Belongs here: the hooks on the model, on the end of its backward and on the loader. Lightning needs none of them: it
-names its actions itself (`gradlab.lightning.phases`).
+Belongs here: the hooks on the model, on its backward and on the loader. Does not: the clock that they drive (clock.py).
+Lightning needs none of them: it names its actions itself (`gradlab.lightning.phases`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gradlab.sites.names import first_differentiable
 _ITERATOR: Any = dataloader._BaseDataLoaderIter
 
 
-class LoopMarks:
+class LoopHooks:
     """Drives `clock` by hooks on `model`, from `attach` to `detach`: forward, loss, backward, and waits for data.
 
     Args:
@@ -58,14 +58,14 @@ class LoopMarks:
         self._thread = threading.get_ident()
         self._handles: list[Any] = []
         self._leaf_hooks = LeafHooks()
-        self._in_forward = 0
+        self._forward_depth = 0
         self._in_backward = False
-        self._reduces = False
+        self._has_ranks = False
 
     def attach(self) -> None:
         """Put the hooks in. A model that is compiled in place has none: they would be inside its graph."""
-        _waits.attach(self)
-        self._reduces = has_group()
+        _loader_patch.attach(self)
+        self._has_ranks = has_group()
         if not is_compiled(self._model) or type(self._model).__name__ == "OptimizedModule":
             begin, end = _Hook(self._forward_begins), _Hook(self._forward_ends)
             self._handles = [
@@ -75,7 +75,7 @@ class LoopMarks:
 
     def detach(self) -> None:
         """Take the hooks out."""
-        _waits.detach(self)
+        _loader_patch.detach(self)
         while self._handles:
             self._handles.pop().remove()
         self._leaf_hooks.remove()
@@ -93,32 +93,32 @@ class LoopMarks:
 
     @never_stops_training
     def data_ended(self) -> None:
-        """It has answered."""
+        """The loader has answered."""
         if threading.get_ident() == self._thread:
             self._clock.leave()
 
     @never_stops_training
     def optimizer_begins(self) -> None:
         """An optimizer's step begins."""
-        self._clock.rest("other")
+        self._clock.set_default("other")
         self._clock.enter("optimizer")
 
     @never_stops_training
     def optimizer_ended(self) -> None:
-        """It has ended."""
+        """An optimizer's step has ended."""
         self._clock.leave()
 
     def step_ended(self) -> None:
-        """Whatever was under way belongs to a step that is over."""
-        self._in_forward, self._in_backward = 0, False
+        """A step has ended, and with it every forward and backward that was under way."""
+        self._forward_depth, self._in_backward = 0, False
         self._leaf_hooks.remove()
 
     @never_stops_training
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._model or must_not_record() or threading.get_ident() != self._thread:
             return
-        self._in_forward += 1
-        if self._in_forward > 1:  # a model that calls itself
+        self._forward_depth += 1
+        if self._forward_depth > 1:  # a model that calls itself
             return
         if not module.training and not torch.is_grad_enabled():
             self._on_evaluation()
@@ -132,18 +132,18 @@ class LoopMarks:
         if (
             module is not self._model
             or must_not_record()
-            or not self._in_forward
+            or not self._forward_depth
             or threading.get_ident() != self._thread
         ):
             return
-        self._in_forward -= 1
-        if self._in_forward:
+        self._forward_depth -= 1
+        if self._forward_depth:
             return
         self._clock.leave()
         with outside_modes():
             end = first_differentiable(output) if torch.is_grad_enabled() else None
             if end is not None:
-                self._clock.rest("loss")
+                self._clock.set_default("loss")
                 self._leaf_hooks.register(end, self._backward_begins)
 
     @never_stops_training
@@ -152,11 +152,11 @@ class LoopMarks:
         if self._in_backward or must_not_record() or is_batched(gradient):
             return
         self._in_backward = True
-        self._clock.rest("other")
+        self._clock.set_default("other")
         self._clock.enter("backward")
         # Where there are ranks, queued twice over: after the callbacks with which DDP and FSDP finish their reductions.
         ends = self._backward_ends
-        when_backward_ends((lambda: when_backward_ends(ends)) if self._reduces else ends)
+        when_backward_ends((lambda: when_backward_ends(ends)) if self._has_ranks else ends)
 
     @never_stops_training
     def _backward_ends(self) -> None:
@@ -191,40 +191,42 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, name, None))
 
 
-class _LoaderWaits:
-    """Tells those who listen when a DataLoader is asked for a batch and when it has answered.
+class _LoaderPatch:
+    """Calls every attached LoopHooks when a DataLoader is asked for a batch and when it has answered.
 
-    PyTorch has no hook there, so the iterator's `__next__` is replaced while anybody listens, and put back afterwards.
+    PyTorch has no hook there, so the iterator's `__next__` is replaced while there is one, and put back afterwards.
     """
 
     def __init__(self) -> None:
-        self._listeners: tuple[weakref.ref[LoopMarks], ...] = ()
+        self._attached: tuple[weakref.ref[LoopHooks], ...] = ()
         self._original: Any = None
         self._replacement: Any = None
 
-    def attach(self, listener: LoopMarks) -> None:
-        if not self._listeners and self._original is None:
+    def attach(self, hooks: LoopHooks) -> None:
+        """Call `hooks` from now on."""
+        if not self._attached and self._original is None:
             self._original = original = _ITERATOR.__next__
 
             def __next__(iterator: Any) -> Any:
-                listeners = [one for ref in self._listeners if (one := ref()) is not None]
-                for one in listeners:
-                    one.data_begins()
+                attached = [hooks for ref in self._attached if (hooks := ref()) is not None]
+                for hooks in attached:
+                    hooks.data_begins()
                 try:
                     return original(iterator)
                 finally:
-                    for one in listeners:
-                        one.data_ended()
+                    for hooks in attached:
+                        hooks.data_ended()
 
             self._replacement = _ITERATOR.__next__ = __next__
-        self._listeners = (*self._listeners, weakref.ref(listener))
+        self._attached = (*self._attached, weakref.ref(hooks))
 
-    def detach(self, listener: LoopMarks) -> None:
-        self._listeners = tuple(ref for ref in self._listeners if ref() not in (listener, None))
+    def detach(self, hooks: LoopHooks) -> None:
+        """Call `hooks` no more."""
+        self._attached = tuple(ref for ref in self._attached if ref() not in (hooks, None))
         # Where somebody else has replaced it since, ours stays in theirs and does nothing.
-        if not self._listeners and _ITERATOR.__next__ is self._replacement:
+        if not self._attached and _ITERATOR.__next__ is self._replacement:
             _ITERATOR.__next__ = self._original
             self._original = self._replacement = None
 
 
-_waits = _LoaderWaits()
+_loader_patch = _LoaderPatch()

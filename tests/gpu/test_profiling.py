@@ -8,7 +8,7 @@ from profiling.example import Run
 from torch import nn
 
 import gradlab
-from gradlab.perf.peaks import peak_of
+from gradlab.perf.devices import peak_of
 from gradlab.sinks import MemorySink
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gradlab.perf import clock as clock_module
-from gradlab.perf.clock import PHASES, PhaseClock
+from gradlab.perf.clock import PhaseClock
+from gradlab.perf.phases import PHASES
 
 
 class Time:
@@ -57,10 +58,10 @@ def test_what_is_in_no_phase_can_be_given_one(time):
     clock.enter("forward")
     time.now += 5
     clock.leave()
-    clock.rest("loss")
+    clock.set_default("loss")
     time.now += 3
     clock.enter("data")
-    clock.rest("other")  # while another phase is open
+    clock.set_default("other")  # while another phase is open
     time.now += 1
     clock.leave()
     time.now += 2

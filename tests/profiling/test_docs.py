@@ -14,8 +14,8 @@ from torch import nn
 
 import gradlab
 from gradlab.perf import metrics
-from gradlab.perf.clock import PHASES
-from gradlab.perf.devices import memory_scalars, read_nvml
+from gradlab.perf.phases import PHASES
+from gradlab.perf.telemetry import memory_scalars, read_nvml
 from gradlab.profiling.options import Profile
 
 PAGE = (Path(__file__).parents[2] / "docs" / "profile.md").read_text()

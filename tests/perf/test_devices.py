@@ -3,7 +3,7 @@ import torch
 from lightning_fabric.utilities.throughput import _CUDA_FLOPS
 from torch._inductor.analysis.device_info import _device_mapping
 
-from gradlab.perf.peaks import PEAKS, TF32, peak_of, precision_of
+from gradlab.perf.devices import PEAKS, TF32, peak_of, precision_of
 
 NAMES = {
     "NVIDIA H200": 989.4,
