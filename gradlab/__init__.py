@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from gradlab.sinks import sinks_of_trackers as sinks_of_trackers
     from gradlab.sites.forward import Site as Site
     from gradlab.sites.forward import sites_of as sites_of
-    from gradlab.sites.forward import tap as tap
+    from gradlab.sites.named import tap as tap
     from gradlab.taps.rule import Tap as Tap
 
 __version__ = "0.1.0"
@@ -104,7 +104,7 @@ _HOME = {
     "profile": "gradlab.profiling.profile",
     "sinks_of_trackers": "gradlab.sinks",
     "sites_of": "gradlab.sites.forward",
-    "tap": "gradlab.sites.forward",
+    "tap": "gradlab.sites.named",
     "watch": "gradlab.monitor.monitor",
 }
 _MODULES = ("errors", "frame", "sinks")

@@ -209,3 +209,10 @@ def did_you_mean(word: object, known: Iterable[str], *, most: int = 3) -> str:
     if not near:
         return ""
     return " Did you mean " + " or ".join(repr(name) for name in near) + "?"
+
+
+def shortlist(names: Iterable[str], most: int = 12) -> str:
+    """The first few names, and how many more there are, for an error message."""
+    names = list(names)
+    tail = f", ... ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + tail if names else "nothing"

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradlab.config.problems import Problem
 from gradlab.config.yaml.nodes import Setting
-from gradlab.errors import did_you_mean
+from gradlab.errors import did_you_mean, shortlist
 from gradlab.jacobians.options import DepthGrowth, JacobianSlice
 from gradlab.taps.rule import Tap
 
@@ -38,7 +38,7 @@ def pattern_problems(settings: Mapping[str, Any], sites: list[str], parameters: 
 
 
 def _tap(tap: Tap, index: int, sites: list[str], parameters: list[str], find: Find) -> Iterator[Problem]:
-    from gradlab.sites.names import chooser, match  # with torch
+    from gradlab.sites.patterns import chooser, match  # with torch
 
     groups = {q: parameters if parameters and q in _OF_PARAMETERS else sites for q in tap.quantities}
     names = [*dict.fromkeys(name for group in groups.values() for name in group)]
@@ -58,7 +58,7 @@ def _ends(
     spec: JacobianSlice | DepthGrowth, place: tuple[Any, ...], of: list[str], wrt: list[str], find: Find
 ) -> Iterator[Problem]:
     """The two sites of a Jacobian."""
-    from gradlab.sites.names import is_wild, shortlist
+    from gradlab.sites.patterns import is_wild
 
     for key, names in (("of", of), ("wrt", wrt)):
         site = getattr(spec, key)
@@ -71,7 +71,7 @@ def _ends(
 
 def _between(growth: DepthGrowth, index: int, sites: list[str], find: Find) -> Iterator[Problem]:
     """The patterns of the sites between which growth is measured."""
-    from gradlab.sites.names import match
+    from gradlab.sites.patterns import match
 
     patterns = (growth.at,) if isinstance(growth.at, str) else tuple(growth.at)
     for number, pattern in enumerate(patterns):
@@ -84,7 +84,7 @@ def _between(growth: DepthGrowth, index: int, sites: list[str], find: Find) -> I
 
 def no_match(pattern: str, names: Sequence[str], kind: str) -> str:
     """The sentence for a pattern that matches none of the names, with the nearest name or pattern."""
-    from gradlab.sites.names import is_wild, shortlist
+    from gradlab.sites.patterns import is_wild
 
     bare = pattern.removeprefix("!")
     patterns = dict.fromkeys(wider for name in names for wider in _wider(name))

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from sys import getrefcount
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -64,6 +65,21 @@ class ModuleHook(Hook):
 
     def __call__(self, module: nn.Module, *arguments: Any) -> Any:
         return self.function(module, *arguments) if module is self.module else None
+
+
+class OwnThreadHook(ModuleHook):
+    """Sees eager calls on the thread that made it alone: others may be calling the model at the same time."""
+
+    __slots__ = ("thread",)
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__(module, function)
+        self.thread = get_ident()
+
+    def __call__(self, module: nn.Module, *arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or get_ident() != self.thread:
+            return None
+        return super().__call__(module, *arguments)
 
 
 class CallHook:

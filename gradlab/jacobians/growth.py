@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.arguments import NAME, PATTERNS, TEXT, named_options, one_of, take, whole
-from gradlab.errors import JacobianError, did_you_mean
+from gradlab.errors import JacobianError, did_you_mean, shortlist
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.isolation import Mode, quiet
 from gradlab.jacobians.problem_setup import count_samples
-from gradlab.sites.forward import visiting
-from gradlab.sites.names import chooser, leaves, replace_leaves, shortlist
+from gradlab.sites.forward import forward_walk
+from gradlab.sites.leaves import leaves, replace_leaves
+from gradlab.sites.patterns import chooser
 from gradlab.torch_arguments import INPUTS, MODEL
 
 
@@ -159,7 +160,7 @@ class _Walk:
     def measure(self, core: nn.Module, inputs: Any, directions: int) -> tuple[np.ndarray, float]:
         """[sites, k] float64, in forward order, and the audit error."""
         functional = any("/" in name or "*" in name for name in (self.of, self.wrt, *self.patterns))
-        with torch.no_grad(), visiting(core, self, functional=functional), suppress(_Reached):
+        with torch.no_grad(), forward_walk(core, self, functional=functional), suppress(_Reached):
             core(**inputs) if isinstance(inputs, dict) else core(*inputs if isinstance(inputs, tuple) else (inputs,))
         self._check(directions + 1)
         assert self.value is not None and self.leaf is not None

@@ -21,9 +21,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from gradlab.autograd_engine import is_in_backward
-from gradlab.errors import JacobianError, did_you_mean
+from gradlab.errors import JacobianError, did_you_mean, shortlist
 from gradlab.frame import JacobianBlock
-from gradlab.hooks.call_hooks import has_compiled_call
+from gradlab.hooks.call_hooks import OwnThreadHook, has_compiled_call
 from gradlab.hooks.interpreter import in_selective_checkpoint, is_batched, must_not_record, outside_modes
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.hooks.mute import muting
@@ -33,8 +33,8 @@ from gradlab.jacobians.measure import Solved, block_of
 from gradlab.jacobians.problem_setup import pose
 from gradlab.jacobians.request import Question
 from gradlab.jacobians.subgraph import Region, independent, parameter_named
-from gradlab.sites.forward import VisitHook, visiting
-from gradlab.sites.names import all_modules, shortlist, unwrapped
+from gradlab.sites.forward import forward_walk
+from gradlab.sites.names import all_modules, unwrapped
 
 _ENGINES = ["vmap", "is_grads_batched", "loop"]
 
@@ -139,11 +139,11 @@ class _Capture:
                 )
                 return
             self.wrt = (self.parameter, None)
-        self.hooks.enter_context(visiting(core, self))
+        self.hooks.enter_context(forward_walk(core, self))
         watcher = _RetainWatcher(self.retaining)
         handles = [
-            core.register_forward_pre_hook(VisitHook(core, lambda *_: watcher.enter()), prepend=True),
-            core.register_forward_hook(VisitHook(core, lambda *_: watcher.leave()), always_call=True),
+            core.register_forward_pre_hook(OwnThreadHook(core, lambda *_: watcher.enter()), prepend=True),
+            core.register_forward_hook(OwnThreadHook(core, lambda *_: watcher.leave()), always_call=True),
         ]
         for handle in handles:
             self.hooks.callback(handle.remove)

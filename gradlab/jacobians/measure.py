@@ -26,7 +26,8 @@ from gradlab.jacobians.problem_setup import count_samples, pose
 from gradlab.jacobians.request import Question
 from gradlab.jacobians.spectrum import Summary, summarise
 from gradlab.jacobians.subgraph import Region, independent, parameter_named, replay
-from gradlab.sites.names import leaves, unwrapped
+from gradlab.sites.leaves import leaves
+from gradlab.sites.names import unwrapped
 
 _ladders: WeakIdentityDict = WeakIdentityDict()
 """For each model, what was learned of each question."""

@@ -15,7 +15,8 @@ from gradlab.jacobians.measure import measure
 from gradlab.jacobians.options import JacobianSlice
 from gradlab.jacobians.problem_setup import count_samples
 from gradlab.jacobians.request import Question
-from gradlab.sites.names import leaves, replace_leaves, unwrapped
+from gradlab.sites.leaves import leaves, replace_leaves
+from gradlab.sites.names import unwrapped
 
 
 class JacobianProbe:

@@ -15,7 +15,7 @@ from gradlab.jacobians.engines.problem import End, Layer, Problem, Vectors
 from gradlab.jacobians.engines.rows import chunk_rows, coupled
 from gradlab.jacobians.request import Question
 from gradlab.jacobians.subgraph import Region
-from gradlab.sites.names import leaves
+from gradlab.sites.leaves import leaves
 
 
 def pose(question: Question, region: Region, batch: int | None, ladder: Ladder) -> Problem:

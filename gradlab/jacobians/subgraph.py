@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from gradlab.errors import JacobianError, did_you_mean
-from gradlab.sites.forward import visiting
-from gradlab.sites.names import leaves, parameter_names, replace_leaves, shortlist, unwrapped
-from gradlab.sites.two_sites import is_simple, module_at, reaching
+from gradlab.errors import JacobianError, did_you_mean, shortlist
+from gradlab.sites.forward import forward_walk, forward_walk_at
+from gradlab.sites.leaves import leaves, replace_leaves
+from gradlab.sites.names import is_op, module_at, parameter_names, unwrapped
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def replay(core: nn.Module, inputs: Any, *, of: str, wrt: str, known: bool = Fal
     inputs = _copied(inputs)
     cut = _Cut(of, wrt, parameter, graph)
     cut.look_for_layer(core)
-    if known and is_simple(of) and is_simple(wrt):
-        with reaching(core, cut, (of, wrt if parameter is None else cut.owner or of)):
+    if known and not (is_op(of) or is_op(wrt)):
+        with forward_walk_at((of, wrt if parameter is None else cut.owner or of), core, cut):
             if cut.run(core, inputs):
                 return cut.region(partial(_rerun, core, inputs, of, wrt))
         cut = _Cut(of, wrt, parameter, graph)
         cut.look_for_layer(core)
     # Watching functional ops costs time and bars a few models; it is done only where a site is one.
-    with visiting(core, cut, functional="/" in of + wrt):
+    with forward_walk(core, cut, functional=is_op(of) or is_op(wrt)):
         if cut.run(core, inputs):
             return cut.region(partial(_rerun, core, inputs, of, wrt))
     raise JacobianError(cut.why_not_reached(core))
@@ -106,8 +106,8 @@ def _rerun(core: nn.Module, inputs: Any, of: str, wrt: str, value: Tensor) -> Te
     """The tensor at `of` where `value` stands in the place of the one at `wrt`, a site; for forward mode."""
     inputs = _copied(inputs)
     cut = _Cut(of, wrt, None, graph=True, leaf=value)
-    simple = is_simple(of) and is_simple(wrt)
-    with reaching(core, cut, (of, wrt)) if simple else visiting(core, cut, functional=True):
+    has_op = is_op(of) or is_op(wrt)
+    with forward_walk(core, cut) if has_op else forward_walk_at((of, wrt), core, cut):
         cut.run(core, inputs)
     assert cut.value is not None
     return cut.value

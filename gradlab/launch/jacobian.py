@@ -18,7 +18,7 @@ from gradlab.launch.resume.origin import Origin
 from gradlab.lightning.module import GradlabModule
 from gradlab.runs.find import find_run
 from gradlab.runs.folder import RunFolder
-from gradlab.sites.names import leaves, replace_leaves
+from gradlab.sites.leaves import leaves, replace_leaves
 
 
 @dataclass(frozen=True)

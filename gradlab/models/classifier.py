@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradlab.lightning.module import GradlabModule
-from gradlab.sites.forward import tap
+from gradlab.sites.named import tap
 
 
 class Classifier(GradlabModule):

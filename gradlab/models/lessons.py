@@ -17,7 +17,7 @@ from gradlab.errors import UsageError, without_warnings
 from gradlab.lightning.module import GradlabModule
 from gradlab.models.classifier import accuracy
 from gradlab.models.mlp import MLP
-from gradlab.sites.forward import tap
+from gradlab.sites.named import tap
 from gradlab.taps.rule import Tap
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gradlab.errors import UsageError
 from gradlab.lightning.module import GradlabModule
 from gradlab.models.checks import check_count, check_dropout
-from gradlab.sites.forward import tap
+from gradlab.sites.named import tap
 from gradlab.taps.rule import Tap
 
 

@@ -23,7 +23,8 @@ from gradlab.autograd_engine import current_node, is_in_backward
 from gradlab.hooks.call_hooks import Hook
 from gradlab.identity import IdentityDict
 from gradlab.nonfinite.dataflow import Event, Ledger, Place, plain_tensors
-from gradlab.sites.names import CallNumbers, leaves, module_names, parameter_names
+from gradlab.sites.leaves import leaves
+from gradlab.sites.names import CallNumbers, module_names, parameter_names
 from gradlab.sites.ops import is_internal
 
 _next_sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr

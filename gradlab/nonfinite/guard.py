@@ -27,7 +27,7 @@ from gradlab.hooks.call_hooks import Hook
 from gradlab.hooks.interpreter import is_batched, must_not_record, outside_modes, own_ops
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.nonfinite.search import Origin, RandomState, replay_origin
-from gradlab.sites.names import leaves
+from gradlab.sites.leaves import leaves
 from gradlab.values import Value
 
 _MOST_BATCHES = 8

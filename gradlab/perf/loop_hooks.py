@@ -22,7 +22,7 @@ from gradlab.hooks.call_hooks import Hook, is_compiled
 from gradlab.hooks.interpreter import is_batched, must_not_record, outside_modes
 from gradlab.hooks.leaf_hooks import LeafHooks
 from gradlab.perf.clock import PhaseClock
-from gradlab.sites.names import first_differentiable
+from gradlab.sites.leaves import first_differentiable
 
 _ITERATOR: Any = dataloader._BaseDataLoaderIter
 

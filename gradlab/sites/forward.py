@@ -1,231 +1,241 @@
-"""Visiting: every tensor of a forward pass, by site name and in forward order, with the right to replace it.
+"""Forward walk: while a model runs, a visitor is shown the tensors of its forward by site name, and may replace them.
 
-This is the plain way to reach tensors, used to list sites, to replay a forward for Jacobians, and by `gradlab.tap`.
-The training step itself goes through the leaner path of `modules` and `monitor`, with the same names.
+For whatever runs the model on its own behalf: listing sites, Jacobians, depth growth. Taps follow a training step by
+hooks of their own that cost less (`taps.forward`); names of sites are the same.
+
+Belongs here: which hooks a walk needs, and in what order tensors are shown. Does not: what the visitor does.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from threading import get_ident
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradlab.arguments import NAME, check, take
-from gradlab.errors import TapError
-from gradlab.hooks.call_hooks import ModuleHook
+from gradlab.arguments import check
+from gradlab.hooks.call_hooks import OwnThreadHook
 from gradlab.hooks.interpreter import in_functorch
 from gradlab.identity import IdentitySet
+from gradlab.sites.leaves import leaves, replace_leaves
+from gradlab.sites.named import listeners
 from gradlab.sites.names import (
     CallNumbers,
-    leaves,
+    input_site,
+    is_op,
+    module_at,
     module_names,
     op_site,
+    output_site,
+    owner,
     parameter_names,
-    replace_leaves,
     unwrapped,
     without_call_number,
 )
-from gradlab.sites.ops import OpWatcher, call_place
-from gradlab.torch_arguments import MODEL, TENSOR
+from gradlab.sites.ops import OpWatcher, call_place, hides_its_ops
+from gradlab.torch_arguments import MODEL
 
 Visitor = Callable[[str, Tensor], Tensor | None]
-"""Called with a site name and its tensor; a returned tensor takes its place in the rest of the forward."""
+"""Called with a site's name and its tensor; a tensor that it returns takes its place in the rest of the forward."""
 
 
-class NamedTensorListener(Protocol):
-    """Something that wants to know of tensors named by hand."""
-
-    def named(self, name: str, value: Tensor) -> Tensor:
-        """Take note of a tensor named with `gradlab.tap`; the returned tensor goes on in its place."""
-
-
-listeners: list[NamedTensorListener] = []
-"""Who hears `gradlab.tap`: the one piece of global state, appended to by what watches and emptied when it closes."""
-
-
-def tap(name: str, value: Tensor) -> Tensor:
-    """Name a tensor by hand; it becomes the site `name`. The identity when nobody watches (about 0.1 microseconds).
+def forward_walk(model: nn.Module, visitor: Visitor, *, functional: bool = True) -> AbstractContextManager[None]:
+    """While open, each forward of `model` shows every tensor to `visitor`, by site name and in forward order.
 
     Args:
-        name: the site's name, unique in one forward; a second use in the same forward is `name#2`.
-        value: any tensor.
-    Returns:
-        `value` itself.
+        model: the model, wrapped (DDP, compile) or not; only eager calls on the calling thread are seen.
+        visitor: called with the site's name and its tensor. A tensor that it returns is used instead in the rest of the
+            forward; None leaves all as it is.
+        functional: also show what functional ops return.
+    Cost: about 10 microseconds a site; nothing stays installed afterwards.
     """
-    if not torch.compiler.is_compiling():
-        if type(name) is not str or not isinstance(value, Tensor):
-            take("tap()", {"name": NAME, "value": TENSOR}, {"name": name, "value": value}, TapError)
-        for listener in listeners:
-            value = listener.named(name, value)
-    return value
+    return _opened(_FullWalk(model, visitor, functional))
 
 
-class CallNames:
-    """Names of the calls of one forward pass: the module stack, repeated calls, numbered ops."""
+def forward_walk_at(sites: Iterable[str], core: nn.Module, visitor: Visitor) -> AbstractContextManager[None]:
+    """A forward walk with hooks on those modules alone that own some sites, for sites that are known to exist.
 
-    def __init__(self) -> None:
-        self.stack: list[str] = []
-        self.calls = CallNumbers()
-        self.ops: list[Counter[str]] = []
+    The visitor is called for other tensors of the same modules too, and for those that `gradlab.tap` names.
 
-    def enter(self, name: str) -> str:
-        """A module is entered; its name in this pass."""
-        name = self.calls.next(name)
-        self.stack.append(name)
-        self.ops.append(Counter())
-        return name
-
-    def leave(self) -> str:
-        """The innermost module is left; its name in this pass."""
-        self.ops.pop()
-        return self.stack.pop()
-
-    def op(self, op: str) -> str:
-        """The site of an op called in the innermost module: `encoder/relu`, then `encoder/relu_1`."""
-        number = self.ops[-1][op]
-        self.ops[-1][op] += 1
-        return op_site(self.stack[-1], op, number)
+    Args:
+        sites: names without functional ops.
+        core: the model, inside any wrappers. One forward of it is shown, on any thread.
+        visitor: as in `forward_walk`.
+    Cost: two hooks a module that owns a site, where `forward_walk` has four on every module.
+    """
+    return _opened(_OwnersWalk(sites, core, visitor))
 
 
-def root_site(end: str, name: str) -> str:
-    """The site of the model's own input or output: `output`, or `output#2` where the model calls itself."""
-    return end + name
+class _Walk:
+    """What both kinds of walk do with a value: name its tensors, show them, and put in what the visitor returns."""
 
-
-def hides_its_ops(module: nn.Module) -> bool:
-    """Whether the ops inside are the module's own business: a forward of torch.nn's, without children, or a script."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return True
-    # A forward that was generated, as that of torch.fx's GraphModule, is in no file: its `__module__` is None.
-    place = getattr(type(module).forward, "__module__", None) or ""
-    return place.startswith("torch.nn.") and not any(child is not None for child in module._modules.values())
-
-
-def has_floating(value: Any) -> bool:
-    """Whether there is a tensor in a value that may have a gradient."""
-    with torch._C.DisableTorchFunction():  # these questions are no ops of the user's
-        return any(t.is_floating_point() or t.is_complex() for _, t in leaves(value))
-
-
-class VisitHook(ModuleHook):
-    """A hook of a visit: it sees eager calls of the thread that began the visit; others may be calling the model."""
-
-    __slots__ = ("thread",)
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__(module, function)
-        self.thread = get_ident()
-
-    def __call__(self, module: nn.Module, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or get_ident() != self.thread:
-            return None
-        return super().__call__(module, *arguments)
-
-
-class _Visit:
-    """The hooks of one `visiting` block."""
-
-    def __init__(self, model: nn.Module, visitor: Visitor, functional: bool) -> None:
+    def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
-        self.root = unwrapped(model)
-        self.names = module_names(model)
-        self.opaque = IdentitySet(module for module in self.names if hides_its_ops(module))
-        self.functional = functional
-        self.calls = CallNames()
-        self.hidden = 0
-        self.pass_stack: ExitStack | None = None
+        self.calls = CallNumbers()
+        self.names_by_hand = CallNumbers()
 
-    def install(self, hooks: ExitStack) -> None:
-        for module in self.names:
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            # What the user's own hooks compute belongs to the module; the input is what they have made of it.
-            hooks.callback(module.register_forward_pre_hook(VisitHook(module, self.enter), prepend=True).remove)
-            hooks.callback(module.register_forward_pre_hook(VisitHook(module, self.before), with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(VisitHook(module, self.after)).remove)
-            hooks.callback(module.register_forward_hook(VisitHook(module, self.left), always_call=True).remove)
-        listeners.append(self)
-        hooks.callback(listeners.remove, self)
-        hooks.callback(self.end_pass)
+    def install(self, stack: ExitStack) -> None:
+        """Put hooks in until the stack closes."""
+        raise NotImplementedError
 
-    def end_pass(self) -> None:
-        self.calls, self.hidden = CallNames(), 0
-        if self.pass_stack is not None:
-            self.pass_stack.close()
-            self.pass_stack = None
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        if not self.calls.stack:
-            self.end_pass()
-            if self.functional:
-                self.pass_stack = ExitStack()
-                self.pass_stack.enter_context(OpWatcher(self.op))
-        self.calls.enter(self.names[module])
-        self.hidden += module in self.opaque
-
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        name = self.calls.stack[-1]
-        named = root_site("input", name) if module is self.root else f"{name}:in"
-        inputs = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
-        new = self.see(named, inputs)
+    def show_inputs(self, site: str, args: Any, kwargs: Any) -> Any:
+        """Show what a module is given; (args, kwargs) for it to be called with instead, or None to change nothing."""
+        is_single = len(args) == 1 and not kwargs
+        new = self.show(site, args[0] if is_single else (*args, *kwargs.values()))
         if not new:
             return None
-        if len(args) == 1 and not kwargs:
+        if is_single:
             return (replace_leaves(args[0], new),), kwargs
         values = replace_leaves((*args, *kwargs.values()), new)
         return values[: len(args)], dict(zip(kwargs, values[len(args) :], strict=True))
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        name = self.calls.stack[-1]
-        new = self.see(root_site("output", name) if module is self.root else name, output)
+    def show_output(self, site: str, output: Any) -> Any:
+        """Show what a module returns; what it is to return instead, or None to change nothing."""
+        new = self.show(site, output)
         return replace_leaves(output, new) if new else None
 
-    def left(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.hidden -= module in self.opaque
-        self.calls.leave()
-        if not self.calls.stack:
-            self.end_pass()
-
-    def op(self, op: str, result: Any) -> Any:
-        if self.hidden or not self.calls.stack or not has_floating(result):
-            return result
-        return replace_leaves(result, self.see(self.calls.op(op), result))
-
     def named(self, name: str, value: Tensor) -> Tensor:
-        # The zero keeps the count of hand-given names apart from that of a module with the same name.
-        new = self.visitor(self.calls.calls.next(f"\0{name}")[1:], value)
+        """Show a tensor named with `gradlab.tap`."""
+        new = self.visitor(self.names_by_hand.next(name), value)
         return value if new is None else new
 
-    def see(self, name: str, value: Any) -> dict[str, Tensor]:
-        """Show every tensor of a value to the visitor; the replacements, by suffix."""
+    def show(self, site: str, value: Any) -> dict[str, Tensor]:
+        """Show every tensor of a value; the replacements, by suffix."""
+        if isinstance(value, Tensor):
+            answer = self.visitor(site, value)
+            return {} if answer is None else {"": answer}
         new = {}
         for suffix, tensor in leaves(value):
-            answer = self.visitor(name + suffix, tensor)
+            answer = self.visitor(site + suffix, tensor)
             if answer is not None:
                 new[suffix] = answer
         return new
 
 
 @contextmanager
-def visiting(model: nn.Module, visitor: Visitor, *, functional: bool = True) -> Iterator[None]:
-    """While open, each forward of `model` shows every tensor to `visitor`, by site name and in forward order.
-
-    Args:
-        model: the model, wrapped (DDP, compile) or not; only eager calls are seen.
-        visitor: called with the site's name and its tensor. A tensor that it returns is used instead in the rest of the
-            forward; None leaves all as it is.
-        functional: also visit functional ops.
-    Cost: about 10 microseconds a site; nothing stays installed afterwards.
-    """
-    with ExitStack() as hooks:
-        _Visit(model, visitor, functional).install(hooks)
+def _opened(walk: _Walk) -> Iterator[None]:
+    with ExitStack() as stack:
+        walk.install(stack)
+        listeners.append(walk)
+        stack.callback(listeners.remove, walk)
         yield
+
+
+class _OwnersWalk(_Walk):
+    """Shows what the owners of some sites are given and return."""
+
+    def __init__(self, sites: Iterable[str], core: nn.Module, visitor: Visitor) -> None:
+        super().__init__(visitor)
+        self.core = core
+        self.owners = sorted({owner(site) for site in sites})
+
+    def install(self, stack: ExitStack) -> None:
+        for name in self.owners:
+            module = module_at(self.core, name)
+            if module is not None and not isinstance(module, torch.jit.ScriptModule):
+                before, after = self.hooks_of(name, is_root=module is self.core)
+                stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(after, always_call=True).remove)
+
+    def hooks_of(self, name: str, *, is_root: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The hooks before and after a call of a module. Calls under way are a stack: a module may call itself."""
+        under_way: list[str] = []
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            call = self.calls.next(name)
+            under_way.append(call)
+            return self.show_inputs(input_site(call, is_root=is_root), args, kwargs)
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            call = under_way.pop()  # Called after an exception too, with nothing to see.
+            return self.show_output(output_site(call, is_root=is_root), output)
+
+        return before, after
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call of a module that is under way."""
+
+    name: str
+    """As sites have it: `encoder`, `encoder#2`."""
+    num_ops: Counter[str] = field(default_factory=Counter)
+    """How many functional ops of each name it has called."""
+
+
+class _FullWalk(_Walk):
+    """Shows what every module is given and returns, and what functional ops return."""
+
+    def __init__(self, model: nn.Module, visitor: Visitor, functional: bool) -> None:
+        super().__init__(visitor)
+        self.root = unwrapped(model)
+        self.names = module_names(model)
+        self.opaque = IdentitySet(module for module in self.names if hides_its_ops(module))
+        self.functional = functional
+        self.under_way: list[_Call] = []
+        """Calls of modules, innermost last."""
+        self.num_opaque = 0
+        """How many of them are of modules that hide their ops."""
+        self.op_watcher = ExitStack()
+        """Holds the function mode while a forward is under way."""
+
+    def install(self, stack: ExitStack) -> None:
+        for module in self.names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            # What the user's own hooks compute belongs to the module; the input is what they have made of it.
+            for handle in (
+                module.register_forward_pre_hook(OwnThreadHook(module, self.enter), prepend=True),
+                module.register_forward_pre_hook(OwnThreadHook(module, self.before), with_kwargs=True),
+                module.register_forward_hook(OwnThreadHook(module, self.after)),
+                module.register_forward_hook(OwnThreadHook(module, self.leave), always_call=True),
+            ):
+                stack.callback(handle.remove)
+        stack.callback(self.end_forward)
+
+    def end_forward(self) -> None:
+        """Count from one again, and watch no ops between two forwards."""
+        self.calls.clear()
+        self.names_by_hand.clear()
+        self.under_way, self.num_opaque = [], 0
+        self.op_watcher.close()
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """A module is called; its own pre-hooks come next."""
+        if not self.under_way:
+            self.end_forward()
+            if self.functional:
+                self.op_watcher.enter_context(OpWatcher(self.op))
+        self.under_way.append(_Call(self.calls.next(self.names[module])))
+        self.num_opaque += module in self.opaque
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Its pre-hooks have run."""
+        return self.show_inputs(input_site(self.under_way[-1].name, is_root=module is self.root), args, kwargs)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Its forward, and the user's hooks behind it, have run."""
+        return self.show_output(output_site(self.under_way[-1].name, is_root=module is self.root), output)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """It returns or raises."""
+        self.num_opaque -= module in self.opaque
+        self.under_way.pop()
+        if not self.under_way:
+            self.end_forward()
+
+    def op(self, op: str, result: Any) -> Any:
+        """A functional op has run; what it is to return."""
+        if self.num_opaque or not self.under_way:
+            return result
+        call = self.under_way[-1]
+        site = op_site(call.name, op, call.num_ops[op])
+        call.num_ops[op] += 1
+        return replace_leaves(result, self.show(site, result))
 
 
 @dataclass(frozen=True)
@@ -254,11 +264,11 @@ def sites_of(model: nn.Module, *args: Any, **kwargs: Any) -> list[Site]:
     module_kinds = {name or "output" for name in module_names(model).values()}
 
     def see(name: str, value: Tensor) -> None:
-        if in_functorch():  # a tensor inside a transform stands for many, and no tap sees it
+        if in_functorch():  # a tensor inside a transform is many, and no tap sees it
             return
         base = without_call_number(name.split("[")[0])
         kind = (
-            "op" if "/" in base else
+            "op" if is_op(base) else
             "input" if base == "input" or base.endswith(":in") else
             "module" if base in module_kinds else
             "named"
@@ -266,7 +276,7 @@ def sites_of(model: nn.Module, *args: Any, **kwargs: Any) -> list[Site]:
         place = call_place() if kind == "op" else ""
         found[name] = Site(name, kind, tuple(value.shape), str(value.dtype).removeprefix("torch."), place)
 
-    with torch.no_grad(), visiting(model, see):
+    with torch.no_grad(), forward_walk(model, see):
         model(*args, **kwargs)
     for name, parameter in parameter_names(model).items():
         found[name] = Site(name, "parameter", tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), "")

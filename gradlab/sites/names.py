@@ -1,20 +1,24 @@
-"""Site names, the patterns that choose among them, and the tensors inside a module's output.
+"""Names: of a model's modules and parameters, and of the sites in a forward, which are made of these.
 
-Belongs here: pure naming. Does not: hooks, or any decision about what to do at a site.
+Belongs here: how a name is made, and what is read off it. Does not: patterns that choose among names (`patterns`), the
+tensors of a value that a module returns (`leaves`), or which ops are sites (`ops`).
+
+    encoder.0           what a module returns               encoder.0:in     what it is given
+    output, input       the same of the model itself        encoder.0#2      of its second call in one forward
+    encoder.0/relu      of a functional op inside           encoder.0/relu_1 of the second relu inside
+    encoder.0[logits]   of one tensor among several
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from gradlab.errors import TapError, did_you_mean
 from gradlab.identity import IdentityDict, IdentitySet
+
+# Modules and parameters.
 
 # A wrapper owns one module under this attribute and has no name of its own.
 _WRAPPERS = {
@@ -73,6 +77,18 @@ def module_names(model: nn.Module) -> IdentityDict[nn.Module, str]:
     return names
 
 
+def module_at(model: nn.Module, name: str) -> nn.Module | None:
+    """The module of that qualified name, inside any wrappers on the way, or None."""
+    module = unwrapped(model)
+    for part in name.split(".") if name else ():
+        is_script = isinstance(module, torch.jit.ScriptModule)
+        child = dict(module.named_children()).get(part) if is_script else module._modules.get(part)
+        if child is None:
+            return None
+        module = unwrapped(child)
+    return module
+
+
 def parameter_names(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter under its first qualified name, in definition order, without wrappers."""
     seen: set[int] = set()
@@ -85,33 +101,12 @@ def parameter_names(model: nn.Module) -> dict[str, nn.Parameter]:
     return names
 
 
-@lru_cache(maxsize=4096)
-def _regex(pattern: str) -> re.Pattern[str]:
-    parts = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern)
-    return re.compile("".join(parts), re.DOTALL)
-
-
-def match(pattern: str, name: str) -> bool:
-    """Whether a glob matches a whole site name. Only `*` and `?` are wild; case counts."""
-    return _regex(pattern).fullmatch(name) is not None
-
-
-_CALL_NUMBER = re.compile(r"#\d+")
-
-
-def without_call_number(name: str) -> str:
-    """`encoder#2/relu` as `encoder/relu`."""
-    return _CALL_NUMBER.sub("", name)
+# Sites.
 
 
 def numbered(name: str, number: int) -> str:
     """The name of the first, second, ... call of one name in a forward: `encoder`, then `encoder#2`."""
     return name if number == 1 else f"{name}#{number}"
-
-
-def op_site(module_site: str, op: str, number: int) -> str:
-    """The site of a functional op; `number` others of its name came before: `encoder/relu`, then `encoder/relu_1`."""
-    return f"{module_site}/{op}_{number}" if number else f"{module_site}/{op}"
 
 
 class CallNumbers:
@@ -132,129 +127,40 @@ class CallNumbers:
         self._calls.clear()
 
 
-def is_input(name: str) -> bool:
+def input_site(call: str, *, is_root: bool) -> str:
+    """The site of what a module is given in a call of that name; `is_root`: of the model itself."""
+    return f"input{call}" if is_root else f"{call}:in"
+
+
+def output_site(call: str, *, is_root: bool) -> str:
+    """The site of what a module returns from a call of that name; `is_root`: of the model itself."""
+    return f"output{call}" if is_root else call
+
+
+def op_site(module_site: str, op: str, number: int) -> str:
+    """The site of a functional op; `number` others of its name came before: `encoder/relu`, then `encoder/relu_1`."""
+    return f"{module_site}/{op}_{number}" if number else f"{module_site}/{op}"
+
+
+def is_input(site: str) -> bool:
     """Whether a site is the input of a module or of the model."""
-    return ":in" in name or name == "input" or name.startswith(("input[", "input#"))
+    return ":in" in site or site == "input" or site.startswith(("input[", "input#"))
 
 
-def names_inputs(pattern: str) -> bool:
-    """Whether a pattern speaks of inputs: only then does it choose any."""
-    return ":in" in pattern or pattern.startswith("input")
+def is_op(site: str) -> bool:
+    """Whether a site is what a functional op returns."""
+    return "/" in site
 
 
-def reaches(pattern: str, name: str) -> bool:
-    """Whether a pattern chooses a name. An input is nearly always another's output, so `*` leaves inputs out."""
-    return match(pattern, name) and (not is_input(name) or names_inputs(pattern))
+def owner(site: str) -> str:
+    """The name of the module that is given or returns the tensor of a site (no functional op's); "" of the model."""
+    base = without_call_number(site.split("[")[0])
+    return "" if base in ("input", "output") else base.removesuffix(":in")
 
 
-def is_wild(pattern: str) -> bool:
-    """Whether the pattern can match more than one name."""
-    return "*" in pattern or "?" in pattern
+_CALL_NUMBER = re.compile(r"#\d+")
 
 
-def chooser(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """A function that tells whether a name is selected: by at least one pattern, and excluded by none."""
-    wanted = [p for p in patterns if not p.startswith("!")]
-    unwanted = [p[1:] for p in patterns if p.startswith("!")]
-
-    def chosen(name: str) -> bool:
-        return any(reaches(p, name) for p in wanted) and not any(match(p, name) for p in unwanted)
-
-    return chosen
-
-
-def select(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names that the patterns choose, in the order of `names`.
-
-    Raises:
-        TapError: if a pattern (an exclusion too) matches no name, or if nothing is left.
-    """
-    for pattern in patterns:
-        require_match(pattern, names)
-    chosen = chooser(patterns)
-    found = [name for name in names if chosen(name)]
-    if not found:
-        raise TapError(f"the patterns {', '.join(map(repr, patterns))} together select nothing.")
-    return found
-
-
-def require_match(pattern: str, names: Sequence[str]) -> None:
-    """Raise TapError with the near misses if a pattern, or what a `!` pattern excludes, matches no name."""
-    bare = pattern.removeprefix("!")
-    if not any(reaches(bare, name) for name in names):
-        raise TapError(f"no tensor matches {pattern!r}.{did_you_mean(bare, names)} The model has: {shortlist(names)}.")
-
-
-def shortlist(names: Iterable[str], most: int = 12) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    tail = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + tail if names else "nothing"
-
-
-def leaves(value: Any, suffix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a tensor, tuple, list, mapping or dataclass, with its suffix: "", `[1]`, `[logits][0]`."""
-    if isinstance(value, Tensor):
-        yield suffix, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{suffix}[{key}]")
-    elif isinstance(value, tuple | list):
-        for index, item in enumerate(value):
-            yield from leaves(item, f"{suffix}[{index}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name, None), f"{suffix}[{field.name}]")
-
-
-def first_differentiable(value: Any) -> Tensor | None:
-    """The first tensor of a module's output that requires grad: a backward comes through it."""
-    if isinstance(value, Tensor):
-        return value if value.requires_grad else None
-    return next((tensor for _, tensor in leaves(value) if tensor.requires_grad), None)
-
-
-def replace_leaves(value: Any, new: Mapping[str, Tensor], suffix: str = "") -> Any:
-    """`value` with the tensors at the given suffixes replaced; the containers are rebuilt only where needed."""
-    if not new:
-        return value
-    if isinstance(value, Tensor):
-        return new.get(suffix, value)
-    if isinstance(value, Mapping):
-        items = {key: replace_leaves(item, new, f"{suffix}[{key}]") for key, item in value.items()}
-        return items if type(value) is dict else type(value)(**items)
-    if isinstance(value, tuple | list):
-        rebuilt = [replace_leaves(item, new, f"{suffix}[{index}]") for index, item in enumerate(value)]
-        return type(value)(*rebuilt) if hasattr(value, "_fields") else type(value)(rebuilt)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {
-            field.name: replace_leaves(getattr(value, field.name), new, f"{suffix}[{field.name}]")
-            for field in dataclasses.fields(value)
-        }
-        return dataclasses.replace(value, **changes)
-    return value
-
-
-def _literal(pattern: str) -> str:
-    """What comes before the first wildcard."""
-    return pattern.split("*")[0].split("?")[0]
-
-
-def may_match(pattern: str, name: str) -> bool:
-    """Whether a pattern can match the module's own site or anything after it: an item, a call, an input, an op."""
-    literal = _literal(pattern)
-    if literal == pattern:
-        return pattern == name or (pattern.startswith(name) and pattern[len(name)] in "[#:/")
-    return name.startswith(literal) or literal.startswith(name) or match(pattern, name)
-
-
-def may_own_ops(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a functional op called in this module can be chosen."""
-    for pattern in patterns:
-        literal = _literal(pattern)
-        if literal == pattern:
-            if "/" in pattern and pattern.startswith((f"{name}/", f"{name}#")):
-                return True
-        elif f"{name}/".startswith(literal) or literal.startswith((f"{name}/", f"{name}#")):
-            return True
-    return False
+def without_call_number(name: str) -> str:
+    """`encoder#2/relu` as `encoder/relu`."""
+    return _CALL_NUMBER.sub("", name)

@@ -1,4 +1,4 @@
-"""Which functional ops are sites: what they are called, and a torch function mode that reports each one.
+"""Which functional ops are sites, how they are called, and where in the user's code they are.
 
 A site is the output of an op that computes (relu, add, softmax, scaled_dot_product_attention, in-place variants), never
 of one that only looks (views, shapes, item access). The mode sees one call for each call in user code: what an op does
@@ -14,7 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from gradlab.sites.leaves import has_floating
 
 # Ops that return a new look at old data, metadata, or values with no gradient: not worth a name of their own.
 _LOOKS = frozenset(
@@ -51,8 +54,27 @@ def op_name(function: Callable[..., Any]) -> str | None:
     return name
 
 
+def op_of_site(function: Callable[..., Any], result: Any) -> str | None:
+    """The name of an op that has just run as a site has it, or None where its result is no site."""
+    name = op_name(function)
+    return None if name is None or not has_floating(result) or _moves_parameters() else name
+
+
+def hides_its_ops(module: nn.Module) -> bool:
+    """Whether the ops inside are the module's own business: a forward of torch.nn's, without children, or a script."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    # A forward that was generated, as that of torch.fx's GraphModule, is in no file: its `__module__` is None.
+    place = getattr(type(module).forward, "__module__", None) or ""
+    return place.startswith("torch.nn.") and not any(child is not None for child in module._modules.values())
+
+
 class OpWatcher(TorchFunctionMode):
-    """Calls `seen(op, result, depth)` after each op that is a site; a returned value takes the result's place."""
+    """Calls `seen(op, result)` after each op whose result is a site; the returned value takes the result's place.
+
+    Taps have a mode of their own, which finds an op by its place in the sequence and builds no names
+    (`taps.forward.modules`).
+    """
 
     def __init__(self, seen: Callable[[str, Any], Any]) -> None:
         super().__init__()
@@ -66,25 +88,25 @@ class OpWatcher(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = op_name(func)
-        return result if name is None or moves_parameters() else self.seen(name, result)
+        name = op_of_site(func, result)
+        return result if name is None else self.seen(name, result)
 
 
-def moves_parameters() -> bool:
+def _moves_parameters() -> bool:
     """Whether the op under way is called by torch.distributed, which shards parameters and brings them together."""
     frame = sys._getframe(1)
     for _ in range(8):
         if frame is None:
             return False
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("torch._ops", "torch.overrides", "gradlab.taps")):
+        if not name.startswith(("torch._ops", "torch.overrides", "gradlab.")):
             return bool(name.startswith("torch.distributed."))
         frame = frame.f_back  # type: ignore[assignment]
     return False
 
 
 def call_place() -> str:
-    """`file:line` of the nearest frame outside torch and gradlab: where the op stands in the user's code."""
+    """`file:line` of the nearest frame outside torch and gradlab: where in the user's code the op is called."""
     frame = sys._getframe(1)
     while frame is not None and is_internal(frame.f_code.co_filename):
         frame = frame.f_back  # type: ignore[assignment]

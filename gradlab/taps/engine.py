@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from gradlab.errors import TapError, did_you_mean, warn
+from gradlab.errors import TapError, did_you_mean, shortlist, warn
 from gradlab.identity import is_among
 from gradlab.optimizers import LossScale
-from gradlab.sites import forward
-from gradlab.sites.names import module_names, parameter_names, require_match, shortlist
+from gradlab.sites.named import listeners
+from gradlab.sites.names import module_names, parameter_names
+from gradlab.sites.patterns import require_match
 from gradlab.taps.across_ranks.tensor_parallel import combinable
 from gradlab.taps.backward.parameters import ParameterWatch, measurable
 from gradlab.taps.backward.recorder import Recorder
@@ -144,7 +145,7 @@ class Engine:
         self._is_late = any(p.is_leaf and p.grad is not None for p in self.parameters.values())
         if self.exchange is not None:
             self.exchange.announce()
-        forward.listeners.append(self._listener)
+        listeners.append(self._listener)
         scripting.attach()
         self.recorder.on_first_pass = _weakly(self._look_again)
         self.recorder.watch_parameters()
@@ -158,8 +159,8 @@ class Engine:
         self.recorder.on_first_pass = None
         self.recorder.ignore_parameters()
         self.recorder.kept.clear()
-        if is_among(self._listener, forward.listeners):
-            forward.listeners.remove(self._listener)
+        if is_among(self._listener, listeners):
+            listeners.remove(self._listener)
             scripting.detach()
 
     # What is in place.

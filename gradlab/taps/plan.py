@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradlab.frame import ABSENT, Schema, Series
-from gradlab.sites.names import chooser
+from gradlab.sites.patterns import chooser
 from gradlab.stats import (
     HIST_EDGES,
     UNITS,

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from gradlab.errors import did_you_mean
-from gradlab.sites.names import module_names, reaches, shortlist
+from gradlab.errors import did_you_mean, shortlist
+from gradlab.sites.names import module_names
+from gradlab.sites.patterns import reaches
 from gradlab.taps.forward.compiled import why_unseen
 from gradlab.taps.rule import Tap
 

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 import gradlab
 from gradlab import Tap
 from gradlab.frame import is_absent
-from gradlab.sites.forward import visiting
+from gradlab.sites.forward import forward_walk
 from gradlab.stats import NEEDS
 
 pytestmark = pytest.mark.gpu
@@ -185,7 +185,7 @@ def reference(model: nn.Module, x: Tensor, precision: AbstractContextManager, sc
         values[f"{site} copied"] = value.detach().clone()
         return value.clone()
 
-    with visiting(twin, see), precision:
+    with forward_walk(twin, see), precision:
         loss = loss_of(twin, x)
     (loss * scale).backward()
     norms: dict[str, float] = {}

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gradlab import Monitor, NonFinite, Tap, watch
 from gradlab.hooks.call_hooks import CALL_ATTRIBUTE
-from gradlab.sites.forward import sites_of, visiting
+from gradlab.sites.forward import forward_walk, sites_of
 
 TAPS = [Tap(["*", "*:in", "input"], of=["weight_grad", "output", "output_grad"])]
 
@@ -388,7 +388,7 @@ def test_a_copy_that_shares_the_hooks_of_a_visit_is_not_shown() -> None:
     names = [site.name for site in sites_of(CallsItsCopy(), torch.randn(3, 4))]
     assert [name for name in names if name.startswith("fc") and "." not in name] == ["fc:in", "fc"]
     model = nn.Linear(4, 4)
-    with visiting(model, lambda name, value: value * 0):
+    with forward_walk(model, lambda name, value: value * 0):
         twin = copy.deepcopy(model)
     assert torch.equal(twin(torch.ones(1, 4)), model(torch.ones(1, 4)))
 

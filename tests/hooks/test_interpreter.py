@@ -92,9 +92,8 @@ NO_TENSOR = "touches no tensor: it marks a moment"
 ENTRY_POINTS = {
     "attach/watching.py:Session.begin": "attach/watching.py:Session._called()",
     "jacobians/growth.py:_Walk._hooked": OWN_RUN,
-    "jacobians/live.py:_Capture.open": "sites/forward.py:VisitHook.__call__()",
+    "jacobians/live.py:_Capture.open": "hooks/call_hooks.py:OwnThreadHook.__call__()",
     "jacobians/live.py:_RetainWatcher": "jacobians/live.py:_RetainWatcher.enter()",
-    "sites/two_sites.py:reaching": OWN_RUN,
     "lightning/phases.py:PhaseActions.attach": NO_TENSOR,
     "monitor/monitor.py:Monitor._attach": "monitor/monitor.py:_TakeProbe.__call__()",
     "monitor/monitor.py:_TakeProbe": "monitor/monitor.py:_TakeProbe.__call__()",
@@ -131,8 +130,9 @@ ENTRY_POINTS = {
     "nonfinite/guard.py:Tripwire.attach": "nonfinite/guard.py:Tripwire.forward_begins()",
     "nonfinite/guard.py:_After": "nonfinite/guard.py:Tripwire.forward_ended()",
     "nonfinite/guard.py:_Before": "nonfinite/guard.py:Tripwire.forward_begins()",
-    "sites/forward.py:VisitHook": "sites/forward.py:VisitHook.__call__()",
-    "sites/forward.py:_Visit.install": "sites/forward.py:VisitHook.__call__()",
+    "hooks/call_hooks.py:OwnThreadHook": "hooks/call_hooks.py:OwnThreadHook.__call__()",
+    "sites/forward.py:_FullWalk.install": "hooks/call_hooks.py:OwnThreadHook.__call__()",
+    "sites/forward.py:_OwnersWalk.install": OWN_RUN,
 }
 """`file:where` of each hook and mode -> `file:function()` that asks for the state of the interpreter, or why none does.
 A new one that is not listed makes a test fail: its author decides here in which states it may run."""

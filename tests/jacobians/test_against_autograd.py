@@ -11,7 +11,7 @@ from zoo import ZOO
 
 import gradlab
 from gradlab.errors import JacobianError
-from gradlab.sites.names import leaves
+from gradlab.sites.leaves import leaves
 
 CUT_OFF = {"NoGradTrunk", "GradientInsideForward", "Bag", "TiedByFunctional"}
 """Models whose output does not depend on their input in the eyes of autograd."""

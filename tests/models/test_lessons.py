@@ -10,7 +10,7 @@ from gradlab.data import Digits
 from gradlab.errors import UsageError
 from gradlab.models import ModuleVsFunctional, ScalarLine, TwoByTwo
 from gradlab.sites.forward import sites_of
-from gradlab.sites.names import select
+from gradlab.sites.patterns import select
 
 
 def answer(model, start: str):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradlab.models import MLP, RNN, ConvNet, ModuleVsFunctional, Transformer
 from gradlab.sites.forward import sites_of
-from gradlab.sites.names import select
+from gradlab.sites.patterns import select
 
 
 @dataclass

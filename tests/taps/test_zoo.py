@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 import gradlab
 from gradlab import Tap
 from gradlab.frame import is_absent
-from gradlab.sites.forward import visiting
+from gradlab.sites.forward import forward_walk
 
 STATS = ["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite"]
 
@@ -66,7 +66,7 @@ def reference(model: nn.Module, x: Tensor, case: zoo.Case) -> tuple[dict[str, Te
             if value.requires_grad:
                 edges[site] = get_gradient_edge(value)
 
-    with visiting(model, see):
+    with forward_walk(model, see):
         loss = case.loss(model(x))
     grads = torch.autograd.grad(loss, list(edges.values()), allow_unused=True)
     return values, {site: g for site, g in zip(edges, grads, strict=True) if g is not None}

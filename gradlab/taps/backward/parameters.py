@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.errors import warn
+from gradlab.errors import shortlist, warn
 from gradlab.hooks.interpreter import is_batched, must_not_record, own_ops
 from gradlab.optimizers import parameter_ids
-from gradlab.sites.names import shortlist
 from gradlab.stats import LONG, PartError, dense_values
 from gradlab.taps.buffer.batching import Grouping
 from gradlab.taps.buffer.rows import NORM_IN_ONE, Entry, Row

@@ -39,7 +39,8 @@ from gradlab.autograd_engine import NO_TASK, current_node, task_id, when_backwar
 from gradlab.hooks.compiled_step import untraced
 from gradlab.hooks.interpreter import in_symbolic_trace, must_not_record, own_ops
 from gradlab.hooks.leaf_hooks import LeafHooks
-from gradlab.sites.names import first_differentiable, is_input, without_call_number
+from gradlab.sites.leaves import first_differentiable
+from gradlab.sites.names import is_input, without_call_number
 from gradlab.taps.backward.hooks import GradHook, Pass
 from gradlab.taps.backward.segments import RunBy, Segment, SegmentHook, makes_a_graph, run_by
 from gradlab.taps.buffer.finished import Finished

@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradlab.sites.forward import has_floating, root_site
-from gradlab.sites.names import numbered, op_site
-from gradlab.sites.ops import moves_parameters, op_name
+from gradlab.sites.names import input_site, numbered, op_site, output_site
+from gradlab.sites.ops import op_of_site
 from gradlab.taps.plan import Plan, Target
 
 
@@ -31,8 +30,8 @@ class OpNode:
 
     def grow(self, function: Any, result: Any, plan: Plan) -> OpNode:
         """Follow an op that was not met here before. One that is no site leads back to where it is called."""
-        op = op_name(function)
-        if op is None or not has_floating(result) or moves_parameters():
+        op = op_of_site(function, result)
+        if op is None:
             self.next[function] = self
             return self
         number = self.counts[op]
@@ -75,11 +74,11 @@ class Watch:
 
     def output_site(self, call: Call) -> str:
         """The site of what a call returns."""
-        return root_site("output", call.site) if self.is_root else call.site
+        return output_site(call.site, is_root=self.is_root)
 
     def input_site(self, call: Call) -> str:
         """The site of what a call is given."""
-        return root_site("input", call.site) if self.is_root else f"{call.site}:in"
+        return input_site(call.site, is_root=self.is_root)
 
 
 class Counts:

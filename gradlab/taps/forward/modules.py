@@ -31,16 +31,10 @@ from gradlab.hooks.interpreter import (
     outside_modes,
 )
 from gradlab.identity import IdentityDict, IdentitySet
-from gradlab.sites.forward import hides_its_ops
-from gradlab.sites.names import (
-    all_modules,
-    first_differentiable,
-    leaves,
-    may_match,
-    may_own_ops,
-    names_inputs,
-    unwrapped,
-)
+from gradlab.sites.leaves import first_differentiable, leaves
+from gradlab.sites.names import all_modules, unwrapped
+from gradlab.sites.ops import hides_its_ops
+from gradlab.sites.patterns import may_match, may_own_ops, names_inputs
 from gradlab.taps.backward.hooks import Pass
 from gradlab.taps.backward.recorder import Recorder
 from gradlab.taps.backward.segments import FUNCTION_APPLY, Segment
