@@ -59,7 +59,9 @@ Table = Mapping[str, Kind]
 """Argument -> what it may be."""
 
 
-def take(who: str, table: Table, given: Mapping[str, Any], error: type[GradlabError] = ArgumentError) -> dict[str, Any]:
+def check_arguments(
+    who: str, table: Table, given: Mapping[str, Any], error: type[GradlabError] = ArgumentError
+) -> dict[str, Any]:
     """The arguments as they are kept, those of the table; others are left as they are.
 
     Raises:
@@ -70,23 +72,23 @@ def take(who: str, table: Table, given: Mapping[str, Any], error: type[GradlabEr
         try:
             kept[name] = table[name].take(given[name])
         except _Refused as refused:
-            told = f"{who}: {name}{refused.at} must be {refused.words}, got {seen(refused.value)}."
+            told = f"{who}: {name}{refused.at} must be {refused.words}, got {described(refused.value)}."
             raise error(told + (refused.fix and f" {refused.fix}")) from None
     return kept
 
 
-def check(who: str, name: str, kind: Kind, value: Any, error: type[GradlabError] = ArgumentError) -> Any:
-    """One argument as it is kept; see `take`."""
-    return take(who, {name: kind}, {name: value}, error)[name]
+def check_argument(who: str, name: str, kind: Kind, value: Any, error: type[GradlabError] = ArgumentError) -> Any:
+    """One argument as it is kept; see `check_arguments`."""
+    return check_arguments(who, {name: kind}, {name: value}, error)[name]
 
 
-def settle(value: Any, who: str, table: Table, error: type[GradlabError] = ArgumentError) -> None:
+def check_fields(value: Any, who: str, table: Table, error: type[GradlabError] = ArgumentError) -> None:
     """Check the fields of a frozen dataclass in its `__post_init__`, and keep them as the table says."""
-    for name, kept in take(who, table, {name: getattr(value, name) for name in table}, error).items():
+    for name, kept in check_arguments(who, table, {name: getattr(value, name) for name in table}, error).items():
         object.__setattr__(value, name, kept)
 
 
-def seen(value: Any) -> str:
+def described(value: Any) -> str:
     """What was given, in a few words: never a whole model."""
     if isinstance(value, type):
         return f"the class {value.__name__}"

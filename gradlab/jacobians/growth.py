@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.arguments import NAME, PATTERNS, TEXT, named_options, one_of, take, whole
+from gradlab.arguments import NAME, PATTERNS, TEXT, check_arguments, named_options, one_of, whole
 from gradlab.errors import JacobianError, did_you_mean, shortlist
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.isolation import Mode, quiet
@@ -73,7 +73,7 @@ def depth_growth(
     """
     ends = {"model": model, "x": x, "at": at, "of": of, "wrt": wrt}
     given = ends | {"directions": directions, "samples": samples, "mode": mode, "seed": seed, "label": label}
-    patterns = take("depth_growth()", _ARGUMENTS, given, JacobianError)["at"]
+    patterns = check_arguments("depth_growth()", _ARGUMENTS, given, JacobianError)["at"]
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     batch = count_samples(x, None)
     if batch is None or batch < samples:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradlab.arguments import ANYTHING, FLAG, NAME, mapping, named_options, optional, take
+from gradlab.arguments import ANYTHING, FLAG, NAME, check_arguments, mapping, named_options, optional
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.axes import Picks
@@ -82,7 +82,7 @@ def jacobian(
     """
     given = {"model": model, "x": x, "of": of, "wrt": wrt, "weights": weights, "groups": groups, "engine": engine}
     flags = {"batched": batched, "audit": audit, "spectrum": spectrum, "block": block}
-    kept = take("jacobian()", _ARGUMENTS, given | flags, JacobianError)
+    kept = check_arguments("jacobian()", _ARGUMENTS, given | flags, JacobianError)
     question = Question(
         of=of,
         wrt=wrt,

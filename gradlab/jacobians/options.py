@@ -12,6 +12,7 @@ from gradlab.arguments import (
     NAME,
     PATTERNS,
     TEXT,
+    check_fields,
     either,
     listed,
     mapping,
@@ -19,7 +20,6 @@ from gradlab.arguments import (
     number,
     one_of,
     optional,
-    settle,
     whole,
 )
 from gradlab.errors import JacobianError
@@ -64,8 +64,8 @@ class JacobianSlice(Value):
 
     def __post_init__(self) -> None:
         who = f"JacobianSlice({self.of!r}, {self.wrt!r})"
-        settle(self, "JacobianSlice", _ENDS, JacobianError)
-        settle(self, who, _SLICE, JacobianError)
+        check_fields(self, "JacobianSlice", _ENDS, JacobianError)
+        check_fields(self, who, _SLICE, JacobianError)
         given = [name for name in ("rows", "groups", "weights") if getattr(self, name) is not None]
         if len(given) > 1:
             raise JacobianError(f"{who}: {' and '.join(given)} both say what the rows are; give one of them.")
@@ -103,8 +103,8 @@ class DepthGrowth(Value):
     """Put behind the name, to tell apart several of the same sites."""
 
     def __post_init__(self) -> None:
-        settle(self, "DepthGrowth", {"at": PATTERNS}, JacobianError)
-        settle(self, f"DepthGrowth({self.at!r})", _GROWTH, JacobianError)
+        check_fields(self, "DepthGrowth", {"at": PATTERNS}, JacobianError)
+        check_fields(self, f"DepthGrowth({self.at!r})", _GROWTH, JacobianError)
 
     @property
     def full_label(self) -> str:
@@ -131,7 +131,7 @@ class Sharpness(Value):
     """From the model to a scalar loss on a fixed batch; under Lightning, the training step's where left out."""
 
     def __post_init__(self) -> None:
-        settle(self, "Sharpness", _SHARPNESS, JacobianError)
+        check_fields(self, "Sharpness", _SHARPNESS, JacobianError)
 
     @property
     def full_label(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from gradlab.arguments import seen
+from gradlab.arguments import described
 from gradlab.errors import JacobianError
 from gradlab.jacobians.axes import Picks
 from gradlab.jacobians.isolation import Mode
@@ -45,7 +45,7 @@ class Question:
             value = getattr(self, name)
             if not (value is None or isinstance(value, str | bool)) or value not in known:
                 words = ", ".join(map(repr, known))
-                raise JacobianError(f"{name}={seen(value)} means nothing here; give one of {words}.")
+                raise JacobianError(f"{name}={described(value)} means nothing here; give one of {words}.")
         given = [name for name in ("rows", "weights", "groups") if getattr(self, name) is not None]
         if len(given) > 1:
             raise JacobianError(f"{' and '.join(given)} both say what the rows are; give one of them.")

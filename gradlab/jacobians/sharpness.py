@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlab.arguments import FUNCTION, TEXT, named_options, number, one_of, take, whole
+from gradlab.arguments import FUNCTION, TEXT, check_arguments, named_options, number, one_of, whole
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.engines.fallback import plain_kernels
@@ -56,7 +56,7 @@ def loss_sharpness(
     Cost: two backwards' arithmetic for the graph, and about two a product; `products` vectors the size of the model.
     """
     given = {"model": model, "loss": loss, "top": top, "products": products, "tolerance": tolerance}
-    take("loss_sharpness()", _ARGUMENTS, given | {"mode": mode, "seed": seed, "label": label}, JacobianError)
+    check_arguments("loss_sharpness()", _ARGUMENTS, given | {"mode": mode, "seed": seed, "label": label}, JacobianError)
     with quiet(model, mode=mode, requires_grad=_trained) as core, plain_kernels(), torch.enable_grad():
         wanted = _trained(core)
         if not wanted:

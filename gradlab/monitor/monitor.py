@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.arguments import NAME, check, named_options, one_of
+from gradlab.arguments import NAME, check_argument, named_options, one_of
 from gradlab.distributed import rank_in_group, world_size
 from gradlab.errors import CopyError, TapError, warn
 from gradlab.frame import Finding, Series
@@ -264,7 +264,7 @@ class Monitor:
 
     def add_optimizer(self, optimizer: Optimizer) -> None:
         """Count the steps of one more optimizer. It takes the place of those that own some of the same parameters."""
-        self._steps.add(check("monitor.add_optimizer()", "optimizer", OPTIMIZER, optimizer))
+        self._steps.add(check_argument("monitor.add_optimizer()", "optimizer", OPTIMIZER, optimizer))
         self._live_with(optimizer)
 
     def stepping(self) -> AbstractContextManager[None]:
@@ -428,16 +428,16 @@ class Monitor:
         Raises:
             TapError: the site is not kept, or has not been seen in this step.
         """
-        return self._engine.tensor(check("monitor.tensor()", "site", NAME, site))
+        return self._engine.tensor(check_argument("monitor.tensor()", "site", NAME, site))
 
     def grad(self, site: str) -> Tensor | None:
         """The gradient of a kept site after the backward (`retain_grad`), or that of a parameter; None before."""
-        parameter = self._engine.parameters.get(check("monitor.grad()", "site", NAME, site))
+        parameter = self._engine.parameters.get(check_argument("monitor.grad()", "site", NAME, site))
         return parameter.grad if parameter is not None else self.tensor(site).grad
 
     def keep(self, site: str) -> None:
         """Keep the tensor at a site, with its gradient, from the next forward on."""
-        self._engine.keep(check("monitor.keep()", "site", NAME, site), self.step)
+        self._engine.keep(check_argument("monitor.keep()", "site", NAME, site), self.step)
 
     @property
     def findings(self) -> list[Finding]:
@@ -573,7 +573,7 @@ class Monitor:
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Count what runs in a `with` block as a phase of the step: `with monitor.phase("data"): batch = read()`."""
-        check("monitor.phase()", "name", one_of(*get_args(Phase)), name)
+        check_argument("monitor.phase()", "name", one_of(*get_args(Phase)), name)
         return self._performance.phase(name) if self._performance is not None else nullcontext()
 
     def _always_on(self) -> Performance:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradlab.arguments import FLAG, PATH, Kind, Table, instance, listed, optional, take, whole
+from gradlab.arguments import FLAG, PATH, Kind, Table, check_arguments, instance, listed, optional, whole
 from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Sharpness
 from gradlab.nonfinite.guard import NonFinite
 from gradlab.profiling.options import Profile
@@ -79,4 +79,4 @@ def check_options(who: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArgumentError: an option is of a wrong type; names it, what it may be and what was given.
     """
-    return take(who, _OPTIONS, given)
+    return check_arguments(who, _OPTIONS, given)

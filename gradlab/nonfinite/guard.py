@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.arguments import FLAG, PATH, either, named_fields, settle
+from gradlab.arguments import FLAG, PATH, check_fields, either, named_fields
 from gradlab.autograd_engine import is_in_backward
 from gradlab.distributed import own_rank, world_size
 from gradlab.frame import Finding
@@ -48,7 +48,7 @@ class NonFinite(Value):
     With several ranks each saves its own, to `nonfinite-step<n>-rank<r>.pt`."""
 
     def __post_init__(self) -> None:
-        settle(self, "NonFinite", {"skip": FLAG, "explain": FLAG, "save": either(FLAG, PATH)})
+        check_fields(self, "NonFinite", {"skip": FLAG, "explain": FLAG, "save": either(FLAG, PATH)})
 
 
 class _Batch:

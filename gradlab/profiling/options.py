@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gradlab.arguments import FLAG, instance, named_fields, number, optional, settle, whole
+from gradlab.arguments import FLAG, check_fields, instance, named_fields, number, optional, whole
 from gradlab.errors import ProfileError
 from gradlab.values import Value
 
@@ -26,7 +26,7 @@ class Trigger(Value):
     """A finding above `info`."""
 
     def __post_init__(self) -> None:
-        settle(self, "Trigger", _TRIGGER, ProfileError)
+        check_fields(self, "Trigger", _TRIGGER, ProfileError)
 
 
 @named_fields
@@ -62,7 +62,7 @@ class Profile(Value):
     """No window by `every` or `trigger` while profiling has taken more than this share of the run's time."""
 
     def __post_init__(self) -> None:
-        settle(self, "Profile", _PROFILE, ProfileError)
+        check_fields(self, "Profile", _PROFILE, ProfileError)
         if self.every is not None and self.every < self.warmup + self.active:
             raise ProfileError(
                 f"Profile: every={self.every} leaves no room for a window of {self.warmup} + {self.active} steps."

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
-from gradlab.arguments import FLAG, PATH, named_options, optional, take, whole
+from gradlab.arguments import FLAG, PATH, check_arguments, named_options, optional, whole
 from gradlab.distributed import rank_in_group, world_size
 from gradlab.errors import ProfileError
 from gradlab.profiling.options import Profile, Trigger
@@ -48,7 +48,7 @@ def profile(
     The other arguments are those of `Profile` and `Profiler`.
     """
     given = {"logdir": logdir, "model": model, "optimizer": optimizer, "active": active, "strict": strict}
-    take("profile()", _ARGUMENTS, given, ProfileError)
+    check_arguments("profile()", _ARGUMENTS, given, ProfileError)
     options = Profile(
         wait=wait,
         warmup=warmup,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gradlab.arguments import FLAG, FUNCTION, TEXT, named_options, optional, take
+from gradlab.arguments import FLAG, FUNCTION, TEXT, check_arguments, named_options, optional
 from gradlab.frame import Finding, Frame, JacobianBlock
 from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, frame_scalars
 
@@ -40,7 +40,7 @@ class CallbackSink:
         """
         check_scalars(scalars)
         given = {"function": function, "on_finding": on_finding, "name": name, "prompt": prompt}
-        take("CallbackSink()", _ARGUMENTS, given)
+        check_arguments("CallbackSink()", _ARGUMENTS, given)
         self.prompt = prompt
         self.name = name
         self._function = function

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradlab.arguments import PATH, TEXT, named_options, take
+from gradlab.arguments import PATH, TEXT, check_arguments, named_options
 from gradlab.events import OutputFile
 from gradlab.frame import Finding, Frame, JacobianBlock
 from gradlab.sinks.scalars import block_scalars, site_scalars
@@ -51,7 +51,7 @@ class CsvSink:
 
     @named_options
     def __init__(self, path: str | os.PathLike[str], *, name: str = "csv") -> None:
-        take("CsvSink()", {"path": PATH, "name": TEXT}, {"path": path, "name": name})
+        check_arguments("CsvSink()", {"path": PATH, "name": TEXT}, {"path": path, "name": name})
         self.name = name
         self._table = _Table(Path(path))
         weakref.finalize(self, self._table.close)

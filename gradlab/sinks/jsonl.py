@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradlab.arguments import PATH, TEXT, named_options, take
+from gradlab.arguments import PATH, TEXT, check_arguments, named_options
 from gradlab.events import OutputFile
 from gradlab.frame import Finding, Frame, JacobianBlock
 from gradlab.sinks.scalars import block_scalars, finding_record, finite_or_null, global_norms
@@ -35,7 +35,7 @@ class JsonlSink:
 
     @named_options
     def __init__(self, path: str | os.PathLike[str], *, name: str = "jsonl") -> None:
-        take("JsonlSink()", {"path": PATH, "name": TEXT}, {"path": path, "name": name})
+        check_arguments("JsonlSink()", {"path": PATH, "name": TEXT}, {"path": path, "name": name})
         self.name = name
         self._file = OutputFile(Path(path), append=True)
         if _ends_inside_a_line(Path(path)):

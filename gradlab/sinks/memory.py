@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from gradlab.arguments import TEXT, named_options, take, whole
+from gradlab.arguments import TEXT, check_arguments, named_options, whole
 from gradlab.frame import Finding, Frame, JacobianBlock
 
 
@@ -14,7 +14,7 @@ class MemorySink:
 
     @named_options
     def __init__(self, last: int = 1000, *, name: str = "memory") -> None:
-        take("MemorySink()", {"last": whole(0), "name": TEXT}, {"last": last, "name": name})
+        check_arguments("MemorySink()", {"last": whole(0), "name": TEXT}, {"last": last, "name": name})
         self.name = name
         self.frames: deque[Frame] = deque(maxlen=last)
         self.findings: deque[Finding] = deque(maxlen=last)

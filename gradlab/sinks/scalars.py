@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gradlab.arguments import seen
+from gradlab.arguments import described
 from gradlab.errors import UsageError
 from gradlab.frame import Finding, Frame, JacobianBlock, Series, is_absent
 
@@ -24,7 +24,7 @@ _PERCENTILES = (5, 50, 95)
 def check_scalars(scalars: str) -> None:
     """Raise UsageError unless `scalars` is one of the choices."""
     if not isinstance(scalars, str) or scalars not in ("few", "all"):
-        raise UsageError(f"scalars may be 'few' or 'all', got {seen(scalars)}.")
+        raise UsageError(f"scalars may be 'few' or 'all', got {described(scalars)}.")
 
 
 def frame_scalars(frame: Frame, scalars: Scalars) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gradlab.arguments import TEXT, instance, named_options, take
+from gradlab.arguments import TEXT, check_arguments, instance, named_options
 from gradlab.events import EventWriter, diverging
 from gradlab.frame import Finding, Frame, JacobianBlock
 from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, finding_record, frame_scalars
@@ -37,7 +37,7 @@ class TensorBoardSink:
     @named_options
     def __init__(self, writer: EventWriter, *, scalars: Scalars = "few", name: str = "tensorboard") -> None:
         check_scalars(scalars)
-        take("TensorBoardSink()", {"writer": _WRITER, "name": TEXT}, {"writer": writer, "name": name})
+        check_arguments("TensorBoardSink()", {"writer": _WRITER, "name": TEXT}, {"writer": writer, "name": name})
         self.name = name
         self.writer = writer
         self._scalars = scalars

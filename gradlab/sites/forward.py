@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlab.arguments import check
+from gradlab.arguments import check_argument
 from gradlab.hooks.call_hooks import OwnThreadHook
 from gradlab.hooks.interpreter import in_functorch
 from gradlab.identity import IdentitySet
@@ -259,7 +259,7 @@ def sites_of(model: nn.Module, *args: Any, **kwargs: Any) -> list[Site]:
 
     The forward runs without gradients on the model as it is: run it on a copy where that would disturb something.
     """
-    check("sites_of()", "model", MODEL, model)
+    check_argument("sites_of()", "model", MODEL, model)
     found: dict[str, Site] = {}
     module_kinds = {name or "output" for name in module_names(model).values()}
 

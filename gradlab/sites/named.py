@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gradlab.arguments import NAME, take
+from gradlab.arguments import NAME, check_arguments
 from gradlab.errors import TapError
 from gradlab.torch_arguments import TENSOR
 
@@ -39,7 +39,7 @@ def tap(name: str, value: Tensor) -> Tensor:
     """
     if not torch.compiler.is_compiling():
         if type(name) is not str or not isinstance(value, Tensor):
-            take("tap()", {"name": NAME, "value": TENSOR}, {"name": name, "value": value}, TapError)
+            check_arguments("tap()", {"name": NAME, "value": TENSOR}, {"name": name, "value": value}, TapError)
         for listener in listeners:
             value = listener.named(name, value)
     return value

@@ -14,11 +14,11 @@ from gradlab.arguments import (
     FUNCTION,
     NAME,
     PATTERNS,
+    check_fields,
     either,
     listed,
     named_fields,
     one_or_several,
-    settle,
     whole,
 )
 from gradlab.errors import TapError, did_you_mean
@@ -60,9 +60,9 @@ class Tap(Value):
     `weight_grad` at stage `micro`, before ranks are reduced. Adds 8 bytes a site and rank to the collective."""
 
     def __post_init__(self) -> None:
-        settle(self, "Tap", {"at": PATTERNS}, TapError)
+        check_fields(self, "Tap", {"at": PATTERNS}, TapError)
         who = f"Tap({self.at!r})"
-        settle(self, who, _FIELDS, TapError)
+        check_fields(self, who, _FIELDS, TapError)
         for name, choices in (("of", Quantity), ("stats", Stat), ("stage", Stage)):
             for word in as_tuple(getattr(self, name)):
                 if isinstance(word, str) and word not in get_args(choices):
