@@ -22,7 +22,7 @@ from gradlab.taps.series import with_derived
 
 if TYPE_CHECKING:
     from gradlab.taps.across_ranks.reduce import RankCopy
-    from gradlab.taps.buffer.rows import HostCopy
+    from gradlab.taps.buffer.transfer import HostCopy
 
 _BATCH, _LATE_SECONDS = 16, 0.1
 """So many frames wait at most before they are handed out, and so long."""

@@ -25,7 +25,8 @@ from gradlab.taps.backward.parameters import ParameterWatch, measurable
 from gradlab.taps.backward.recorder import Recorder
 from gradlab.taps.backward.sharded import gradient_reader, say_what_is_not_seen
 from gradlab.taps.backward.steps_in_backward import StepsInBackward
-from gradlab.taps.buffer.rows import HostCopy, Row
+from gradlab.taps.buffer.rows import Row
+from gradlab.taps.buffer.transfer import HostCopy
 from gradlab.taps.forward.modules import ModuleHooks
 from gradlab.taps.forward.torchscript import scripting
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
@@ -374,7 +375,8 @@ class Engine:
             self.exchange.check(self.model)
         plan, ranks = self._armed.plan, self._armed.ranks
         rows = self.recorder.rows()
-        copy = HostCopy(rows) if ranks is None else ranks.copy(rows, step)
+        own = HostCopy(rows, self.recorder.finished)
+        copy = own if ranks is None else ranks.copy(own, step)
         taken = Taken(plan, copy, frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused}))
         self._fused.clear()
         self._armed.parameters.step_ended()

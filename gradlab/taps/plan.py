@@ -28,7 +28,9 @@ from gradlab.stats import (
     shift_bins,
     user_part,
 )
-from gradlab.taps.buffer.rows import Entry, HostCopy, Row, Rows, slots_of
+from gradlab.taps.buffer.layout import Entry, slots_of
+from gradlab.taps.buffer.rows import Row, Rows
+from gradlab.taps.buffer.transfer import HostCopy
 from gradlab.taps.rule import Tap
 
 TENSOR_QUANTITIES = ("output", "output_grad")
@@ -268,14 +270,14 @@ class _SeriesMaker:
                 return {}
             counts = np.stack([_take(np.array(n, np.float64), micro.entries) for n in copy.numel])
             norms = np.stack([_take(row, micro.slots["norm"]) for row in rows]).astype(np.float64) / scale
-            if copy.sums is None:
+            if copy.merged is None:
                 scales = noise_scale(np.where(counts != 0, norms, np.nan), total)
             else:
                 counts[1] = 0  # of all these one norm was left
                 squares = np.where(counts != 0, np.square(norms), 0.0).sum(0)
-                squares += _take(copy.sums.squares, micro.slots["norm"]) / scale**2
+                squares += _take(copy.merged.squares, micro.slots["norm"]) / scale**2
                 scales = noise_scale_of_sums(
-                    squares, (counts != 0).sum(0) + _take(copy.sums.times, micro.entries), total
+                    squares, (counts != 0).sum(0) + _take(copy.merged.times, micro.entries), total
                 )
         else:
             squares, times = copy.micro()

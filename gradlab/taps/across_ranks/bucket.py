@@ -8,16 +8,13 @@ Belongs here: arithmetic on arrays. Does not: collectives (`exchange`), or when 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradlab.stats import LINEAR, PARTS
-from gradlab.taps.buffer.rows import NO_ELEMENTS, Entry
+from gradlab.taps.buffer.finished_passes import MergedRows
+from gradlab.taps.buffer.layout import NO_ELEMENTS, Entry
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
-
-if TYPE_CHECKING:
-    from gradlab.taps.buffer.finished import Sums
 
 _KINDS = {"norm": 0, "spread": 1, "min": 3, "max": 4}
 _SQUARE, _SPREAD, _SUM, _MIN, _MAX, _OWN = range(6)
@@ -94,7 +91,12 @@ class Packing:
     # Out: what this rank adds to the sum. Most of it is skipped in the usual case, where norms are all that is wanted.
 
     def pack(
-        self, rows: Sequence[np.ndarray], numel: Sequence[list[float]], *, grown: bool, over: Sums | None = None
+        self,
+        rows: Sequence[np.ndarray],
+        numel: Sequence[list[float]],
+        *,
+        grown: bool,
+        finished: MergedRows | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """[n] float64 to be added up over ranks, and [extremes] of which the largest is wanted where not gathered."""
         values = np.array([_padded(row, self.last_slot)[self.slots] for row in rows], np.float64)
@@ -110,14 +112,14 @@ class Packing:
             if len(self.micro):
                 # The squared norms of this rank's backwards, added up, for the gradient noise scale.
                 is_micro = counts[:, self.micro] > 0
-                if over is not None:  # many passes that are over, in the second row: of their norms one is left there
+                if finished is not None:  # many passes, merged into the second row: of their norms one is left there
                     is_micro[1] = False
                 squares[:] = np.where(is_micro, np.square(values[:, self.micro_slots]), 0.0).sum(0)
                 times[:] = is_micro.sum(0)
-                if over is not None:
+                if finished is not None:
                     places = self.slots[self.micro_slots], self.indices[self.micro]
-                    squares += _padded(over.squares, self.last_slot)[places[0]]
-                    times += _padded(over.times, self.last_index)[places[1]]
+                    squares += _padded(finished.squares, self.last_slot)[places[0]]
+                    times += _padded(finished.times, self.last_index)[places[1]]
             if len(self.extremes):
                 largest = np.where(is_there[:, self.extremes], values[:, self.extremes] * self.signs, -np.inf).max(0)
             if len(table):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import nn
 from gradlab.errors import RanksError, TapError
 from gradlab.taps.across_ranks.bucket import Key, Packing, Whole
 from gradlab.taps.across_ranks.group import Exchange
-from gradlab.taps.buffer.rows import HostCopy, Row
+from gradlab.taps.buffer.transfer import HostCopy
 from gradlab.taps.plan import Plan
 
 
@@ -40,14 +40,13 @@ class Ranks:
         self._packing: Packing | None = None
         self._has_grown = False
 
-    def copy(self, rows: Sequence[Row], step: int) -> RankCopy:
-        """The combined values of a step on their way to the host. All ranks call this on the same steps.
+    def copy(self, host: HostCopy, step: int) -> RankCopy:
+        """Combine this rank's values of a step with those of the others. All ranks call this on the same steps.
 
         Raises:
             TapError: the ranks watch different models.
             RanksError: a rank is gone, or counts its steps differently.
         """
-        host = HostCopy(rows)
         self.exchange.look_back()
         if self._packing is None or self._has_grown:
             self._packing, self._has_grown = self._agree(step), False
@@ -119,7 +118,7 @@ class RankCopy:
         try:
             packing, add = self._packing, self._ranks.exchange.add
             rows, numel = self._host.rows(), self._host.numel
-            self._packed, self._extremes = packing.pack(rows, numel, grown=self._grown, over=self._host.sums)
+            self._packed, self._extremes = packing.pack(rows, numel, grown=self._grown, finished=self._host.merged)
             self._works.append(add(torch.from_numpy(self._packed)))
             if self._extremes is not None:
                 self._works.append(add(torch.from_numpy(self._extremes), dist.ReduceOp.MAX))

@@ -15,7 +15,8 @@ from torch import Tensor
 from gradlab.autograd_engine import NO_TASK, next_node_number, task_id
 from gradlab.hooks.interpreter import has_function_modes, is_batched, must_not_record, num_dispatch_modes, own_ops
 from gradlab.sites.names import CallNumbers
-from gradlab.taps.buffer.rows import Entry, Row
+from gradlab.taps.buffer.layout import Entry
+from gradlab.taps.buffer.rows import Row
 
 if TYPE_CHECKING:
     from gradlab.taps.backward.recorder import Recorder

@@ -19,7 +19,8 @@ from gradlab.hooks.interpreter import is_batched, must_not_record, own_ops
 from gradlab.optimizers import parameter_ids
 from gradlab.stats import LONG, PartError, dense_values
 from gradlab.taps.buffer.batching import Grouping
-from gradlab.taps.buffer.rows import NORM_IN_ONE, Entry, Row
+from gradlab.taps.buffer.layout import NORM_IN_ONE, Entry
+from gradlab.taps.buffer.rows import Row
 from gradlab.taps.plan import Plan
 
 

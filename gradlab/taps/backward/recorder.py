@@ -15,7 +15,7 @@ What counts, decided here once:
   that one's pass, or is a pass of its own: the chunks that GradCache runs in a hook. What these repeat of a forward
   without gradients takes the place of what was recorded there.
 - Passes may be many. One lives as long as its graph, which may still be reached; when the graph is gone it is either
-  void, or its slots are sent to the host at once and combined there (`finished`). So memory is bounded where
+  void, or its slots are sent to the host at once and combined there (`finished_passes`). So memory is bounded where
   forward and backward take turns, and where forwards are left alone; where one backward goes through all of them it
   grows with the graph itself, by a small part of it.
 
@@ -43,8 +43,10 @@ from gradlab.sites.leaves import first_differentiable
 from gradlab.sites.names import is_input, without_call_number
 from gradlab.taps.backward.hooks import GradHook, Pass
 from gradlab.taps.backward.segments import RunBy, Segment, SegmentHook, makes_a_graph, run_by
-from gradlab.taps.buffer.finished import Finished
-from gradlab.taps.buffer.rows import NORM_IN_ONE, Entry, Row
+from gradlab.taps.buffer.finished_passes import FinishedPasses
+from gradlab.taps.buffer.layout import NORM_IN_ONE, Entry
+from gradlab.taps.buffer.rows import Row
+from gradlab.taps.buffer.transfer import HostCopy
 from gradlab.taps.plan import Plan, Target
 
 _MANY = 256
@@ -94,6 +96,8 @@ class Recorder:
         self._left: list[tuple[nn.Parameter, int]] = []
         """The versions of some gradients when the last backward of the step had ended."""
         self._row: Row | None = None
+        self.finished: FinishedPasses | None = None
+        """The passes of the step whose graph is gone, where that has been looked after."""
         self._first: Pass | None = None
         """The pass that writes into the row of the step."""
         self._sweep_at = _MANY
@@ -125,7 +129,7 @@ class Recorder:
             if self._row is not None:
                 rows.add(self._row)
             self.plan.rows.give_back(list(rows))
-        self.plan, self._row = plan, None
+        self.plan, self._row, self.finished = plan, None, None
         self.leaf_hooks.remove()
         self.here = Here()  # for all threads: what one of them has begun belongs to the step before
         self.backward_pass = self._first = None
@@ -196,10 +200,9 @@ class Recorder:
         self.passes = sorted(kept, key=attrgetter("order"))
         self._sweep_at = max(_MANY, 2 * len(kept))
         if over:
-            step = self.step_row()
-            if step.finished is None:
-                step.finished = Finished(self.plan.rows.layout)
-            step.finished.add(over)
+            if self.finished is None:
+                self.finished = FinishedPasses(self.plan.rows.layout)
+            self.finished.add(HostCopy(over))
             self.plan.rows.give_back(over)
 
     def _put_away(self, one: Pass) -> None:
@@ -377,8 +380,8 @@ class Recorder:
     def optimizer_stepped(self) -> None:
         """An optimizer has used the gradients that there are; others may follow in this step."""
         self._consumed |= self.committed
-        if self._row is not None and self._row.finished is not None:
-            self._row.finished.settle()
+        if self.finished is not None:
+            self.finished.mark_used()
 
     def _accumulated(self, parameter: nn.Parameter) -> None:
         """A gradient has arrived at a parameter: if that is the first sign of a backward, outputs do not show all."""
@@ -511,8 +514,8 @@ class Recorder:
         void = self.committed - self._consumed
         if void and self.plan is not None:
             self._drop([one for one in self.passes if void & one.task_rows.keys()])
-            if self._row is not None and self._row.finished is not None:
-                self._row.finished.forget_unsettled()
+            if self.finished is not None:
+                self.finished.forget_unused()
             self.committed -= void
             self.thrown_away += 1
             self._left = []

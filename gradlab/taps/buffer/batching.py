@@ -14,20 +14,15 @@ bytes. Waiting is right only while nobody writes to the tensor, which is made su
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from gradlab.stats import LONG, norm_into
-
-if TYPE_CHECKING:
-    from gradlab.taps.buffer.rows import Entry
+from gradlab.taps.buffer.layout import Entry
 
 T = TypeVar("T")
-
-NEVER, TRIAL, SAFE = -1, 0, 1
-"""Whether the tensors of a site wait: no, not before they have shown that they may, and yes."""
 
 _SMALL = {"cpu": 1 << 14, "cuda": 1 << 20}
 MOST_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 21}
@@ -39,7 +34,7 @@ def can_wait(device: torch.device) -> int:
     return _SMALL.get(device.type, 0)
 
 
-Waiting = tuple["Entry", Tensor, int]
+Waiting = tuple[Entry, Tensor, int]
 """An entry, its tensor, and the tensor's version when it came."""
 
 

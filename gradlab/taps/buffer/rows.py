@@ -1,29 +1,24 @@
-"""Slots: the float32 places on the device into which the hooks of a step write, and their one copy to the host.
+"""A row: the float32 slots on the device into which the hooks of one forward pass and its backward write.
 
-A **row** holds one slot a part of every watched tensor. Each forward pass of a step writes into a row of its own, so
-that micro-batches never overwrite each other and nothing needs to be added up on the device. Rows are reused step after
-step; the copy to the host is ordered after the writes by the stream itself. Which small tensors wait to be reduced
-together is `gather`'s business.
+Each forward pass of a step writes into a row of its own, so that micro-batches never overwrite each other and nothing
+needs to be added up on the device. Rows are reused step after step.
+
+Belongs here: writing a tensor's statistics into slots, and the rows that are free. Does not: which slots there are
+(`layout`), which small tensors are reduced together (`batching`), the way to the host (`transfer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from gradlab.hooks.interpreter import own_ops
-from gradlab.stats import LINEAR, LONG, PARTS, WIDTHS, Part, PartError, dense_values, norm_into
+from gradlab.stats import LINEAR, LONG, PartError, dense_values, norm_into
 from gradlab.taps.buffer.batching import (
     MOST_ELEMENTS,
-    NEVER,
-    SAFE,
-    TRIAL,
     Grouping,
     Groupings,
     Waiting,
@@ -31,59 +26,9 @@ from gradlab.taps.buffer.batching import (
     can_wait,
     norms_of,
 )
-
-if TYPE_CHECKING:
-    from gradlab.taps.buffer.finished import Finished, Sums
+from gradlab.taps.buffer.layout import NEVER, NO_ELEMENTS, NORM_IN_ONE, SAFE, Entry, Layout
 
 _vector_norm = torch.linalg.vector_norm
-NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
-"""Dtypes whose norm torch reduces in float32 straight into a slot."""
-
-
-NO_ELEMENTS = -1
-"""Stands in the counts of elements for a tensor that was seen and is empty; 0 stands for none that was seen."""
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """The slots of one quantity of one site."""
-
-    index: int
-    """Position in a row's counts of elements."""
-    start: int
-    """The first slot."""
-    parts: tuple[str, ...]
-    """What the slots hold, in order."""
-    functions: tuple[Part, ...]
-    """How each is computed."""
-    widths: tuple[int, ...]
-    """How many slots each takes."""
-    is_norm: bool
-    """Whether the norm is all that is wanted, which has a path of its own."""
-    site: str
-    quantity: str
-    """`output`, `output_grad`, `weight`, `weight_grad`, `update`, with `@stage` where it is not `final`."""
-    waits: int
-    """Whether its small tensors wait to be reduced together: `gather.SAFE`, `TRIAL` or `NEVER`."""
-
-
-class Layout:
-    """Gives out slots. It only grows; entries keep their place."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.width = 0
-
-    def add(self, site: str, quantity: str, parts: tuple[str, ...], own: Mapping[str, Part] | None = None) -> Entry:
-        """New slots for a quantity of a site; `own` has the parts that are the user's."""
-        functions = tuple(PARTS[part] if part in PARTS else (own or {})[part] for part in parts)
-        widths = tuple(WIDTHS.get(part, 1) for part in parts)
-        is_norm = parts == ("norm",)
-        waits = TRIAL if is_norm and quantity in ("output", "output_grad") else NEVER
-        entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, quantity, waits)
-        self.width += sum(widths)  # before the entry is there: another thread may let its row grow meanwhile
-        self.entries.append(entry)
-        return entry
 
 
 class Row:
@@ -94,8 +39,7 @@ class Row:
     """
 
     __slots__ = (
-        "chunks", "device", "finished", "groupings", "layout", "numel", "packed", "room", "small", "trials", "views",
-        "waiting",
+        "chunks", "device", "groupings", "layout", "numel", "packed", "room", "small", "trials", "views", "waiting",
     )  # fmt: skip
 
     def __init__(self, layout: Layout, device: torch.device, groupings: Groupings | None = None) -> None:
@@ -114,8 +58,6 @@ class Row:
         """Norms of tensors that did wait, to be compared with those that were taken at once."""
         self.packed: list[int] | None = None
         """The counts of elements of a packed row."""
-        self.finished: Finished | None = None
-        """Of the row of a step: what passes have written that are over."""
         self.grow()
 
     @property
@@ -306,7 +248,6 @@ class Row:
     def forget(self) -> None:
         """All entries count as not written."""
         self.unpack()
-        self.finished = None
         self.numel = [0] * len(self.layout.entries)
         self.drop_waiting()
         self.trials = []
@@ -360,91 +301,3 @@ class Rows:
         for row in rows:
             row.drop_waiting()
         self.free.extend(rows[: max(0, 64 - len(self.free))])
-
-
-class Transfer:
-    """A tensor on its way to the host, read when it is done."""
-
-    def __init__(self, chunks: Sequence[Tensor]) -> None:
-        """Send the chunks, all of one dtype and device, as one."""
-        self.event: torch.cuda.Event | None = None
-        if not chunks:
-            self.host = torch.empty(0, dtype=torch.float32, device="cpu")
-        elif chunks[0].device.type == "cuda":
-            joined = chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
-            self.host = torch.empty(len(joined), dtype=joined.dtype, pin_memory=True)
-            self.host.copy_(joined, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record()
-        else:
-            self.host = chunks[0].clone() if len(chunks) == 1 else torch.cat(list(chunks))
-
-    def done(self) -> bool:
-        """Whether the values can be read without waiting."""
-        return self.event is None or self.event.query()
-
-    def values(self) -> np.ndarray:
-        """[n], of the tensor's dtype; waits for the transfer where it is still under way."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.host.numpy()
-
-
-class HostCopy:
-    """The slots of some rows on their way to the host."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            row.flush()
-        self.numel: list[list[float]] = [list(row.counts) for row in rows]
-        self.sums: Sums | None = None
-        """What passes have written that were over before the end of the step, once `rows` has been called."""
-        self._finished = rows[0].finished if rows else None
-        self._widths = [row.width for row in rows]
-        self._trials = [(number, entries) for number, row in enumerate(rows) for entries, _ in row.trials]
-        chunks = [chunk for row in rows for chunk in row.chunks]
-        self._transfer = Transfer(chunks + [norms for row in rows for _, norms in row.trials])
-
-    def done(self) -> bool:
-        """Whether the values can be read without waiting."""
-        return self._transfer.done() and (self._finished is None or self._finished.done())
-
-    def rows(self) -> list[np.ndarray]:
-        """One array a row, [slots]; waits for the transfer where it is still under way.
-
-        After the row of the step comes that of the passes that were over before its end, where there are any.
-        """
-        rows = self._own_rows()
-        if self._finished is not None:
-            self.sums, self._finished = self._finished.total(), None
-            if self.sums is not None:
-                self.numel[1:1] = self.sums.numel
-        return rows if self.sums is None else [rows[0], *self.sums.rows(), *rows[1:]]
-
-    def _own_rows(self) -> list[np.ndarray]:
-        values = self._transfer.values()
-        if not self._trials and len(self._widths) == 1:
-            return [values]
-        widths = [*self._widths, *(len(entries) for _, entries in self._trials)]
-        pieces = np.split(values, np.cumsum(widths)[:-1])
-        rows, tried = pieces[: len(self._widths)], pieces[len(self._widths) :]
-        for (number, entries), norms in zip(self._trials, tried, strict=True):
-            _judge(entries, rows[number], norms)
-        self._trials = []
-        return rows
-
-
-def _judge(entries: Sequence[Entry], row: np.ndarray, waited: np.ndarray) -> None:
-    """Tensors may wait whose norm was the same at their end of the wait as at once: nobody had written to them."""
-    at_once = row[[entry.start for entry in entries]]
-    same = np.isclose(waited, at_once, rtol=1e-3, atol=0.0, equal_nan=True)
-    for entry, is_same in zip(entries, same, strict=True):
-        if entry.waits == TRIAL:
-            entry.waits = SAFE if is_same else NEVER
-
-
-def slots_of(part: str, entries: Sequence[Entry]) -> np.ndarray:
-    """[entries] int64, where a part lies in a row; [entries, bins] of a histogram."""
-    starts = np.array([e.start + sum(e.widths[: e.parts.index(part)]) for e in entries])
-    width = WIDTHS.get(part, 1)
-    return starts if width == 1 else starts[:, None] + np.arange(width)

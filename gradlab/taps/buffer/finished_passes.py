@@ -1,25 +1,23 @@
-"""The passes of a step whose graph is gone: no backward will reach them, so their parts are combined on the host.
+"""Finished passes: forward passes of a step whose autograd graph is freed, so that no backward can reach them any more.
 
-That bounds the memory of a step of very many forwards: rows go to the host some hundreds at a time, and are made into
-one as they arrive, by the same formulas that combine a few of them at the end of a step. Nothing waits for the device.
+Their rows go to the host during the step, some hundreds at a time, and are merged into one row as they arrive, by the
+same formulas that combine the rows of a few passes at the end of a step. That bounds the memory of a step of very many
+forwards. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from gradlab.stats import PARTS, combine
-from gradlab.taps.buffer.rows import NO_ELEMENTS, HostCopy, slots_of
-
-if TYPE_CHECKING:
-    from gradlab.taps.buffer.rows import Entry, Layout, Row
+from gradlab.taps.buffer.layout import NO_ELEMENTS, Entry, Layout, slots_of
 
 
-class Batch(Protocol):
-    """Rows on their way to the host, or what became of them."""
+class RowsOnHost(Protocol):
+    """Rows on their way to the host (`transfer.HostCopy`), or `MergedRows`."""
 
     @property
     def numel(self) -> Sequence[Any]:
@@ -32,8 +30,8 @@ class Batch(Protocol):
         """[slots] of each."""
 
 
-class Sums:
-    """Many passes as one."""
+class MergedRows:
+    """The rows of many passes as one row."""
 
     def __init__(self, row: np.ndarray, numel: list[float], squares: np.ndarray, times: np.ndarray) -> None:
         self.numel = [numel]
@@ -52,50 +50,54 @@ class Sums:
         return [self._row]
 
 
-class Finished:
-    """Collects the rows of passes that are over, in the order of their forwards."""
+class FinishedPasses:
+    """Collects the rows of finished passes, in the order of their forwards."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._batches: list[Batch] = []
-        self._settled = 0
+        self._batches: list[RowsOnHost] = []
+        self._num_used = 0
+        """How many of the batches come first whose gradients an optimizer has used: these stay whatever happens."""
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Send rows to the host; they may be written again at once."""
-        self._batches.append(HostCopy(rows))
+    def add(self, rows: RowsOnHost) -> None:
+        """Take over rows that are on their way to the host."""
+        self._batches.append(rows)
         self._batches = [
-            *self._merged(self._batches[: self._settled]),
-            *self._merged(self._batches[self._settled :]),
+            *self._merge_arrived(self._batches[: self._num_used]),
+            *self._merge_arrived(self._batches[self._num_used :]),
         ]
-        self._settled = min(self._settled, 1)
+        self._num_used = min(self._num_used, 1)
 
-    def settle(self) -> None:
+    def mark_used(self) -> None:
         """An optimizer has used the gradients of all these passes."""
         if all(batch.done() for batch in self._batches):
-            self._batches = self._merged(self._batches)
-        self._settled = len(self._batches)
+            self._batches = self._merge_arrived(self._batches)
+        self._num_used = len(self._batches)
 
-    def forget_unsettled(self) -> None:
-        """The gradients that no optimizer has used are void."""
-        del self._batches[self._settled :]
+    def forget_unused(self) -> None:
+        """The gradients that no optimizer has used were thrown away: these passes count as not run."""
+        del self._batches[self._num_used :]
 
     def done(self) -> bool:
-        """Whether `total` need not wait."""
+        """Whether `merged` need not wait."""
         return all(batch.done() for batch in self._batches)
 
-    def total(self) -> Sums | None:
-        """All of them as one; None where there are none."""
-        return combined(self._batches, self._layout.entries) if self._batches else None
+    def merged(self) -> MergedRows | None:
+        """All of them as one row; None where there are none."""
+        return merge(self._batches, self._layout.entries) if self._batches else None
 
-    def _merged(self, batches: list[Batch]) -> list[Batch]:
+    def _merge_arrived(self, batches: list[RowsOnHost]) -> list[RowsOnHost]:
         """One batch in place of several, once all have arrived."""
         if len(batches) > 1 and all(batch.done() for batch in batches):
-            return [combined(batches, self._layout.entries)]
+            return [merge(batches, self._layout.entries)]
         return batches
 
 
-def combined(batches: Sequence[Batch], entries: Sequence[Entry]) -> Sums:
-    """Rows as one: what their concatenation gives, but the last one of a user's own stat and of single backwards."""
+def merge(batches: Sequence[RowsOnHost], entries: Sequence[Entry]) -> MergedRows:
+    """One row in place of many: the statistics of the concatenation of what the passes have seen.
+
+    Of single backwards, and of a user's own stat, the last row's value stays.
+    """
     owners = np.repeat(np.arange(len(entries)), [sum(entry.widths) for entry in entries])
     arrays = [(batch, *_arrays(batch, len(owners), len(entries))) for batch in batches]
     values, counts = (np.concatenate([one[which] for one in arrays]) for which in (1, 2))
@@ -116,16 +118,16 @@ def combined(batches: Sequence[Batch], entries: Sequence[Entry]) -> Sums:
             result[slots] = combine(part, pieces, counts[:, columns].clip(0))
     squares, times = np.zeros(len(owners)), np.zeros(len(entries))
     for batch, rows, numel in arrays:
-        if isinstance(batch, Sums):
+        if isinstance(batch, MergedRows):
             squares[: len(batch.squares)] += batch.squares
             times[: len(batch.times)] += batch.times
         else:
             squares += np.where(numel[:, owners] != 0, np.square(rows), 0.0).sum(0)
             times += (numel != 0).sum(0)
-    return Sums(result, total.tolist(), squares, times)
+    return MergedRows(result, total.tolist(), squares, times)
 
 
-def _arrays(batch: Batch, width: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(batch: RowsOnHost, width: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
     """[rows, slots] values and [rows, entries] numbers of elements, with zeros where rows are shorter than by now."""
     rows = batch.rows()
     values, counts = np.zeros((len(rows), width)), np.zeros((len(rows), entries))

@@ -1,0 +1,73 @@
+"""The layout of the buffer: which slots of a row belong to which quantity of which site, and where a part lies.
+
+Names, numbers and the functions that fill a slot; no tensor and no device. The slots themselves are in `rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradlab.stats import PARTS, WIDTHS, Part
+
+NEVER, TRIAL, SAFE = -1, 0, 1
+"""Whether the tensors of a site wait: no, not before they have shown that they may, and yes."""
+
+NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
+"""Dtypes whose norm torch reduces in float32 straight into a slot."""
+
+
+NO_ELEMENTS = -1
+"""Stands in the counts of elements for a tensor that was seen and is empty; 0 stands for none that was seen."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """The slots of one quantity of one site."""
+
+    index: int
+    """Position in a row's counts of elements."""
+    start: int
+    """The first slot."""
+    parts: tuple[str, ...]
+    """What the slots hold, in order."""
+    functions: tuple[Part, ...]
+    """How each is computed."""
+    widths: tuple[int, ...]
+    """How many slots each takes."""
+    is_norm: bool
+    """Whether the norm is all that is wanted, which has a path of its own."""
+    site: str
+    quantity: str
+    """`output`, `output_grad`, `weight`, `weight_grad`, `update`, with `@stage` where it is not `final`."""
+    waits: int
+    """Whether its small tensors wait to be reduced together: `gather.SAFE`, `TRIAL` or `NEVER`."""
+
+
+class Layout:
+    """Gives out slots. It only grows; entries keep their place."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.width = 0
+
+    def add(self, site: str, quantity: str, parts: tuple[str, ...], own: Mapping[str, Part] | None = None) -> Entry:
+        """New slots for a quantity of a site; `own` has the parts that are the user's."""
+        functions = tuple(PARTS[part] if part in PARTS else (own or {})[part] for part in parts)
+        widths = tuple(WIDTHS.get(part, 1) for part in parts)
+        is_norm = parts == ("norm",)
+        waits = TRIAL if is_norm and quantity in ("output", "output_grad") else NEVER
+        entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, quantity, waits)
+        self.width += sum(widths)  # before the entry is there: another thread may let its row grow meanwhile
+        self.entries.append(entry)
+        return entry
+
+
+def slots_of(part: str, entries: Sequence[Entry]) -> np.ndarray:
+    """[entries] int64, where a part lies in a row; [entries, bins] of a histogram."""
+    starts = np.array([e.start + sum(e.widths[: e.parts.index(part)]) for e in entries])
+    width = WIDTHS.get(part, 1)
+    return starts if width == 1 else starts[:, None] + np.arange(width)
