@@ -5,9 +5,9 @@
 All ways are measured in one process, interleaved, as CPU time with one torch thread; the median over the rounds is
 reported as a ratio to a loop of one-hot `backward` calls, and to the best of the public ways. Every way includes its
 forward. `gradlab_engine` is gradlab's engine on a forward that is made as the others make theirs; `gradlab_bare` is
-`gradlab.jacobian` on a quiet model, without audit and spectrum; `gradlab_full` is all that it does by default: the
-quiet model, the audit, all singular values up to a shorter side of 1,024, and the names. The last table is what a slice
-that is logged every 100 steps adds to training.
+`gradlab.jacobian` on an isolated model, without audit and spectrum; `gradlab_full` is all that it does by default: the
+isolated model, the audit, all singular values up to a shorter side of 1,024, and the names. The last table is what a
+slice that is logged every 100 steps adds to training.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from environment import write_result
 from torch import Tensor, nn
 
 import gradlab
-from gradlab.jacobians.engines.fallback import Ladder
-from gradlab.jacobians.probe import JacobianProbe
-from gradlab.jacobians.problem_setup import pose
-from gradlab.jacobians.request import Question
-from gradlab.jacobians.subgraph import Region
+from gradlab.jacobians.engines.fallback import Fallback
+from gradlab.jacobians.options import Slice
+from gradlab.jacobians.problem_setup import set_up_problem
+from gradlab.jacobians.replayed import ReplayedSlice
+from gradlab.jacobians.request import Request
+from gradlab.jacobians.subgraph import Subgraph
 
 try:
     from torchjd.autojac import jac
@@ -131,18 +132,18 @@ def torchjd_chunked(case: Case) -> Tensor:
     return jac(y, x, parallel_chunk_size=CHUNK)[0].flatten(1)
 
 
-_ladders: dict[int, Ladder] = {}
+_fallbacks: dict[int, Fallback] = {}
 
 
 def gradlab_engine(case: Case) -> Tensor:
     """gradlab's choice of engine and chunk on an ordinary forward."""
     x = case.x.clone().requires_grad_()
     y = case.model(x)
-    ladder = _ladders.setdefault(id(case), Ladder())
-    region = Region(y, x, _widest(case), None)
-    problem = pose(Question(rows=case.rows), region, 1, ladder)
-    ladder.settle(problem)
-    return ladder.solve(problem)[0]
+    fallback = _fallbacks.setdefault(id(case), Fallback())
+    subgraph = Subgraph(y, x, _widest(case), None)
+    problem = set_up_problem(Request(slice=Slice(of="output", wrt="input", rows=case.rows)), subgraph, 1, fallback)
+    fallback.choose_engines(problem)
+    return fallback.solve(problem)[0]
 
 
 def _nbytes(out: Any) -> int:
@@ -254,7 +255,7 @@ def in_training() -> list[dict[str, Any]]:
     rows = []
     for name, (model, x, spec) in trainings().items():
         optimizer = torch.optim.AdamW(model.parameters())
-        probe = JacobianProbe(spec, model, x)
+        probe = ReplayedSlice(spec, model, x)
         steps, measured = [], []
         for round_ in range(2 * ROUNDS):
             start = time.process_time()

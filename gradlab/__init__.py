@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gradlab.frame import Series as Series
     from gradlab.frame import is_absent as is_absent
     from gradlab.jacobians.growth import depth_growth as depth_growth
-    from gradlab.jacobians.now import jacobian as jacobian
+    from gradlab.jacobians.jacobian import jacobian as jacobian
     from gradlab.jacobians.options import DepthGrowth as DepthGrowth
     from gradlab.jacobians.options import JacobianSlice as JacobianSlice
     from gradlab.jacobians.options import Sharpness as Sharpness
@@ -99,7 +99,7 @@ _HOME = {
     "UsageError": "gradlab.errors",
     "depth_growth": "gradlab.jacobians.growth",
     "is_absent": "gradlab.frame",
-    "jacobian": "gradlab.jacobians.now",
+    "jacobian": "gradlab.jacobians.jacobian",
     "loss_sharpness": "gradlab.jacobians.sharpness",
     "profile": "gradlab.profiling.profile",
     "sinks_of_trackers": "gradlab.sinks",

@@ -1,4 +1,4 @@
-"""Depth growth: how fast directions grow or shrink from site to site on the way back through a network.
+"""Growth: how fast directions grow or shrink from site to site on the way back through a network, layer by layer.
 
 k replicas of one sample, with orthonormal cotangents at the output, go through one ordinary backward. At each site the
 k gradients are orthonormalised again, G = QR: log|R_ii| is the growth of direction i since the site before, and Q goes
@@ -19,10 +19,11 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.arguments import NAME, PATTERNS, TEXT, check_arguments, named_options, one_of, whole
 from gradlab.errors import JacobianError, did_you_mean, shortlist
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.isolation import Mode, quiet
-from gradlab.jacobians.problem_setup import count_samples
+from gradlab.jacobians.inputs import call, count_samples, replicas
+from gradlab.jacobians.isolation.isolated import isolated
+from gradlab.jacobians.isolation.modules import ModuleMode
+from gradlab.jacobians.subgraph import StopForward
 from gradlab.sites.forward import forward_walk
-from gradlab.sites.leaves import leaves, replace_leaves
 from gradlab.sites.patterns import chooser
 from gradlab.torch_arguments import INPUTS, MODEL
 
@@ -37,7 +38,7 @@ def depth_growth(
     wrt: str = "input",
     directions: int = 8,
     samples: int = 1,
-    mode: Mode = "eval",
+    mode: ModuleMode = "eval",
     seed: int = 0,
     label: str = "",
 ) -> JacobianBlock:
@@ -68,23 +69,23 @@ def depth_growth(
     Raises:
         JacobianError: if a pattern or a site does not exist, samples influence one another, a gradient is not finite,
             or a site is not on every path.
-    Cost: a forward with a batch of `directions + 1` and two backwards, a sample: one walks, one audits the product of
-    all R, which only sites on every path from `of` to `wrt` can give.
+    Cost: a forward with a batch of `directions + 1` and two backwards, a sample: one measures, the other audits the
+    product of all R, which is right only where every path from `of` to `wrt` leads through all sites.
     """
     ends = {"model": model, "x": x, "at": at, "of": of, "wrt": wrt}
     given = ends | {"directions": directions, "samples": samples, "mode": mode, "seed": seed, "label": label}
     patterns = check_arguments("depth_growth()", _ARGUMENTS, given, JacobianError)["at"]
     patterns = (patterns,) if isinstance(patterns, str) else patterns
-    batch = count_samples(x, None)
+    batch = count_samples(x)
     if batch is None or batch < samples:
         raise JacobianError(
             f"depth growth needs an input with a sample axis and at least {samples} samples, got {batch or 'no axis'}."
         )
     each, errors = [], []
     for sample in range(samples):
-        walk = _Walk(of, wrt, patterns, torch.Generator().manual_seed(seed + sample))
-        with quiet(model, mode=mode) as core:
-            found, error = walk.measure(core, _replicas(x, batch, sample, directions + 1), directions)
+        sample_growth = _GrowthOfSample(of, wrt, patterns, torch.Generator().manual_seed(seed + sample))
+        with isolated(model, mode=mode) as core:
+            found, error = sample_growth.measure(core, replicas(x, batch, sample, directions + 1), directions)
         each.append(found)
         errors.append(error)
     values = np.mean(each, 0)
@@ -95,7 +96,7 @@ def depth_growth(
         of=of,
         wrt=wrt,
         values=values.astype(np.float32),
-        row_names=tuple(walk.names),
+        row_names=tuple(sample_growth.names),
         col_names=tuple(map(str, range(values.shape[1]))),
         engine="qr",
         audit_error=float(np.max(errors)),
@@ -128,23 +129,8 @@ def _summaries(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _replicas(x: Any, batch: int, sample: int, count: int) -> Any:
-    """One sample, `count` times, in place of a batch."""
-    new = {
-        suffix: tensor[sample : sample + 1].detach().expand(count, *tensor.shape[1:]).clone()
-        if tensor.dim() > 0 and len(tensor) == batch
-        else tensor.detach().clone()
-        for suffix, tensor in leaves(x)
-    }
-    return replace_leaves(x, new)
-
-
-class _Reached(BaseException):
-    """`of` has been computed."""
-
-
-class _Walk:
-    """One sample's walk back from `of` to `wrt`."""
+class _GrowthOfSample:
+    """The growth of one sample's directions: the visitor of its forward, and the hooks of its backward."""
 
     def __init__(self, of: str, wrt: str, patterns: tuple[str, ...], generator: torch.Generator) -> None:
         self.of, self.wrt, self.generator = of, wrt, generator
@@ -160,9 +146,9 @@ class _Walk:
     def measure(self, core: nn.Module, inputs: Any, directions: int) -> tuple[np.ndarray, float]:
         """[sites, k] float64, in forward order, and the audit error."""
         functional = any("/" in name or "*" in name for name in (self.of, self.wrt, *self.patterns))
-        with torch.no_grad(), forward_walk(core, self, functional=functional), suppress(_Reached):
-            core(**inputs) if isinstance(inputs, dict) else core(*inputs if isinstance(inputs, tuple) else (inputs,))
-        self._check(directions + 1)
+        with torch.no_grad(), forward_walk(core, self, functional=functional), suppress(StopForward):
+            call(core, inputs)
+        self._check_sites(directions + 1)
         assert self.value is not None and self.leaf is not None
         kept = min(directions, *(t[0].numel() for t in (self.leaf, self.value, *self.tensors)))
         start = torch.randn(self.value[0].numel(), kept, generator=self.generator, dtype=torch.float64, device="cpu")
@@ -170,9 +156,9 @@ class _Walk:
         cotangent[:kept] = torch.linalg.qr(start).Q.T
         cotangent = cotangent.view(self.value.shape).to(self.value)
         (plain,) = torch.autograd.grad(self.value, self.leaf, cotangent, retain_graph=True)
-        with self._hooked(kept):
+        with self._orthonormalising(kept):
             (last,) = torch.autograd.grad(self.value, self.leaf, cotangent)
-        walked = self._step(self.wrt, last, kept)
+        orthonormal = self._orthonormalise(self.wrt, last, kept)
         rows = torch.stack([self.growth[name].diagonal().abs().log() for name in self.names])
         if not torch.isfinite(rows).all():
             where = next(name for name, row in zip(self.names, rows, strict=True) if not torch.isfinite(row).all())
@@ -180,15 +166,15 @@ class _Walk:
                 f"the gradient at {where!r} is zero in some direction, or not finite: no growth to speak of."
             )
         found: np.ndarray = rows.numpy()
-        return found, self._audited(plain[:kept], walked[:kept])
+        return found, self._audit_error(plain[:kept], orthonormal[:kept])
 
-    def _audited(self, plain: Tensor, walked: Tensor) -> float:
+    def _audit_error(self, plain: Tensor, orthonormal: Tensor) -> float:
         """JᵀV₀ = Q Rₙ⋯R₁ against a plain backward; NaN where that one is zero or not finite."""
-        product = torch.eye(len(walked), dtype=torch.float64, device="cpu")
+        product = torch.eye(len(orthonormal), dtype=torch.float64, device="cpu")
         for name in reversed(self.names):
             product = self.growth[name] @ product
         expected = plain.reshape(len(plain), -1).cpu().double()
-        off = torch.linalg.vector_norm(product.T @ walked.reshape(len(walked), -1).cpu().double() - expected)
+        off = torch.linalg.vector_norm(product.T @ orthonormal.reshape(len(orthonormal), -1).cpu().double() - expected)
         error = float(off / torch.linalg.vector_norm(expected))
         if error > 0.05:
             raise JacobianError(
@@ -210,7 +196,7 @@ class _Walk:
             return self.leaf.clone()
         if site == self.of:
             self.value = value
-            raise _Reached
+            raise StopForward
         if self.chosen(site) and value.requires_grad:
             self.names.append(site)
             # The value goes on as a view of its own: an in-place operation that follows is then behind the hook.
@@ -219,9 +205,9 @@ class _Walk:
         return None
 
     @contextmanager
-    def _hooked(self, kept: int) -> Iterator[None]:
+    def _orthonormalising(self, kept: int) -> Iterator[None]:
         handles: list[RemovableHandle] = [
-            tensor.register_hook(lambda grad, name=name: self._step(name, grad, kept))
+            tensor.register_hook(lambda grad, name=name: self._orthonormalise(name, grad, kept))
             for name, tensor in zip(self.names[1:], self.tensors, strict=True)
         ]
         try:
@@ -230,8 +216,8 @@ class _Walk:
             for handle in handles:
                 handle.remove()
 
-    def _step(self, name: str, grad: Tensor, kept: int) -> Tensor:
-        """Note R and give back Q."""
+    def _orthonormalise(self, name: str, grad: Tensor, kept: int) -> Tensor:
+        """Note R; the gradient that goes on is Q."""
         flat = grad.reshape(len(grad), -1)
         if flat[kept:].any():
             raise JacobianError(
@@ -244,7 +230,7 @@ class _Walk:
         onward[:kept] = (q * sign).T.to(flat.dtype)
         return onward.view_as(grad)
 
-    def _check(self, replicas: int) -> None:
+    def _check_sites(self, replicas: int) -> None:
         for role, site in (("wrt", self.wrt), ("of", self.of)):
             if site not in self.seen:
                 raise JacobianError(

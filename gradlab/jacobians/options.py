@@ -1,4 +1,4 @@
-"""The options of what is measured again and again while a model trains, without torch."""
+"""The options of Jacobians: what a slice is, and what is logged of Jacobians while a model trains. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ from gradlab.arguments import (
 from gradlab.errors import JacobianError
 from gradlab.values import Value
 
+Reduce = Literal["mean", "rms", "none"]
+"""How the blocks of several samples become one: entrywise mean or root mean square, or not at all."""
 
-@named_fields
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class JacobianSlice(Value):
-    """Log rows of d(of)/d(wrt) every so many steps: `JacobianSlice(of="output", wrt="input", rows=10, every=50)`."""
+class Slice(Value):
+    """What is measured: these rows and columns of d(of)/d(wrt). Not when, nor on which samples.
+
+    `gradlab.jacobian` makes one of its arguments (its `weights` are a tensor), a `Request` holds one, and a
+    `JacobianSlice` is one with a schedule.
+    """
 
     of: str
     """The site that is differentiated: `output`, a module, a functional op or a `gradlab.tap` name."""
@@ -43,22 +49,43 @@ class JacobianSlice(Value):
     """In place of `rows`, named groups of entries of `of`, as of classes; a row is the derivative of a group's mean."""
     weights: Sequence[Sequence[float]] | None = None
     """In place of `rows`, vectors with a weight for each entry of `of`; the rows are `weights @ J`."""
+    reduce: Reduce = "mean"
+    """How the blocks of several samples become one: by `mean`, root mean square (`rms`), or not at all (`none`)."""
+    of_map: Literal["softmax"] | None = None
+    """A function put on `of` first: `softmax` over its last axis turns logits into probabilities."""
+    block: bool = True
+    """Whether the block is computed and stored; without, only its norm and leading singular values are estimated."""
+
+    def __post_init__(self) -> None:
+        self.check_rows()
+
+    def check_rows(self, prefix: str = "") -> None:
+        """Refuse more than one of `rows`, `groups` and `weights`, in a message that begins with the prefix."""
+        given = [name for name in ("rows", "groups", "weights") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise JacobianError(f"{prefix}{' and '.join(given)} both say what the rows are; give one of them.")
+
+    @property
+    def rows_are_entries(self) -> bool:
+        """Whether each row belongs to one entry of `of`."""
+        return self.weights is None and self.groups is None
+
+
+@named_fields
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class JacobianSlice(Slice):
+    """Log rows of d(of)/d(wrt) every so many steps: `JacobianSlice(of="output", wrt="input", rows=10, every=50)`."""
+
     every: int = 100
     """Compute on every so many optimizer steps, the first one included."""
     samples: int = 1
     """How many samples of the probe batch."""
-    reduce: Literal["mean", "rms", "none"] = "mean"
-    """How the blocks of several samples become one: by `mean`, root mean square (`rms`), or not at all (`none`)."""
-    of_map: Literal["softmax"] | None = None
-    """A function put on `of` first: `softmax` over its last axis turns logits into probabilities."""
     mode: Literal["replay", "live"] = "replay"
     """On a forward of its own over fixed samples (`replay`), or on the training step's graph and batch (`live`)."""
     train: bool = False
     """Whether a replay runs modules in the modes that they are in, with dropout; without, in eval mode."""
     probe: str = "train"
     """Which probe batch: `train`, `validation` (where there is one), or a name given to `watch(probe={...})`."""
-    block: bool = True
-    """Whether the block is computed and stored; without, only its norm and leading singular values are estimated."""
     label: str = ""
     """Put behind the name, to tell apart slices of the same sites."""
 
@@ -66,9 +93,7 @@ class JacobianSlice(Value):
         who = f"JacobianSlice({self.of!r}, {self.wrt!r})"
         check_fields(self, "JacobianSlice", _ENDS, JacobianError)
         check_fields(self, who, _SLICE, JacobianError)
-        given = [name for name in ("rows", "groups", "weights") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise JacobianError(f"{who}: {' and '.join(given)} both say what the rows are; give one of them.")
+        self.check_rows(f"{who}: ")
         if self.mode == "live" and not self.block:
             raise JacobianError(f"{who}: block=False needs mode='replay'; a live graph is read in rows.")
         if self.mode == "live" and (self.train or self.probe != "train"):
@@ -77,7 +102,7 @@ class JacobianSlice(Value):
     @property
     def full_label(self) -> str:
         """The label, with the probe batch where that is not the training one."""
-        return "-".join(part for part in (self.label, "" if self.probe == "train" else self.probe) if part)
+        return _with_probe(self.label, self.probe)
 
 
 @named_fields
@@ -109,7 +134,7 @@ class DepthGrowth(Value):
     @property
     def full_label(self) -> str:
         """The label, with the probe batch where that is not the training one."""
-        return "-".join(part for part in (self.label, "" if self.probe == "train" else self.probe) if part)
+        return _with_probe(self.label, self.probe)
 
 
 @named_fields
@@ -133,13 +158,13 @@ class Sharpness(Value):
     def __post_init__(self) -> None:
         check_fields(self, "Sharpness", _SHARPNESS, JacobianError)
 
-    @property
-    def full_label(self) -> str:
-        """The label."""
-        return self.label
-
 
 Measurement = JacobianSlice | DepthGrowth | Sharpness
+"""What a schedule measures."""
+
+
+def _with_probe(label: str, probe: str) -> str:
+    return "-".join(part for part in (label, "" if probe == "train" else probe) if part)
 
 
 _INDICES = listed(whole(), "a list of indices")

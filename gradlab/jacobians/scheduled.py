@@ -1,6 +1,7 @@
-"""What is measured while a model trains: which slice is due on which step, on which probe batch, and who gets it.
+"""The schedule of what is measured while a model trains: which measurement is due on which step, on which probe batch.
 
-The Monitor owns one of these; it tells it of each step's edges.
+A Monitor has one, calls it where a step begins and ends, and takes the blocks. How each is measured is in `replayed`,
+`live`, `growth` and `sharpness`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gradlab.errors import JacobianError, did_you_mean, warn
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.growth import depth_growth
+from gradlab.jacobians.inputs import first_samples
 from gradlab.jacobians.live import LiveSlice
 from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Measurement, Sharpness
-from gradlab.jacobians.probe import JacobianProbe, first_samples, question_of
+from gradlab.jacobians.replayed import ReplayedSlice
+from gradlab.jacobians.request import request_of
 from gradlab.jacobians.sharpness import loss_sharpness
 
 _LARGE_BYTES = 16 << 20
@@ -43,7 +46,8 @@ class Schedule:
         Args:
             specs: slices, depth growths, sharpnesses.
             model: the model that trains.
-            probe: the probe batch of `train`, or a mapping from names to probe batches, or None to be told later.
+            probe: the probe batch of `train`, or a mapping from names to probe batches, or None where `use_probe` gives
+                it later.
             hand_out: takes each block and its step.
             failed: takes the name of what was switched off, and why.
         """
@@ -134,7 +138,7 @@ class Schedule:
     def _measurer(self, spec: JacobianSlice | DepthGrowth, probe: Any) -> Callable[[int], JacobianBlock]:
         """What measures one thing: kept with the engine that it chose."""
         if isinstance(spec, JacobianSlice):
-            return JacobianProbe(spec, self.model, probe, label=spec.full_label).measure
+            return ReplayedSlice(spec, self.model, probe).measure
         x = first_samples(probe, spec.samples)
         return lambda step: depth_growth(
             self.model,
@@ -151,12 +155,11 @@ class Schedule:
     def _sharpness(self, spec: Sharpness) -> JacobianBlock | None:
         if spec.loss is None:
             raise ValueError("it needs loss=, a function from the model to a scalar loss on a fixed batch.")
-        return loss_sharpness(self.model, spec.loss, top=spec.top, products=spec.products, label=spec.full_label)
+        return loss_sharpness(self.model, spec.loss, top=spec.top, products=spec.products, label=spec.label)
 
     def _live_slice(self, spec: JacobianSlice) -> LiveSlice:
         if id(spec) not in self._live:
-            question = question_of(spec, spec.full_label)
-            self._live[id(spec)] = LiveSlice(self.model, question, spec.samples, zlib.crc32(spec.of.encode()))
+            self._live[id(spec)] = LiveSlice(self.model, request_of(spec), spec.samples, zlib.crc32(spec.of.encode()))
         return self._live[id(spec)]
 
     def _guarded(self, spec: Measurement, action: Callable[[], None]) -> None:
@@ -174,12 +177,3 @@ def title(spec: Measurement) -> str:
     if isinstance(spec, JacobianSlice):
         return f"the Jacobian of {spec.of!r} by {spec.wrt!r}"
     return "the sharpness" if isinstance(spec, Sharpness) else f"the depth growth of {spec.of!r} by {spec.wrt!r}"
-
-
-def as_probe(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a forward was called with, as a probe batch."""
-    if kwargs and not args:
-        return dict(kwargs)
-    if len(args) == 1 and isinstance(args[0], Tensor):
-        return args[0]
-    return tuple(args)

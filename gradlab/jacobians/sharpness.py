@@ -12,7 +12,8 @@ from gradlab.arguments import FUNCTION, TEXT, check_arguments, named_options, nu
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.engines.fallback import plain_kernels
-from gradlab.jacobians.isolation import Mode, quiet
+from gradlab.jacobians.isolation.isolated import isolated
+from gradlab.jacobians.isolation.modules import ModuleMode
 from gradlab.torch_arguments import MODEL
 
 Loss = Callable[[nn.Module], Tensor]
@@ -27,7 +28,7 @@ def loss_sharpness(
     top: int = 1,
     products: int = 30,
     tolerance: float = 1e-3,
-    mode: Mode = "eval",
+    mode: ModuleMode = "eval",
     seed: int = 0,
     label: str = "",
 ) -> JacobianBlock:
@@ -57,7 +58,7 @@ def loss_sharpness(
     """
     given = {"model": model, "loss": loss, "top": top, "products": products, "tolerance": tolerance}
     check_arguments("loss_sharpness()", _ARGUMENTS, given | {"mode": mode, "seed": seed, "label": label}, JacobianError)
-    with quiet(model, mode=mode, requires_grad=_trained) as core, plain_kernels(), torch.enable_grad():
+    with isolated(model, mode=mode, requires_grad=_trained) as core, plain_kernels(), torch.enable_grad():
         wanted = _trained(core)
         if not wanted:
             raise JacobianError("sharpness: no parameter of the model requires grad.")

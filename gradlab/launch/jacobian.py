@@ -10,8 +10,7 @@ import torch
 
 from gradlab.errors import JacobianError, RunError, UsageError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.probe import first_samples
-from gradlab.jacobians.problem_setup import count_samples
+from gradlab.jacobians.inputs import count_samples, first_samples
 from gradlab.launch.prepare import Prepared, prepare
 from gradlab.launch.random_state import undisturbed
 from gradlab.launch.resume.origin import Origin
@@ -56,7 +55,7 @@ def compute_jacobian(
     origin = Origin.here(Path(target)) if is_file else Origin.of(find_run(target, root))
     with origin.importing(), origin.naming_folder():
         prepared, subject = _prepared(target, root, checkpoint, origin)
-        from gradlab.jacobians.now import jacobian
+        from gradlab.jacobians.jacobian import jacobian
 
         with undisturbed():
             x = _probe_input(prepared, probe, samples)
@@ -114,7 +113,7 @@ def _probe_input(prepared: Prepared, probe: str, samples: int) -> Any:
         x: Any = model.probe_input(batch)
     else:
         x = batch[0] if isinstance(batch, tuple | list) else batch
-    have = count_samples(x, None)
+    have = count_samples(x)
     if have is not None and have < samples:
         raise UsageError(f"--samples {samples}: a batch of the {probe} data has {have}.")
     device = next(model.parameters(), torch.empty(0)).device

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from gradlab.errors import JacobianError
-from gradlab.jacobians.probe import first_samples
+from gradlab.jacobians.inputs import first_samples
 
 
 class TrainingLoss:
@@ -37,7 +37,8 @@ class TrainingLoss:
     def __call__(self, module: nn.Module) -> Tensor:
         """The loss. What the training step logs on the way is not logged again."""
         assert isinstance(module, pl.LightningModule)
-        vars(module)["log"] = vars(module)["log_dict"] = lambda *args, **kwargs: None  # taken back by `quiet`
+        # `isolated` puts these attributes back.
+        vars(module)["log"] = vars(module)["log_dict"] = lambda *args, **kwargs: None
         found = module.training_step(self.batch, 0)
         loss = found["loss"] if isinstance(found, Mapping) else found
         if not isinstance(loss, Tensor):

@@ -615,9 +615,9 @@ class Monitor:
     def take_probe(self, args: Any, kwargs: Any) -> None:
         """Take what goes into a forward as the probe batch, where one is wanted."""
         if self._jacobians is not None and self._jacobians.wants():
-            from gradlab.jacobians.scheduled import as_probe
+            from gradlab.jacobians.inputs import inputs_of_call
 
-            self._jacobians.use_probe(as_probe(args, kwargs))
+            self._jacobians.use_probe(inputs_of_call(args, kwargs))
 
     def wants_probe(self, name: str = "train") -> bool:
         """Whether something is to be measured on a probe batch of this name that is not there yet."""

@@ -91,9 +91,9 @@ OWN_RUN = "called in runs of gradlab's own alone, which are outside of the modes
 NO_TENSOR = "touches no tensor: it marks a moment"
 ENTRY_POINTS = {
     "attach/watching.py:Session.begin": "attach/watching.py:Session._called()",
-    "jacobians/growth.py:_Walk._hooked": OWN_RUN,
-    "jacobians/live.py:_Capture.open": "hooks/call_hooks.py:OwnThreadHook.__call__()",
-    "jacobians/live.py:_RetainWatcher": "jacobians/live.py:_RetainWatcher.enter()",
+    "jacobians/growth.py:_GrowthOfSample._orthonormalising": OWN_RUN,
+    "jacobians/live_graph.py:LiveGraph.open": "hooks/call_hooks.py:OwnThreadHook.__call__()",
+    "jacobians/retained_grads.py:RetainGradWatcher": "jacobians/retained_grads.py:RetainGradWatcher.enter()",
     "lightning/phases.py:PhaseActions.attach": NO_TENSOR,
     "monitor/monitor.py:Monitor._attach": "monitor/monitor.py:_TakeProbe.__call__()",
     "monitor/monitor.py:_TakeProbe": "monitor/monitor.py:_TakeProbe.__call__()",

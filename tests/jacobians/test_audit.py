@@ -15,7 +15,7 @@ from gradlab.jacobians.engines import fallback
 from gradlab.jacobians.engines.problem import Problem
 from gradlab.jacobians.engines.rows import by_vmap, rows
 from gradlab.jacobians.options import JacobianSlice
-from gradlab.jacobians.probe import JacobianProbe
+from gradlab.jacobians.replayed import ReplayedSlice
 
 MODEL = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).double()
 
@@ -95,7 +95,7 @@ def test_a_backward_that_cannot_be_differentiated_gives_no_zero_columns() -> Non
 
 def test_a_cancelling_vector_is_no_alarm() -> None:
     """Behind a softmax of two, v = ±(1, 1) has vᵀJ = 0 up to rounding; half of all steps draw such a v."""
-    probe = JacobianProbe(JacobianSlice(of="output", wrt="input"), nn.Softmax(-1), torch.randn(1, 2))
+    probe = ReplayedSlice(JacobianSlice(of="output", wrt="input"), nn.Softmax(-1), torch.randn(1, 2))
     blocks = [probe.measure(step) for step in range(12)]
     assert max(block.audit_error for block in blocks) < 1e-6
     assert {block.engine for block in blocks} == {"vmap"}

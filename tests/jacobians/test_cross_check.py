@@ -101,7 +101,7 @@ def test_a_layer_that_is_called_twice_or_whose_weight_is_tied_is_no_rank_one() -
         np.testing.assert_allclose(block.values, expected, rtol=1e-10)
 
 
-def test_a_shared_ladder_follows_a_model_that_changes() -> None:
+def test_a_shared_fallback_follows_a_model_that_changes() -> None:
     """What was learned of a model is only how to compute, never what: weights, modes and samples are those of now."""
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
     for mode in ("eval", "as_is", "eval", "as_is"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import gradlab
 from gradlab.errors import JacobianError
 from gradlab.jacobians.options import JacobianSlice
-from gradlab.jacobians.probe import JacobianProbe
+from gradlab.jacobians.replayed import ReplayedSlice
 
 
 class Small(nn.Module):
@@ -195,7 +195,7 @@ def test_a_models_own_error_comes_through_as_it_is() -> None:
 def test_a_probe_with_too_few_samples_says_how_many_there_are() -> None:
     spec = JacobianSlice(of="output", wrt="input", samples=8)
     with pytest.raises(JacobianError) as caught:
-        JacobianProbe(spec, nn.Linear(2, 2), torch.randn(3, 2))
+        ReplayedSlice(spec, nn.Linear(2, 2), torch.randn(3, 2))
     assert str(caught.value) == (
         "JacobianSlice('output', 'input'): samples=8, but the probe batch has 3; give samples: 3 or a larger batch."
     )

@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 import gradlab
 from gradlab.hooks.mute import is_muted
-from gradlab.jacobians.isolation import quiet
+from gradlab.jacobians.isolation.isolated import isolated
 from gradlab.jacobians.options import JacobianSlice
-from gradlab.jacobians.probe import JacobianProbe
+from gradlab.jacobians.replayed import ReplayedSlice
 
 
 class Busy(nn.Module):
@@ -86,11 +86,11 @@ def train(steps: int, around: Callable[[nn.Module, Tensor, int], None]) -> dict[
 
 @pytest.mark.parametrize("mode", ["eval", "as_is"])
 def test_training_is_bit_identical_with_probes_at_every_point_of_a_step(mode: Any) -> None:
-    probes: list[JacobianProbe] = []
+    probes: list[ReplayedSlice] = []
 
     def measure(model: nn.Module, x: Tensor, step: int) -> None:
         if not probes:
-            probes.extend(JacobianProbe(spec, model, x) for spec in SLICES)
+            probes.extend(ReplayedSlice(spec, model, x) for spec in SLICES)
         for probe in probes:
             assert probe.measure(step).audit_error < 1e-5
         gradlab.jacobian(model, x, rows=1, mode=mode)
@@ -204,7 +204,7 @@ def test_the_context_of_the_caller_does_not_matter(context: Any) -> None:
         gradlab.jacobian(model, x.clone(), wrt="0.weight")
 
 
-def test_gradlabs_own_hooks_are_told_to_look_away() -> None:
+def test_gradlabs_own_hooks_are_muted() -> None:
     inside: list[bool] = []
     model = nn.Linear(3, 3)
     model.register_forward_hook(lambda *_: inside.append(is_muted()))
@@ -293,9 +293,9 @@ def test_the_model_may_catch_any_exception_on_the_way() -> None:
     assert gradlab.jacobian(Careful(), torch.randn(1, 3), of="a", wrt="input").values.shape == (3, 3)
 
 
-def test_quiet_yields_the_module_inside_the_wrappers() -> None:
+def test_isolation_yields_the_module_inside_the_wrappers() -> None:
     inner = nn.Linear(2, 2)
-    with quiet(nn.DataParallel(inner)) as core:
+    with isolated(nn.DataParallel(inner)) as core:
         assert core is inner
         assert not any(p.requires_grad for p in core.parameters())
     assert all(p.requires_grad for p in inner.parameters())

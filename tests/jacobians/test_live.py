@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import gradlab
 from gradlab.errors import GradlabWarning, JacobianError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.engines.fallback import Ladder
+from gradlab.jacobians.engines.fallback import Fallback
 from gradlab.jacobians.options import JacobianSlice
 from gradlab.jacobians.subgraph import parameter_named
 from gradlab.sinks import MemorySink
@@ -277,7 +277,7 @@ def test_a_live_slice_has_a_block() -> None:
         live("output", "input", block=False)
     with pytest.raises(JacobianError, match="train and probe are for mode='replay'"):
         live("output", "input", probe="validation")
-    assert Ladder().engine == ""
+    assert Fallback().engine == ""
 
 
 def test_taps_see_the_same_with_probes_on() -> None:

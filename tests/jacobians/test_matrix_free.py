@@ -13,15 +13,17 @@ import gradlab
 from gradlab.jacobians import matrix_free
 from gradlab.jacobians.engines import fallback
 from gradlab.jacobians.engines.columns import transposed
-from gradlab.jacobians.engines.fallback import Ladder
+from gradlab.jacobians.engines.fallback import Fallback
 from gradlab.jacobians.engines.problem import Problem
-from gradlab.jacobians.matrix_free import Operator, frobenius
-from gradlab.jacobians.measure import posed
-from gradlab.jacobians.request import Question
+from gradlab.jacobians.matrix_free import Operator, estimate_frobenius
+from gradlab.jacobians.measure import replayed_problem
+from gradlab.jacobians.options import Slice
+from gradlab.jacobians.request import Request
 
 with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
     MODEL = nn.Sequential(nn.Linear(150, 120), nn.GELU(), nn.Linear(120, 100)).double()
+WITHOUT_BLOCK = Request(slice=Slice(of="output", wrt="input", block=False))
 X = torch.randn(2, 150, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -60,12 +62,11 @@ def test_a_short_side_is_done_exactly() -> None:
 
 
 def test_the_interval_covers_the_norm_as_often_as_it_says() -> None:
-    question, steps = Question(block=False), Ladder("columns")
-    with posed(MODEL, X[:1], question, steps) as problem:
+    with replayed_problem(MODEL, X[:1], WITHOUT_BLOCK, Fallback("columns")) as problem:
         operator = Operator(problem, 0, transposed(problem))
         true = gradlab.jacobian(MODEL, X[:1]).summaries["fro"]
         generator = torch.Generator().manual_seed(0)
-        intervals = [frobenius(operator, generator) for _ in range(300)]
+        intervals = [estimate_frobenius(operator, generator) for _ in range(300)]
     covered = np.mean([low <= true <= high for _, low, high in intervals])
     assert 0.91 <= covered <= 0.99
     assert np.mean([fro for fro, _, _ in intervals]) == pytest.approx(true, rel=0.01)
@@ -116,14 +117,14 @@ def test_a_probe_batch_larger_than_memory_is_an_error() -> None:
 def test_estimates_are_cheaper_than_the_block() -> None:
     """Products, not time: a few dozen vectors where the block takes a backward a row."""
     pulled: list[int] = []
-    pull = matrix_free.by_vmap
+    by_vmap = matrix_free.by_vmap
 
     def counting(of: object, wrt: object, cotangents: torch.Tensor) -> torch.Tensor:
         pulled.append(len(cotangents))
-        return pull(of, wrt, cotangents)  # type: ignore[arg-type]
+        return by_vmap(of, wrt, cotangents)  # type: ignore[arg-type]
 
     model = nn.Sequential(nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 500))
-    with posed(model, torch.randn(1, 500), Question(block=False), Ladder("columns")) as problem:
+    with replayed_problem(model, torch.randn(1, 500), WITHOUT_BLOCK, Fallback("columns")) as problem:
         operator = Operator(problem, 0, transposed(problem), counting)
         matrix_free._summary(operator, 4, torch.Generator())
     assert sum(pulled) < 200

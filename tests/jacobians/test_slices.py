@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import gradlab
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.engines import problem as problem_module
-from gradlab.jacobians.engines.fallback import Ladder
+from gradlab.jacobians.engines.fallback import Fallback
 from gradlab.jacobians.measure import measure
-from gradlab.jacobians.request import Question
+from gradlab.jacobians.options import Slice
+from gradlab.jacobians.request import Request
 
 
 class Quadratic(nn.Module):
@@ -243,15 +244,16 @@ def test_half_precision_comes_as_float32() -> None:
 
 def test_memory_beyond_the_result_is_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    spread = problem_module.End.spread
+    at_samples = problem_module.End.at_samples
 
     def counting(self: Any, vectors: Tensor, samples: Any) -> Tensor:
         seen.append(len(vectors))
-        return spread(self, vectors, samples)
+        return at_samples(self, vectors, samples)
 
-    monkeypatch.setattr(problem_module.End, "spread", counting)
+    monkeypatch.setattr(problem_module.End, "at_samples", counting)
     monkeypatch.setattr("gradlab.jacobians.problem_setup.chunk_rows", lambda *sizes: 32)
     wide = nn.Linear(3, 100)
-    block: JacobianBlock = measure(wide, torch.randn(1, 3), Question(), Ladder("vmap"), torch.Generator())
+    request = Request(slice=Slice(of="output", wrt="input"))
+    block: JacobianBlock = measure(wide, torch.randn(1, 3), request, Fallback("vmap"), torch.Generator())
     assert seen == [1, 32, 32, 32, 4]
     assert block.values.shape == (100, 3)

@@ -1,8 +1,8 @@
-"""Columns of a Jacobian, for tall ones: by pulling back through the backward, or by forward mode.
+"""Columns of a Jacobian, for tall ones: by differentiating the backward, or by forward mode.
 
-Both give Ju for many u at once. The way through the backward needs operations whose backward can be differentiated.
-Forward mode needs another forward and operations with a forward derivative, which some lack without a word: the audit
-shows it.
+Both give Ju for many u at once. Differentiating the backward takes operations whose backward has a derivative. Forward
+mode takes another forward and operations with a forward derivative; some that lack one give zeros and no error, which
+the audit finds.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from gradlab.errors import without_warnings
 from gradlab.jacobians.engines.problem import End, Problem, Vectors
-from gradlab.jacobians.engines.rows import Pull, rows
+from gradlab.jacobians.engines.rows import BatchedVjp, rows
 
 
-def columns(problem: Problem, pull: Pull) -> Tensor:
+def columns(problem: Problem, vjp: BatchedVjp) -> Tensor:
     """[samples, rows, cols] by columns: they are the rows of the transpose.
 
     Cost: about two backward passes for the graph, then one for each column.
     """
     start, end = transposed(problem)
-    turned = Problem(
+    transpose = Problem(
         of=end,
         wrt=start,
         vectors=Vectors(end, problem.cols),
@@ -31,7 +31,7 @@ def columns(problem: Problem, pull: Pull) -> Tensor:
         averaged=False,
         chunk=problem.chunk,
     )
-    return rows(turned, pull).transpose(1, 2)
+    return rows(transpose, vjp).transpose(1, 2)
 
 
 def transposed(problem: Problem) -> tuple[End, End]:
@@ -55,11 +55,11 @@ def forward_columns(problem: Problem) -> Tensor:
     run, of, wrt = problem.run, problem.of, problem.wrt
     if run is None:
         raise NotImplementedError("forward mode is for sites, not for parameters")
-    start_from = wrt.tensor.detach()
+    at = wrt.tensor.detach()
 
-    def push(tangent: Tensor) -> Tensor:
-        pushed: Tensor = torch.func.jvp(run, (start_from,), (tangent,))[1]
-        return pushed
+    def jvp(tangent: Tensor) -> Tensor:
+        product: Tensor = torch.func.jvp(run, (at,), (tangent,))[1]
+        return product
 
     vectors = Vectors(wrt, problem.cols)
     picked = list(problem.vectors.indices)
@@ -70,7 +70,8 @@ def forward_columns(problem: Problem) -> Tensor:
         for start in range(0, len(vectors), problem.chunk):
             part = vectors.part(start, start + problem.chunk)
             with without_warnings(DeprecationWarning):  # torch scripts some rules when forward mode is first used
-                pushed = torch.vmap(push, randomness="same")(wrt.spread(part, group)).detach()
-            result[first:last, :, start : start + len(part)] = of.gather(pushed, group)[..., picked].transpose(1, 2)
+                products = torch.vmap(jvp, randomness="same")(wrt.at_samples(part, group)).detach()
+            columns_of_part = of.of_samples(products, group)[..., picked]
+            result[first:last, :, start : start + len(part)] = columns_of_part.transpose(1, 2)
         first = last
     return result

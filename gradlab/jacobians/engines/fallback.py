@@ -1,4 +1,8 @@
-"""Which engine computes a Jacobian: the fastest that works on this graph and passes its audit."""
+"""Which engine computes a Jacobian: the fastest that works on this graph and passes its audit; else the next.
+
+Belongs here: the table of engines, their order, and what is remembered of those that failed. Does not: the audit, and
+the loop that tries (`measure`).
+"""
 
 from __future__ import annotations
 
@@ -13,30 +17,31 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradlab.errors import JacobianError, did_you_mean
 from gradlab.jacobians.engines.columns import columns, forward_columns
-from gradlab.jacobians.engines.outer_product import by_rank
+from gradlab.jacobians.engines.outer_product import by_outer_products
 from gradlab.jacobians.engines.problem import Problem
 from gradlab.jacobians.engines.rows import by_batched_grad, by_loop, by_vmap, rows
 
 ENGINES: dict[str, Callable[[Problem], Tensor]] = {
-    "rank": partial(by_rank, pull=by_vmap),
-    "columns": partial(columns, pull=by_vmap),
-    "columns_math": partial(columns, pull=by_vmap),
+    "rank": partial(by_outer_products, vjp=by_vmap),
+    "columns": partial(columns, vjp=by_vmap),
+    "columns_math": partial(columns, vjp=by_vmap),
     "forward": forward_columns,
-    "vmap": partial(rows, pull=by_vmap),
-    "is_grads_batched": partial(rows, pull=by_batched_grad),
-    "loop": partial(rows, pull=by_loop),
+    "vmap": partial(rows, vjp=by_vmap),
+    "is_grads_batched": partial(rows, vjp=by_batched_grad),
+    "loop": partial(rows, vjp=by_loop),
 }
-"""From the first that is tried to the one that always works. `columns_math` and `forward` want a forward by
-`plain_kernels`. Where no backward works at all, `differences` is left, which is no engine on a graph."""
+"""From the first that is tried to the one that always works. `columns_math` and `forward` need a forward under
+`plain_kernels`."""
 
 DIFFERENCES = "differences"
+"""What is left where no backward works at all: no engine on a graph."""
 NAMES = (*ENGINES, DIFFERENCES)
 
 
-class Ladder:
-    """The engines that are left: starts at the fastest, steps down where one fails, and never climbs again.
+class Fallback:
+    """The engines that are left to try: begins with the fastest, goes on to the next where one fails, and never back.
 
-    A probe keeps it from one measurement to the next, so an engine that fails is tried once.
+    Kept from one measurement of a slice to the next, so that an engine that fails is tried once.
     """
 
     def __init__(self, wanted: str = "auto") -> None:
@@ -50,33 +55,36 @@ class Ladder:
                 f"engine={wanted!r} is no engine.{did_you_mean(wanted, NAMES)} There are: auto, {', '.join(NAMES)}."
             )
         self.wanted = wanted
-        self.rungs = [wanted] if wanted != "auto" else []
+        self.engines = [wanted] if wanted != "auto" else []
+        """What is left, the engine in use first; empty before a problem has been seen."""
         self.coupled: bool | None = None
+        """Whether samples influence one another; None where that is not known."""
         self.widest_bytes: int | None = None
-        """Of the tensors between the two ends, once they have all been seen."""
+        """Size of the largest tensor between the two ends, once they have all been seen."""
         self.most_rows: int | None = None
-        """What memory allows at once, once it was too little."""
+        """How many rows fit in memory at once, where that is known from a failure."""
         self.notes: list[str] = []
+        """For people: which engines were given up and why."""
 
     @property
     def engine(self) -> str:
         """The engine in use, or "" before the first problem has been seen."""
-        return self.rungs[0] if self.rungs else ""
+        return self.engines[0] if self.engines else ""
 
     @property
-    def at_bottom(self) -> bool:
-        """Whether nothing is left to step down to."""
-        return len(self.rungs) == 1
+    def is_last(self) -> bool:
+        """Whether no other engine is left."""
+        return len(self.engines) == 1
 
-    def settle(self, problem: Problem) -> None:
-        """Choose the rungs that suit a problem, the first time one is seen."""
-        if self.rungs:
+    def choose_engines(self, problem: Problem) -> None:
+        """Choose the engines that suit a problem, the first time one is seen."""
+        if self.engines:
             return
         batched = ["vmap", "is_grads_batched"] if min(problem.chunk, len(problem.vectors)) > 1 else []
         # A batch of one row costs twice a plain backward.
         rank = ["rank"] if problem.layer is not None else []
         tall = ["columns", "columns_math", *(["forward"] if problem.run else [])] if problem.is_tall else []
-        self.rungs = [*rank, *tall, *batched, "loop"]
+        self.engines = [*rank, *tall, *batched, "loop"]
 
     def solve(self, problem: Problem) -> Tensor:
         """[blocks, rows, cols] by the engine in use, with half the rows at once as often as memory does not suffice."""
@@ -93,10 +101,10 @@ class Ladder:
                         f"{len(problem.samples)} samples); give fewer samples, or sites that lie closer. {error}"
                     ) from error
             chunk = self.most_rows = max(1, min(chunk, len(problem.vectors)) // 2)
-            _make_room()
+            _release_cached_memory()
 
-    def step_down(self, reason: str | BaseException) -> None:
-        """Give up the engine in use and note why.
+    def give_up(self, reason: str | BaseException) -> None:
+        """Give up the engine in use for the next one, and note why.
 
         Raises:
             JacobianError: if it was the last one.
@@ -104,17 +112,17 @@ class Ladder:
         if isinstance(reason, BaseException):
             line = next(iter(str(reason).splitlines()), "")
             reason = f"{type(reason).__name__}: {line[:160]}"
-        if self.at_bottom:
+        if self.is_last:
             raise JacobianError(f"engine {self.engine!r} cannot compute this Jacobian. {reason}")
-        self.notes.append(f"{self.rungs.pop(0)} refused: {reason}")
+        self.notes.append(f"{self.engines.pop(0)} refused: {reason}")
 
-    def fall(self, reason: str) -> None:
-        """Give up all engines on a graph: none is possible."""
-        self.rungs = [DIFFERENCES]
+    def only_differences(self, reason: str) -> None:
+        """Give up all engines on a graph, of which none is possible."""
+        self.engines = [DIFFERENCES]
         self.notes.append(f"central differences, right to about three digits, since {reason}")
 
-    def conditions(self) -> AbstractContextManager[None]:
-        """What the forward has to be run under for the engine in use."""
+    def forward_kernels(self) -> AbstractContextManager[None]:
+        """The kernels that the forward has to use for the engine in use."""
         return plain_kernels() if self.engine in ("columns_math", "forward") else nullcontext()
 
 
@@ -141,6 +149,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _make_room() -> None:
+def _release_cached_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -41,7 +41,7 @@ def by_differences(problem: Problem) -> tuple[Tensor, float]:
     return blocks, error
 
 
-def _pushed(problem: Problem, x: Tensor, direction: Tensor, sample: int, step: float) -> Tensor:
+def _product(problem: Problem, x: Tensor, direction: Tensor, sample: int, step: float) -> Tensor:
     """[rows]: J times a direction, by two forwards."""
     assert problem.run is not None
     moved = step * direction.view_as(x)
@@ -62,7 +62,7 @@ def _block(problem: Problem, x: Tensor, sample: int, step: float) -> Tensor:
     for column in problem.cols:
         direction = torch.zeros_like(x)
         _part(problem, direction, sample)[column] = 1
-        columns.append(_pushed(problem, x, direction, sample, step))
+        columns.append(_product(problem, x, direction, sample, step))
     return torch.stack(columns, 1)
 
 
@@ -71,6 +71,6 @@ def _disagreement(problem: Problem, x: Tensor, sample: int, step: float) -> floa
     part = _part(problem, direction, sample)
     part[list(problem.cols)] = torch.randint(0, 2, (len(problem.cols),), device="cpu").to(x.dtype) * 2 - 1
     part /= len(problem.cols) ** 0.5
-    one, other = (_pushed(problem, x, direction, sample, h) for h in (step, step / 4))
+    one, other = (_product(problem, x, direction, sample, h) for h in (step, step / 4))
     scale = torch.linalg.vector_norm(one)
     return float(torch.linalg.vector_norm(one - other) / scale) if scale > 0 else 0.0

@@ -1,7 +1,7 @@
-"""A Jacobian with samples: two ends of a graph, the vectors to pull back, and the sample axis that both may have.
+"""What an engine is given: two ends of a graph, the vectors v of vᵀJ, and the sample axis that both ends may have.
 
-Where samples do not influence one another, one backward serves them all: the cotangent is put at every sample, and each
-finds its own answer at its own place. Where they do (batch norm in training), each is pulled back on its own.
+Where samples do not influence one another, one backward serves them all: the cotangent is put at every sample, and the
+gradient at each sample is that sample's own vᵀJ. Where they do (batch norm in training), each takes its own backward.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradlab.jacobians.axes import Indices
+from gradlab.jacobians.entries import Indices
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,25 @@ class End:
         return self.tensor.numel() // (len(self.tensor) if self.batched else 1)
 
     @property
-    def is_one(self) -> bool:
+    def has_one_sample(self) -> bool:
         """Whether there is one sample, or no sample axis."""
         return not self.batched or len(self.tensor) == 1
 
-    def spread(self, vectors: Tensor, samples: Sequence[int]) -> Tensor:
+    def at_samples(self, vectors: Tensor, samples: Sequence[int]) -> Tensor:
         """[k, size] -> [k, *tensor.shape]: the vectors at each of these samples, zero at the others."""
-        if self.is_one:
-            spread = vectors.reshape(len(vectors), *self.tensor.shape)
+        if self.has_one_sample:
+            cotangents = vectors.reshape(len(vectors), *self.tensor.shape)
         else:
-            apart = vectors.new_zeros(len(vectors), len(self.tensor), self.size)
-            apart[:, list(samples)] = vectors[:, None]
-            spread = apart.view(len(vectors), *self.tensor.shape)
-        return spread if self.through is None else self.through(spread)
+            by_sample = vectors.new_zeros(len(vectors), len(self.tensor), self.size)
+            by_sample[:, list(samples)] = vectors[:, None]
+            cotangents = by_sample.view(len(vectors), *self.tensor.shape)
+        return cotangents if self.through is None else self.through(cotangents)
 
-    def gather(self, pulled: Tensor, samples: Sequence[int]) -> Tensor:
-        """[k, *tensor.shape] -> [samples, k, size], or [1, k, size] where there is no sample axis."""
-        if self.is_one:
-            return pulled.reshape(1, len(pulled), self.size)
-        each = pulled.reshape(len(pulled), len(self.tensor), self.size).transpose(0, 1)
+    def of_samples(self, gradients: Tensor, samples: Sequence[int]) -> Tensor:
+        """[k, *tensor.shape] -> [samples, k, size]: those of these samples, or [1, k, size] without a sample axis."""
+        if self.has_one_sample:
+            return gradients.reshape(1, len(gradients), self.size)
+        each = gradients.reshape(len(gradients), len(self.tensor), self.size).transpose(0, 1)
         return each if samples == range(len(each)) else each[list(samples)]
 
 
@@ -72,7 +72,7 @@ class Vectors:
     """The vectors v of vᵀJ, made a chunk at a time: unit vectors at `indices`, or the rows of `weights`."""
 
     end: End
-    """What they are vectors of."""
+    """The end whose entries they run over: `of`, or of a transposed problem `wrt`."""
     indices: Indices
     """[k]: which entries; unused where there are weights."""
     weights: Tensor | None = None
@@ -91,12 +91,12 @@ class Vectors:
         unit = torch.zeros(len(picked), self.end.size, dtype=self.end.tensor.dtype, device=picked.device)
         return unit.scatter_(1, picked[:, None], self.scale)
 
-    def mixed(self, amounts: Tensor) -> Tensor:
-        """[r, k] -> [r, size]: sums of the vectors, each vector times its amount."""
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """[r, k] -> [r, size]: r linear combinations of the vectors."""
         if self.weights is not None:
-            return (amounts @ self.weights) * self.scale
-        mixed = torch.zeros(len(amounts), self.end.size, dtype=amounts.dtype, device=amounts.device)
-        return mixed.index_add_(1, as_tensor(self.indices, amounts.device), amounts * self.scale)
+            return (coefficients @ self.weights) * self.scale
+        combined = torch.zeros(len(coefficients), self.end.size, dtype=coefficients.dtype, device=coefficients.device)
+        return combined.index_add_(1, as_tensor(self.indices, coefficients.device), coefficients * self.scale)
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be computed on one replayed graph: blocks [samples, rows, cols] of d(of)/d(wrt)."""
+    """What is to be computed on one graph: blocks [samples, rows, cols] of d(of)/d(wrt)."""
 
     of: End
     """What is differentiated."""
     wrt: End
     """What it is differentiated by."""
     vectors: Vectors
-    """The rows, as vectors of `of`."""
+    """The rows: the vectors v of vᵀJ, by the entries of `of`."""
     cols: Indices
     """[c]: which entries of `wrt`."""
     samples: Indices
@@ -130,7 +130,7 @@ class Problem:
     averaged: bool
     """Whether the blocks of all samples are wanted as their mean only, which costs one backward a row."""
     chunk: int
-    """Vectors pulled back at once."""
+    """How many vectors in one batched backward."""
     run: Callable[[Tensor], Tensor] | None = None
     """The tensor at `of` for another tensor at `wrt`, by another forward; None of a parameter."""
     layer: Layer | None = None

@@ -1,4 +1,4 @@
-"""Rows of a Jacobian: pulling cotangents back, v ↦ vᵀJ, for many v at once, on an ordinary autograd graph.
+"""Rows of a Jacobian by vector-Jacobian products (vjp), v ↦ vᵀJ, of many v at once, on an ordinary autograd graph.
 
 `torch.vmap` over `autograd.grad` has batching rules for what models are made of; `is_grads_batched` is the older vmap,
 with fewer rules but fewer objections; the loop works wherever a plain backward does. `torch.func.jacrev` is not used:
@@ -15,32 +15,32 @@ from torch import Tensor, nn
 from gradlab.errors import JacobianError
 from gradlab.jacobians.engines.problem import End, Problem, as_tensor
 
-Pull = Callable[[End, End, Tensor], Tensor]
-"""(of [*out], wrt [*in], cotangents [k, *out]) -> [k, *in]; the graph is kept."""
+BatchedVjp = Callable[[End, End, Tensor], Tensor]
+"""(of [*out], wrt [*in], cotangents [k, *out]) -> [k, *in]: k vector-Jacobian products; the graph is kept."""
 
 
 class NoBackwardError(JacobianError):
     """Not even a plain backward works here."""
 
 
-def rows(problem: Problem, pull: Pull) -> Tensor:
-    """[blocks, rows, cols] by pulling the vectors back, a chunk at a time into one tensor.
+def rows(problem: Problem, vjp: BatchedVjp) -> Tensor:
+    """[blocks, rows, cols] by vector-Jacobian products, a chunk at a time into one tensor.
 
     Cost: `groups * rows` backward passes' arithmetic; memory of one chunk besides the result.
     """
     of, wrt, vectors, cols = problem.of, problem.wrt, problem.vectors, problem.cols
     kept = slice(None) if cols == range(wrt.size) else as_tensor(cols, wrt.tensor.device)
     if len(problem.groups) == 1 and len(vectors) <= problem.chunk:
-        pulled = pull(of, wrt, of.spread(vectors.part(0, len(vectors)), problem.groups[0]))
-        return wrt.gather(pulled.detach(), problem.groups[0])[..., kept]
+        products = vjp(of, wrt, of.at_samples(vectors.part(0, len(vectors)), problem.groups[0]))
+        return wrt.of_samples(products.detach(), problem.groups[0])[..., kept]
     result = torch.empty(problem.num_blocks, len(vectors), len(cols), dtype=wrt.tensor.dtype, device=wrt.tensor.device)
     first = 0
     for group in problem.groups:
         last = first + (len(group) if wrt.batched else 1)
         for start in range(0, len(vectors), problem.chunk):
             part = vectors.part(start, start + problem.chunk)
-            pulled = pull(of, wrt, of.spread(part, group))
-            result[first:last, start : start + len(part)] = wrt.gather(pulled.detach(), group)[..., kept]
+            products = vjp(of, wrt, of.at_samples(part, group))
+            result[first:last, start : start + len(part)] = wrt.of_samples(products.detach(), group)[..., kept]
         first = last
     return result
 
@@ -49,7 +49,7 @@ def plain_vjp(of: End, wrt: End, cotangent: Tensor) -> Tensor | None:
     """vᵀJ [*in] by one plain backward of `cotangent` [*out], or None where `of` does not depend on `wrt`.
 
     Raises:
-        NoBackwardError: if that fails, and with it all hope of another engine on this graph.
+        NoBackwardError: if that fails, as every engine on this graph then does.
     """
     try:
         return torch.autograd.grad(of.node, wrt.node, cotangent, retain_graph=True, allow_unused=True)[0]
@@ -73,7 +73,7 @@ def by_vmap(of: End, wrt: End, cotangents: Tensor) -> Tensor:
     """All rows in one batched backward."""
     outputs, inputs = of.node, wrt.node
 
-    def pull(cotangent: Tensor) -> Tensor:
+    def vjp(cotangent: Tensor) -> Tensor:
         return torch.autograd.grad(
             outputs, inputs, cotangent, retain_graph=True, allow_unused=True, materialize_grads=wrt.edge is None
         )[0]
@@ -81,10 +81,10 @@ def by_vmap(of: End, wrt: End, cotangents: Tensor) -> Tensor:
     # An op without a batching rule runs row by row, which is slower and no less right: not worth a warning to the user.
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
     try:
-        pulled: Tensor = torch.vmap(pull)(cotangents)
+        products: Tensor = torch.vmap(vjp)(cotangents)
     finally:
         torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # type: ignore[attr-defined]
-    return pulled
+    return products
 
 
 def by_batched_grad(of: End, wrt: End, cotangents: Tensor) -> Tensor:
@@ -103,20 +103,19 @@ def by_batched_grad(of: End, wrt: End, cotangents: Tensor) -> Tensor:
 def by_loop(of: End, wrt: End, cotangents: Tensor) -> Tensor:
     """One plain backward a row."""
     like = wrt.tensor
-    pulled = torch.zeros((len(cotangents), *like.shape), dtype=like.dtype, device=like.device)
-    for row, cotangent in zip(pulled, cotangents, strict=True):
+    products = torch.zeros((len(cotangents), *like.shape), dtype=like.dtype, device=like.device)
+    for row, cotangent in zip(products, cotangents, strict=True):
         grad = plain_vjp(of, wrt, cotangent)
         if grad is not None:
             row.copy_(grad.detach())
-    return pulled
+    return products
 
 
 def coupled(of: End, wrt: End) -> bool:
     """Whether samples influence one another: a cotangent on half of them reaches the other half. One backward."""
     half = torch.zeros_like(of.tensor)
-    some = torch.randn(
-        half[::2].shape, generator=torch.Generator().manual_seed(0), device="cpu"
-    )  # no number of training's
+    # From a generator of its own, so that training's random numbers stay as they are.
+    some = torch.randn(half[::2].shape, generator=torch.Generator().manual_seed(0), device="cpu")
     half[::2] = some.to(half)
     grad = plain_vjp(of, wrt, half)
     return grad is not None and bool((grad[1::2] != 0).any())

@@ -1,4 +1,7 @@
-"""The two axes of a block: which entries of a tensor are wanted, and what they are called. Needs no tensors."""
+"""The entries of a tensor: which of them are picked as rows or columns of a block, and how each is called.
+
+Needs no tensors, only their shapes.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,16 @@ Indices = range | tuple[int, ...]
 """Flat indices, none negative."""
 
 
+def as_tuple(picks: Picks) -> int | tuple[int, ...] | None:
+    """A list of indices as a tuple, which can be gone through again and be hashed; all else as it is.
+
+    What is no list of indices stays for `chosen` to refuse, which knows the tensor.
+    """
+    return tuple(picks) if isinstance(picks, Iterable) and not isinstance(picks, str) else picks
+
+
 def chosen(picks: Picks, size: int, *, axis: str, site: str) -> Indices:
-    """The flat indices that `picks` stands for in a tensor of `size` entries.
+    """The flat indices that `picks` means in a tensor of `size` entries.
 
     Args:
         picks: the first so many, a list of flat indices, or None for all.
@@ -27,7 +38,7 @@ def chosen(picks: Picks, size: int, *, axis: str, site: str) -> Indices:
         axis: `rows` or `cols`, for messages.
         site: whose entries they are, for messages.
     Raises:
-        JacobianError: if there is no such entry, or nothing is asked for.
+        JacobianError: if there is no such entry, or none is picked.
     """
     if picks is None:
         return range(size)

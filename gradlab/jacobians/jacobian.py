@@ -1,20 +1,25 @@
-"""`gradlab.jacobian`: a Jacobian slice of any two places in a model, now."""
+"""`gradlab.jacobian`: a slice of the Jacobian between any two sites of a model, at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gradlab.arguments import ANYTHING, FLAG, NAME, check_arguments, mapping, named_options, optional
+from gradlab.arguments import ANYTHING, FLAG, NAME, check_arguments, described, mapping, named_options, optional
 from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.axes import Picks
-from gradlab.jacobians.isolation import Mode
-from gradlab.jacobians.measure import ladder_for, measure
-from gradlab.jacobians.request import Question, Reduce
+from gradlab.identity import WeakIdentityDict
+from gradlab.jacobians.engines.fallback import Fallback
+from gradlab.jacobians.entries import Picks, as_tuple
+from gradlab.jacobians.isolation.modules import ModuleMode
+from gradlab.jacobians.measure import measure
+from gradlab.jacobians.options import Reduce, Slice
+from gradlab.jacobians.request import Request
+from gradlab.sites.leaves import leaves
+from gradlab.sites.names import unwrapped
 from gradlab.torch_arguments import INPUTS, MATRIX, MODEL
 
 
@@ -33,7 +38,7 @@ def jacobian(
     weights: Tensor | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
     engine: str = "auto",
-    mode: Mode = "eval",
+    mode: ModuleMode = "eval",
     batched: bool | None = None,
     chunk: int | None = None,
     audit: bool = True,
@@ -83,25 +88,30 @@ def jacobian(
     given = {"model": model, "x": x, "of": of, "wrt": wrt, "weights": weights, "groups": groups, "engine": engine}
     flags = {"batched": batched, "audit": audit, "spectrum": spectrum, "block": block}
     kept = check_arguments("jacobian()", _ARGUMENTS, given | flags, JacobianError)
-    question = Question(
+    _check_words(reduce=reduce, of_map=of_map, mode=mode)
+    what = Slice(
         of=of,
         wrt=wrt,
-        rows=rows,
-        cols=cols,
-        samples=samples,
+        rows=as_tuple(rows),
+        cols=as_tuple(cols),
+        groups=groups,
+        weights=kept["weights"],
         reduce=reduce,
         of_map=of_map,
-        weights=kept["weights"],
-        mode=mode,
+        block=block,
+    )
+    _check_counts(chunk=chunk, top=top)
+    request = Request(
+        slice=what,
+        samples=as_tuple(samples),
+        module_mode=mode,
         batched=batched,
-        groups=groups,
         chunk=chunk,
         audit=audit,
         spectrum=spectrum,
-        block=block,
         top=top,
     )
-    return measure(model, x, question, ladder_for(model, x, question, engine), torch.Generator().manual_seed(0))
+    return measure(model, x, request, _fallback_for(model, x, request, engine), torch.Generator().manual_seed(0))
 
 
 _ARGUMENTS = {
@@ -113,3 +123,39 @@ _ARGUMENTS = {
     "batched": optional(FLAG),
     **dict.fromkeys(("audit", "spectrum", "block"), FLAG),
 }
+
+_WORDS: dict[str, tuple[str | None, ...]] = {
+    "reduce": ("mean", "rms", "none"),
+    "of_map": ("softmax", None),
+    "mode": ("eval", "as_is"),
+}
+
+
+def _check_words(**given: Any) -> None:
+    for name, value in given.items():
+        if not (value is None or isinstance(value, str)) or value not in _WORDS[name]:
+            words = ", ".join(map(repr, _WORDS[name]))
+            raise JacobianError(f"{name}={described(value)} means nothing here; give one of {words}.")
+
+
+def _check_counts(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise JacobianError(f"{name}={value!r}: give a whole number from 1.")
+
+
+_fallbacks: WeakIdentityDict = WeakIdentityDict()
+"""For each model, what was learned of the engines for each request."""
+_MOST_FALLBACKS = 64
+
+
+def _fallback_for(model: nn.Module, inputs: Any, request: Request, engine: str) -> Fallback:
+    """What was learned from an equal request of this model with inputs of these shapes, or a new fallback."""
+    key = request.key()
+    if key is None:
+        return Fallback(engine)
+    shapes = tuple((suffix, t.shape, t.dtype, t.device) for suffix, t in leaves(inputs))
+    known: dict[Hashable, Fallback] = _fallbacks.setdefault(unwrapped(model), {})
+    if len(known) >= _MOST_FALLBACKS:
+        known.clear()
+    return known.setdefault((key, engine, shapes), Fallback(engine))

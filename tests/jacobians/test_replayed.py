@@ -1,4 +1,4 @@
-"""A probe measures the same slice of the same samples again and again."""
+"""A replayed slice is measured on the same samples again and again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,17 @@ import gradlab
 from gradlab.jacobians.engines import fallback
 from gradlab.jacobians.engines.problem import Problem
 from gradlab.jacobians.options import JacobianSlice
-from gradlab.jacobians.probe import JacobianProbe
+from gradlab.jacobians.replayed import ReplayedSlice
 
 
 def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
 
 
-def test_a_probe_is_due_on_its_steps() -> None:
-    probe = JacobianProbe(JacobianSlice(of="output", wrt="input", every=3), model(), torch.randn(2, 4))
-    assert [step for step in range(8) if probe.due(step)] == [0, 3, 6]
-
-
 def test_a_block_is_the_mean_over_the_first_samples() -> None:
     net, x = model(), torch.randn(9, 4)
-    spec = JacobianSlice(of="output", wrt="input", rows=2, cols=[0, 3], samples=4, of_map="softmax")
-    block = JacobianProbe(spec, net, x, label="validation").measure(0)
+    spec = JacobianSlice(of="output", wrt="input", rows=2, cols=[0, 3], samples=4, of_map="softmax", probe="validation")
+    block = ReplayedSlice(spec, net, x).measure(0)
     each = [gradlab.jacobian(net, x[i : i + 1], rows=2, cols=[0, 3], of_map="softmax").values for i in range(4)]
     np.testing.assert_allclose(block.values, np.mean(each, 0), rtol=1e-5, atol=1e-7)
     assert block.notes == ("mean over 4 samples",)
@@ -37,7 +32,7 @@ def test_a_block_is_the_mean_over_the_first_samples() -> None:
 
 def test_the_probe_batch_is_a_copy_and_the_numbers_repeat() -> None:
     net, x = model(), torch.randn(2, 4)
-    probe = JacobianProbe(JacobianSlice(of="output", wrt="input"), net, x)
+    probe = ReplayedSlice(JacobianSlice(of="output", wrt="input"), net, x)
     first = probe.measure(5)
     x.zero_()
     torch.randn(100)
@@ -47,7 +42,7 @@ def test_the_probe_batch_is_a_copy_and_the_numbers_repeat() -> None:
 
 def test_the_model_of_the_moment_is_measured() -> None:
     net = nn.Linear(4, 3)
-    probe = JacobianProbe(JacobianSlice(of="output", wrt="input"), net, torch.randn(2, 4))
+    probe = ReplayedSlice(JacobianSlice(of="output", wrt="input"), net, torch.randn(2, 4))
     probe.measure(0)
     with torch.no_grad():
         net.weight.add_(1)
@@ -62,7 +57,7 @@ def test_an_engine_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatc
         raise NotImplementedError("no batching rule")
 
     monkeypatch.setitem(fallback.ENGINES, "vmap", failing)
-    probe = JacobianProbe(JacobianSlice(of="output", wrt="input"), model(), torch.randn(2, 4))
+    probe = ReplayedSlice(JacobianSlice(of="output", wrt="input"), model(), torch.randn(2, 4))
     blocks = [probe.measure(step) for step in range(3)]
     assert len(tried) == 1
     assert {block.engine for block in blocks} == {"is_grads_batched"}
@@ -70,14 +65,14 @@ def test_an_engine_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_input_without_samples_is_measured_whole() -> None:
-    block = JacobianProbe(JacobianSlice(of="output", wrt="input"), nn.Linear(4, 3), torch.randn(4)).measure(0)
+    block = ReplayedSlice(JacobianSlice(of="output", wrt="input"), nn.Linear(4, 3), torch.randn(4)).measure(0)
     assert block.values.shape == (3, 4)
 
 
 @pytest.mark.gpu
 def test_the_probe_batch_follows_the_model_to_its_device() -> None:
     net = model()
-    probe = JacobianProbe(JacobianSlice(of="output", wrt="input"), net, torch.randn(2, 4))
+    probe = ReplayedSlice(JacobianSlice(of="output", wrt="input"), net, torch.randn(2, 4))
     before = probe.measure(0)
-    after = JacobianProbe(probe.spec, net.cuda(), probe.inputs).measure(0)
+    after = ReplayedSlice(probe.spec, net.cuda(), probe.inputs).measure(0)
     np.testing.assert_allclose(after.values, before.values, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,7 @@
-"""A model whose parameters FSDP2 has spread over ranks, whole for as long as a replay takes.
+"""Parameters that FSDP2 has sharded over ranks, gathered for as long as a replay takes.
 
-Every rank has to take part: gathering is a collective. FSDP's own forward hooks, which would gather and scatter layer
-by layer and run into a forward that is cut short, are set aside meanwhile.
+Every rank has to take part: gathering is a collective. FSDP's own forward hooks are removed meanwhile: they gather and
+reshard layer by layer, and would be left in the middle by a forward that is stopped at `of`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gradlab.errors import JacobianError
 from gradlab.sites.names import all_modules, unwrapped
 
 
-def sharded_modules(model: nn.Module) -> list[Any]:
-    """The modules inside that FSDP2 has taken over."""
+def _sharded_modules(model: nn.Module) -> list[Any]:
+    """The modules inside whose parameters FSDP2 shards."""
     if "torch.distributed.fsdp" not in sys.modules:
         return []
     from torch.distributed.fsdp import FSDPModule
@@ -29,12 +29,12 @@ def sharded_modules(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """While open, every parameter of the model is whole on this rank.
+    """While open, every parameter of the model is whole on this rank; nothing to do where none is sharded.
 
     Raises:
         JacobianError: where a policy keeps parameters in another dtype than what flows between modules.
     """
-    modules = sharded_modules(model)
+    modules = _sharded_modules(model)
     for module in modules:
         policy = getattr(module._get_fsdp_state(), "_mp_policy", None)
         if getattr(policy, "param_dtype", None) is not None:
