@@ -1,17 +1,16 @@
-"""The rules: each looks at one frame (and remembers what it has said) and returns findings. No tensors, no hooks."""
+"""The diagnosis of one training: hands each frame to the rules, and says each of their findings once.
+
+Belongs here: what has been said already, and what a rule has to remember from frame to frame. Does not: how a rule
+recognises its case (`rules`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from gradlab.diagnose.rules import numbers, ranks
+from gradlab.diagnose.rules.signal import ZeroGradients
 from gradlab.frame import Finding, Frame
-
-_BACKWARD = ("output_grad.norm", "weight_grad.norm")
-SILENT_FRAMES = 3
-"""In so many logged steps in a row a gradient must be exactly zero before it is called silent."""
 
 
 class Diagnosis:
@@ -21,12 +20,11 @@ class Diagnosis:
         self._said: set[str] = set()
         self._odd: set[int] = set()
         """The ranks that stood out in the last frame that tells."""
-        self._zeros: dict[str, np.ndarray] = {}
-        """By tag, in how many frames in a row each site's gradient was zero."""
+        self._zero_gradients = ZeroGradients()
 
     def look(self, frame: Frame) -> list[Finding]:
         """The new findings of a frame."""
-        return [*self._nonfinite(frame), *self._silent(frame), *self._odd_ranks(frame)]
+        return [*self._nonfinite(frame), *self._zero_gradients.look(frame), *self._odd_ranks(frame)]
 
     def _nonfinite(self, frame: Frame) -> Iterator[Finding]:
         finding = numbers.first(frame)
@@ -42,27 +40,3 @@ class Diagnosis:
         found = ranks.standing_out(frame)
         yield from (finding for rank, finding in found.items() if rank not in self._odd)
         self._odd = set(found)
-
-    def _silent(self, frame: Frame) -> Iterator[Finding]:
-        for metric in _BACKWARD:
-            series = frame.get(metric)
-            if series is None:
-                continue
-            is_zero, before = series.array == 0.0, self._zeros.pop(series.schema.tag, None)
-            if not is_zero.any():
-                continue
-            zeros = np.where(is_zero, 1 if before is None else before + 1, 0)
-            self._zeros[series.schema.tag] = zeros
-            for index in np.flatnonzero(zeros == SILENT_FRAMES):
-                yield _silent(frame.step, metric, series.schema.sites[index])
-
-
-def _silent(step: int, metric: str, site: str) -> Finding:
-    return Finding(
-        step=step,
-        kind="zero_gradient",
-        site=site,
-        message=f"{site} has had a gradient of exactly zero in {SILENT_FRAMES} logged steps up to step {step}.",
-        evidence={metric: 0.0},
-        advice="Look for a saturated or dead activation after it, or a path to the loss that is cut off.",
-    )

@@ -1,4 +1,4 @@
-"""The framing of an event file: length, checksum of the length, payload, checksum of the payload; in both directions.
+"""The TFRecord format of event files: length, checksum of the length, payload, checksum of the payload; both ways.
 
 Belongs here: bytes in, bytes out. Does not: what a payload means (`encode`, `decode`).
 """
@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+import google_crc32c
+
 from gradlab.errors import EventError
-from gradlab.events.crc import masked_crc32c
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
@@ -42,6 +43,13 @@ def read_records(path: Path) -> Iterator[bytes]:
             yield from _records(file, path)
     except OSError as error:
         raise EventError(f"cannot read the event file {path}: {error.strerror or error}.") from error
+
+
+def masked_crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli, 1993) as records store it: rotated and offset, so that a checksum of bytes that hold
+    checksums stays a good one."""
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _records(file: BinaryIO, path: Path) -> Iterator[bytes]:

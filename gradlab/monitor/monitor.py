@@ -34,7 +34,7 @@ from gradlab.monitor.options import check_options
 from gradlab.monitor.process_end import Owner, WayBack, follow, forget, living
 from gradlab.monitor.series_folder import folder_for
 from gradlab.monitor.steps import Steps
-from gradlab.nonfinite.guard import NonFinite, Tripwire
+from gradlab.nonfinite.guard import Guard, NonFinite
 from gradlab.optimizers import parameters_of
 from gradlab.perf.performance import Performance
 from gradlab.perf.phases import Phase
@@ -179,7 +179,7 @@ class Monitor:
         self._profiler = _profiler(profile, windows, self)
         if self._profiler is not None:
             self.on_finding = self._profiler.found
-        self._tripwire = Tripwire(model, nonfinite, self.logdir) if nonfinite else None
+        self._tripwire = Guard(model, nonfinite, self.logdir) if nonfinite else None
         own = []
         if self.logdir is not None and (across_ranks is False or _writes(self.logdir, told=bool(across_ranks))):
             own.append(_tensorboard(self.logdir))

@@ -1,7 +1,7 @@
-"""The ledger of a hunted step: what each op read and wrote, and the walk from a bad result back to where it began.
+"""The dataflow of one step: what each op read and wrote, and the way back from a bad result to where it began.
 
-Belongs here: readings of tensors (left on the device until `settle`), which op wrote which memory, and the search. Does
-not: how ops are seen, or how an origin is put into words (`origin.py`).
+Belongs here: readings of tensors (left on the device until `to_host`), which op wrote which memory, and the walk back.
+Does not: how ops are seen (`dispatch`), or how an origin is put into words (`search`).
 
 Values are followed through memory, not through Python objects: a view, a saved tensor that autograd hands back and
 `.grad` share the storage of the value that they show.
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-Phase = Literal["forward", "backward", "update"]
+StepPhase = Literal["forward", "backward", "update"]
 Kind = Literal["nan", "inf"]
 
 _CHUNK = 1 << 22
@@ -68,7 +68,7 @@ class TensorStats:
 class Place:
     """Where an op stands."""
 
-    phase: Phase
+    phase: StepPhase
     node: str = ""
     """In the backward, the autograd node that ran it."""
     module: str = ""
@@ -122,13 +122,13 @@ class Root:
     kind: Kind = "nan"
 
 
-class Ledger:
+class Dataflow:
     """Readings and events of one step."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.stats: list[TensorStats] = []
-        """One a reading, after `settle`."""
+        """One a reading, after `to_host`."""
         self._memories: dict[int, Memory] = {}
         self._numbers: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._facts: list[tuple[tuple[int, ...], str, str]] = []
@@ -187,7 +187,7 @@ class Ledger:
             read = None if fresh else self.read(tensor)
             event.outputs.append(None if read is None else read.reading)
 
-    def settle(self) -> None:
+    def to_host(self) -> None:
         """Bring all readings to the host: one copy a device, the only one of the step."""
         groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, int, Tensor]]] = {}
         for reading, numbers in enumerate(self._numbers):
@@ -205,7 +205,7 @@ class Ledger:
         ]
         self._numbers.clear()
 
-    # After settling.
+    # After `to_host`.
 
     def is_bad(self, reading: int | None) -> bool:
         """Whether a reading saw NaN or infinity."""
@@ -266,7 +266,7 @@ class Ledger:
         held = self.stats[read.reading]
         return Root(reader, read, held.looks_like_a_mask, held.kind or "nan")
 
-    def spoils(self, number: int) -> bool:
+    def makes_nan_of_infinities(self, number: int) -> bool:
         """Whether an event made NaN of infinities."""
         worst = self.worst(self.events[number])
         inputs = self._bad_inputs(number)

@@ -1,6 +1,7 @@
-"""How the ops of a hunted step are seen: a dispatch mode, what each op does to its arguments, and where it stands.
+"""The dispatch log: every op of one step as torch dispatches it, with its module, its line and what it writes.
 
-Belongs here: turning what torch dispatches into events of the ledger. Does not: the search (`ledger.py`, `origin.py`).
+Belongs here: turning what torch dispatches into events of the dataflow. Does not: what follows from them (`dataflow`,
+`search`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from gradlab.autograd_engine import current_node, is_in_backward
 from gradlab.hooks.call_hooks import Hook
 from gradlab.identity import IdentityDict
-from gradlab.nonfinite.dataflow import Event, Ledger, Place, plain_tensors
+from gradlab.nonfinite.dataflow import Dataflow, Event, Place, plain_tensors
 from gradlab.sites.leaves import leaves
 from gradlab.sites.names import CallNumbers, module_names, parameter_names
 from gradlab.sites.ops import is_internal
@@ -30,18 +31,18 @@ from gradlab.sites.ops import is_internal
 _next_sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
 
-class OpLog(TorchDispatchMode):
-    """Writes every op that runs while it is entered into a ledger.
+class DispatchLog(TorchDispatchMode):
+    """Records every op that runs while this mode is entered.
 
     Args:
-        ledger: where to.
+        dataflow: gets an event for each op.
         model: gives modules and parameters their names.
         seed: called with each tensor whose backward starts, its gradient being one.
     """
 
-    def __init__(self, ledger: Ledger, model: nn.Module, seed: Callable[[Tensor], None]) -> None:
+    def __init__(self, dataflow: Dataflow, model: nn.Module, seed: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger = ledger
+        self.dataflow = dataflow
         self.seed = seed
         self.parameters = {id(p): name for name, p in parameter_names(model).items()}
         self.modules = ModuleStacks(module_names(model))
@@ -70,13 +71,13 @@ class OpLog(TorchDispatchMode):
         written = plain_tensors(form.written(args, kwargs))
         ignored = {id(t) for t in written} if form.overwrites else set()
         given = [t for t in plain_tensors((*args, *kwargs.values())) if id(t) not in ignored]
-        read = [one for one in map(self.ledger.read, given) if one is not None]
+        read = [one for one in map(self.dataflow.read, given) if one is not None]
         result = func(*args, **kwargs)
         known = {t.untyped_storage()._cdata for t in (*given, *written)}
         outputs = [t for t in plain_tensors((result,)) if t.untyped_storage()._cdata not in known]
         if written or outputs:
             event = Event(form.name, place, read, _holds_infinity((*args, *kwargs.values())))
-            self.ledger.wrote(event, (*written, *outputs), over=form.overwrites, fresh=form.is_fresh)
+            self.dataflow.wrote(event, (*written, *outputs), over=form.overwrites, fresh=form.is_fresh)
         return result
 
     def place(self) -> Place:
@@ -171,15 +172,15 @@ class _Leave(Hook):
 class NameInputs(Hook):
     """Before the model: the memory of its inputs gets their names."""
 
-    __slots__ = ("ledger",)
+    __slots__ = ("dataflow",)
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, dataflow: Dataflow) -> None:
+        self.dataflow = dataflow
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         values = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
         for suffix, tensor in leaves(values):
-            self.ledger.name(tensor, f"input{suffix}")
+            self.dataflow.name(tensor, f"input{suffix}")
 
 
 _OVERWRITES = frozenset(

@@ -1,9 +1,10 @@
-"""The tripwire: a look at the gradients just before the update, and what is done where they are not finite.
+"""The guard: a look at the gradients just before an update, and what is done where they are not finite.
 
-The flags in a frame tell for free, a moment later, which watched site went non-finite first (`diagnose`). The tripwire
-is for those who want the op and the line: it keeps the step's batches and random state, and when a gradient is NaN or
-infinite it runs the step again on the side, with every op watched (`origin`), before the weights are spoilt. It may
-then leave the update out and save the batch. It reads one flag from the device at each step; nothing else here does.
+The flags in a frame tell for free, a moment later, which watched site went non-finite first (`diagnose`). The guard is
+for those who want the op and the line: it keeps the step's batches and random state, and when a gradient is NaN or
+infinite it runs the step again on the side (`replay`), with every op recorded (`search`), before the weights are
+spoilt. It may then leave the update out and save the batch. It reads one flag from the device at each step; nothing
+else here does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from gradlab.frame import Finding
 from gradlab.hooks.call_hooks import Hook
 from gradlab.hooks.interpreter import is_batched, must_not_record, outside_modes, own_ops
 from gradlab.hooks.leaf_hooks import LeafHooks
-from gradlab.nonfinite.search import Origin, RandomState, replay_origin
+from gradlab.nonfinite.replay import RandomState, replay_origin
+from gradlab.nonfinite.search import Origin
 from gradlab.sites.leaves import leaves
 from gradlab.values import Value
 
@@ -74,28 +76,28 @@ class _Batch:
 
 
 class _Before(Hook):
-    __slots__ = ("wire",)
+    __slots__ = ("guard",)
 
-    def __init__(self, wire: Tripwire) -> None:
-        self.wire = wire
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is self.wire.model:
-            self.wire.forward_begins(args, kwargs)
+        if module is self.guard.model:
+            self.guard.forward_begins(args, kwargs)
 
 
 class _After(Hook):
-    __slots__ = ("wire",)
+    __slots__ = ("guard",)
 
-    def __init__(self, wire: Tripwire) -> None:
-        self.wire = wire
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self.wire.model:
-            self.wire.forward_ended(output)
+        if module is self.guard.model:
+            self.guard.forward_ended(output)
 
 
-class Tripwire:
+class Guard:
     """Guards the updates of one model."""
 
     def __init__(self, model: nn.Module, options: NonFinite, folder: Path | None) -> None:

@@ -1,38 +1,34 @@
 """Where a non-finite number came from: the exact op of one training step, forward or backward.
 
-`hunting(model)` watches every aten op of a step and names the first that made NaN or infinity out of finite numbers
+`searching(model)` records every aten op of a step and names the first that made NaN or infinity out of finite numbers
 (the producer), as against those that only passed it on. An infinity that goes no further, as in a masked attention
-score, is no alarm: an origin is what reached the loss or the gradient of a parameter. `replay_origin` does the same
-for a step that is run again on the side.
+score, is no alarm: an origin is what reached the loss or the gradient of a parameter.
 
-Not here: the flags that tell, nearly for free and on every step, that something went wrong at all (`diagnose`).
+Not here: a step that is run again to be searched (`replay`); the flags that tell, nearly for free and on every step,
+that something went wrong at all (`diagnose`).
 
 What holds where:
 - On CUDA the backward runs on threads of the autograd engine, which carries the dispatch modes of the thread that
   called `backward` over to them (`at::ThreadLocalState`): the ops are seen there too. Sequence numbers are counted by
   each thread, so that the module of an op in a reentrantly checkpointed block may then be named wrongly.
-- Compiled graphs run eagerly during the hunt. Memory that is written without an op (by a raw Triton kernel, say) is
+- Compiled graphs run eagerly during the search. Memory that is written without an op (by a raw Triton kernel, say) is
   taken to be as it was read before. Quantised tensors and those of the older, strided nested kind are not read.
 """
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradlab.errors import TapError
-from gradlab.hooks.mute import muting
-from gradlab.nonfinite.dataflow import Event, Kind, Ledger, Phase, Place, Read, Root, TensorStats, plain_tensors
-from gradlab.nonfinite.dispatch import NameInputs, OpLog
-from gradlab.sites.names import all_modules, parameter_names, unwrapped
+from gradlab.nonfinite.dataflow import Dataflow, Event, Kind, Place, Read, Root, StepPhase, TensorStats, plain_tensors
+from gradlab.nonfinite.dispatch import DispatchLog, NameInputs
+from gradlab.sites.names import parameter_names, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +37,7 @@ class Origin:
 
     kind: Kind
     """`nan` or `inf`."""
-    phase: Phase
+    phase: StepPhase
     """`forward`, `backward` (gradients), or `update` (what comes after, such as the optimizer)."""
     op: str = ""
     """The aten op, as `aten.div.Tensor`; "" where a tensor came in with it."""
@@ -64,13 +60,13 @@ class Origin:
         """The finding in one sentence."""
         if self.source:
             (held,) = self.inputs
-            return f"{self.source} ({_words(held)}) holds {self.kind} when the step first reads it{self._where()}."
+            return f"{self.source} ({_described(held)}) holds {self.kind} when the step first reads it{self._where()}."
         by = f"{self.op} of {self.node}" if self.node else self.op
         if self.output is None:
             return (
                 f"memory from {by} is used while nothing has been written to it, and holds {self.kind}{self._where()}."
             )
-        given = "; ".join((f"{t.name} " if t.name else "") + _words(t) for t in self.inputs) or "no tensors"
+        given = "; ".join((f"{t.name} " if t.name else "") + _described(t) for t in self.inputs) or "no tensors"
         bad = f"{self.output.nonfinite} of {self.output.numel}"
         return f"{by} in the {self.phase} makes {self.kind} in {bad} values out of {given}{self._where()}."
 
@@ -78,18 +74,18 @@ class Origin:
         return (f", in module {self.module}" if self.module else "") + (f", at {self.place}" if self.place else "")
 
 
-def _words(stats: TensorStats) -> str:
+def _described(stats: TensorStats) -> str:
     text = f"{stats.dtype}{list(stats.shape)} in [{stats.min:.4g}, {stats.max:.4g}]"
     counts = [f"{n} {word}" for n, word in ((stats.zeros, "zero"), (stats.nonfinite, "not finite")) if n]
     return text + (f" with {' and '.join(counts)} of {stats.numel}" if counts else "")
 
 
-class Hunt:
-    """A step under watch; its questions are answered once the `hunting` block has ended."""
+class Search:
+    """The ops of one step; its origin can be asked for once the `searching` block has ended."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.ledger = Ledger()
+        self.dataflow = Dataflow()
         self._watched: list[Tensor] = []
         self._results: list[Read] | None = None
 
@@ -101,29 +97,31 @@ class Hunt:
         """The first cause of what is not finite in the loss, the parameters and their gradients; None if all is finite.
 
         Raises:
-            TapError: inside the `hunting` block.
+            TapError: inside the `searching` block.
         """
-        events, roots = self.ledger.reached(self._ended())
+        events, roots = self.dataflow.reached(self._ended())
         causes = [root for root in roots if not root.deliberate]
         if not causes:
             # Nothing but infinities that were asked for: whoever made NaN of them is to blame.
-            causes = [self.ledger.root(number) for number in events if self.ledger.spoils(number)] or roots
-        return self._told(min(causes, key=_order)) if causes else None
+            causes = [
+                self.dataflow.root(number) for number in events if self.dataflow.makes_nan_of_infinities(number)
+            ] or roots
+        return self._origin_at(min(causes, key=_order)) if causes else None
 
     def transients(self) -> list[Origin]:
         """Where non-finite values began that reached no result, in the order of execution.
 
         Raises:
-            TapError: inside the `hunting` block.
+            TapError: inside the `searching` block.
         """
-        _, roots = self.ledger.reached(self._ended())
+        _, roots = self.dataflow.reached(self._ended())
         reached = {_identity(root) for root in roots}
-        return [self._told(root) for root in self.ledger.roots() if _identity(root) not in reached]
+        return [self._origin_at(root) for root in self.dataflow.roots() if _identity(root) not in reached]
 
     def _ended(self) -> list[Read]:
         if self._results is None:
             raise TapError(
-                "the hunted step is still under way; ask for its origin after the `with hunting(...)` block."
+                "the searched step is still under way; ask for its origin after the `with searching(...)` block."
             )
         return self._results
 
@@ -133,12 +131,12 @@ class Hunt:
         gradients = [p.grad for p in parameters.values() if p.grad is not None]
         with torch.no_grad():
             plain = plain_tensors((self._watched, gradients, list(parameters.values())))
-            self._results = [read for read in map(self.ledger.read, plain) if read is not None]
-            self.ledger.settle()
+            self._results = [read for read in map(self.dataflow.read, plain) if read is not None]
+            self.dataflow.to_host()
         self._watched.clear()
 
-    def _told(self, root: Root) -> Origin:
-        stats, events = self.ledger.stats, self.ledger.events
+    def _origin_at(self, root: Root) -> Origin:
+        stats, events = self.dataflow.stats, self.dataflow.events
         event = events[root.event] if root.event < len(events) else Event("", Place("update"), [], False)
         place = event.place
         if root.source is not None:
@@ -152,7 +150,7 @@ class Hunt:
                 inputs=(held,),
                 deliberate=root.deliberate,
             )
-        worst = self.ledger.worst(event)
+        worst = self.dataflow.worst(event)
         return Origin(
             kind=root.kind,
             phase=place.phase,
@@ -176,122 +174,31 @@ def _order(root: Root) -> tuple[int, bool]:
 
 
 @contextmanager
-def hunting(model: nn.Module) -> Iterator[Hunt]:
-    """While open, every op of this thread, and of the backward that it starts, is watched for non-finite values.
+def searching(model: nn.Module) -> Iterator[Search]:
+    """While open, records what every op of this thread, and of the backward that it starts, reads and writes.
 
     Args:
         model: the model, wrapped (DDP, compile) or not; gives modules, parameters and inputs their names.
     Yields:
-        A `Hunt`, to be asked after the block.
+        A `Search`, whose `origin()` is known after the block.
     Cost: a CPU step takes 2 times as long (transformer of width 256; detect_anomaly 1.5 times) to 6 times where it only
     launches ops (width 16; detect_anomaly 4 times). Some hundred bytes an op, the largest tensor once more (16 MB of it
     at most), and one host read a device, at the end.
     Numbers, gradients and random state are those of a step without it. An exception in the block passes through, and
     what was seen until then can still be asked for.
     """
-    hunt = Hunt(model)
-    log = OpLog(hunt.ledger, model, hunt.watch)
+    search = Search(model)
+    log = DispatchLog(search.dataflow, model, search.watch)
     core = unwrapped(model)
     for name, tensor in (*parameter_names(model).items(), *core.named_buffers()):
-        hunt.ledger.name(tensor, name)
+        search.dataflow.name(tensor, name)
     with ExitStack() as stack:
-        stack.callback(hunt._end)
-        stack.callback(core.register_forward_pre_hook(NameInputs(hunt.ledger), with_kwargs=True, prepend=True).remove)
+        stack.callback(search._end)
+        stack.callback(
+            core.register_forward_pre_hook(NameInputs(search.dataflow), with_kwargs=True, prepend=True).remove
+        )
         log.modules.install(stack)
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(log)
-        yield hunt
-
-
-def replay_origin(
-    model: nn.Module, run_step: Callable[[], Any], *, random_state: RandomState | None = None
-) -> Origin | None:
-    """Run a step once more on the side, and tell where its non-finite values began.
-
-    Args:
-        model: the model. Its parameters' `.grad`, its buffers and all random state are afterwards what they were.
-        run_step: forward and backward on a kept batch, as `lambda: loss_of(model(x), y).backward()`. It must not step
-            the optimizer. Under DDP and FSDP every rank has to replay, since gradients are reduced as always.
-        random_state: that of the start of the step (`RandomState.now(model)`), so that dropout repeats; the present one
-            where left out.
-    Returns:
-        The origin, or None if the step ends finite this time: with weights that have been stepped since, it may.
-    Cost: a hunted step, and one copy of the buffers. Gradients are held twice while it runs.
-    """
-    before = RandomState.now(model)
-    with ExitStack() as stack:
-        stack.enter_context(muting())
-        stack.callback(before.restore)
-        stack.enter_context(_buffers_kept(model))
-        stack.enter_context(_gradients_kept(parameter_names(model).values()))
-        if random_state is not None:
-            random_state.restore()
-        with torch.enable_grad(), hunting(model) as hunt:
-            run_step()
-        return hunt.origin()
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """The random state of torch (on the CPU and the devices of a model), Python and NumPy."""
-
-    torch_cpu: Tensor
-    """Of torch's generator on the CPU."""
-    devices: tuple[tuple[torch.device, Tensor], ...]
-    """Of torch's generator on each other device."""
-    python: Any
-    """Of `random`."""
-    numpy: Any
-    """Of `numpy.random`."""
-
-    @classmethod
-    def now(cls, model: nn.Module) -> RandomState:
-        """The state at this moment. Cost: some 10 microseconds, and a small host copy a device."""
-        devices = sorted({p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}, key=str)
-        states = tuple((device, torch.get_device_module(device).get_rng_state(device)) for device in devices)
-        return cls(torch.get_rng_state(), states, random.getstate(), np.random.get_state())
-
-    def restore(self) -> None:
-        """Make it the present state."""
-        torch.set_rng_state(self.torch_cpu)
-        for device, state in self.devices:
-            torch.get_device_module(device).set_rng_state(state, device)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """The modules work on copies of their buffers: graphs that saved the originals stay valid."""
-    registers = [
-        (m._buffers, dict(m._buffers)) for m in all_modules(model) if not isinstance(m, torch.jit.ScriptModule)
-    ]
-    copies: dict[int, Tensor] = {}
-    for register, before in registers:
-        for name, buffer in before.items():
-            if buffer is not None:
-                register[name] = copies.setdefault(id(buffer), buffer.detach().clone())
-    try:
-        yield
-    finally:
-        for register, before in registers:
-            register.clear()
-            register.update(before)
-
-
-@contextmanager
-def _gradients_kept(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Gradients start from None. Hooks on a finished gradient (an optimizer in the backward) do not run."""
-    kept: list[tuple[nn.Parameter, Tensor | None, Any, dict[Any, Any]]] = []
-    try:
-        for p in parameters:
-            hooks: Any = p._post_accumulate_grad_hooks or {}
-            kept.append((p, p.grad, hooks, dict(hooks)))
-            p.grad = None
-            hooks.clear()  # Autograd goes by the dictionary that it was given first: replacing it has no effect.
-        yield
-    finally:
-        for p, grad, hooks, before in kept:
-            p.grad = grad
-            hooks.update(before)
+        yield search

@@ -1,4 +1,4 @@
-"""The tripwire names the op that made a gradient non-finite, leaves out the update, and saves the batch."""
+"""The guard names the op that made a gradient non-finite, leaves out the update, and saves the batch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradlab
 from gradlab.errors import TapError
-from gradlab.nonfinite.search import Hunt, Origin, RandomState, hunting, replay_origin
+from gradlab.nonfinite.replay import RandomState, replay_origin
+from gradlab.nonfinite.search import Origin, Search, searching
 
 
 class Net(nn.Module):
@@ -47,17 +48,17 @@ class Act(nn.Module):
         return self.function(x)
 
 
-def hunted(model: nn.Module, x: Tensor | None = None) -> Hunt:
+def searched(model: nn.Module, x: Tensor | None = None) -> Search:
     """One forward and backward of the mean square output."""
     x = torch.randn(3, 4) if x is None else x
-    with hunting(model) as hunt:
+    with searching(model) as search:
         model(x).square().mean().backward()
-    return hunt
+    return search
 
 
 def origin_of(model: nn.Module, x: Tensor | None = None) -> Origin:
-    """The origin of one hunted step, which must have one."""
-    origin = hunted(model, x).origin()
+    """The origin of one searched step, which must have one."""
+    origin = searched(model, x).origin()
     assert origin is not None
     return origin
 
@@ -141,18 +142,18 @@ def test_a_bad_weight_that_no_op_reads_is_found() -> None:
 
 def test_a_bad_label_is_a_tensor_from_outside() -> None:
     model, x, y = Net(torch.tanh), torch.randn(3, 4), torch.full((3, 2), float("nan"))
-    with hunting(model) as hunt:
+    with searching(model) as search:
         F.mse_loss(model(x), y).backward()
-    origin = hunt.origin()
+    origin = search.origin()
     assert origin is not None
     assert origin.source == "a tensor from outside the step"
     assert origin.place == line_of(test_a_bad_label_is_a_tensor_from_outside, "F.mse_loss")
 
 
 def test_a_finite_step_has_neither_origin_nor_transients() -> None:
-    hunt = hunted(Net(torch.tanh))
-    assert hunt.origin() is None
-    assert hunt.transients() == []
+    search = searched(Net(torch.tanh))
+    assert search.origin() is None
+    assert search.transients() == []
 
 
 def causal(scores: Tensor) -> Tensor:
@@ -166,19 +167,19 @@ def causal_by_addition(scores: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("attend", [causal, causal_by_addition])
 def test_an_attention_mask_is_no_alarm(attend: Callable[[Tensor], Tensor]) -> None:
-    hunt = hunted(Net(lambda h: attend(h @ h.T) @ h))
-    assert hunt.origin() is None
-    assert all(transient.deliberate for transient in hunt.transients())
-    assert hunt.transients()
+    search = searched(Net(lambda h: attend(h @ h.T) @ h))
+    assert search.origin() is None
+    assert all(transient.deliberate for transient in search.transients())
+    assert search.transients()
 
 
 def test_a_mask_from_outside_is_no_alarm() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     mask = nn.Transformer.generate_square_subsequent_mask(5)
-    with hunting(model) as hunt:
+    with searching(model) as search:
         model(torch.randn(2, 5, 8), src_mask=mask).square().mean().backward()
-    assert hunt.origin() is None
-    assert all(transient.deliberate for transient in hunt.transients())
+    assert search.origin() is None
+    assert all(transient.deliberate for transient in search.transients())
 
 
 def test_a_row_that_is_masked_whole_is_blamed_on_the_softmax() -> None:
@@ -195,9 +196,9 @@ def test_a_mask_does_not_hide_the_true_origin() -> None:
 
 
 def test_an_infinity_that_relu_swallows_is_transient() -> None:
-    hunt = hunted(Net(lambda h: torch.relu(torch.log(h.detach() * 0))))
-    assert hunt.origin() is None
-    (transient,) = hunt.transients()
+    search = searched(Net(lambda h: torch.relu(torch.log(h.detach() * 0))))
+    assert search.origin() is None
+    (transient,) = search.transients()
     assert (transient.op, transient.module, transient.deliberate) == ("aten.log.default", "act", False)
 
 
@@ -208,8 +209,8 @@ def test_the_where_trap_is_found_in_the_backward() -> None:
         h = h * 0
         return torch.where(h > 0, h.sqrt(), torch.zeros_like(h))
 
-    hunt = hunted(Net(trapped))
-    origin = hunt.origin()
+    search = searched(Net(trapped))
+    origin = search.origin()
     assert origin is not None
     assert (origin.phase, origin.op, origin.node, origin.kind) == (
         "backward",
@@ -272,11 +273,11 @@ def test_memory_that_was_overwritten_is_forgotten() -> None:
         scratch.zero_()
         return torch.log(h * 0) + scratch
 
-    hunt = hunted(Net(repaired))
-    origin = hunt.origin()
+    search = searched(Net(repaired))
+    origin = search.origin()
     assert origin is not None
     assert origin.place == line_of(repaired, "+ scratch")
-    assert [t.place for t in hunt.transients()] == [line_of(repaired, "scratch = ")]
+    assert [t.place for t in search.transients()] == [line_of(repaired, "scratch = ")]
 
 
 def test_memory_that_was_never_written_is_the_origin() -> None:
@@ -287,7 +288,7 @@ def test_memory_that_was_never_written_is_the_origin() -> None:
         assert origin.sentence().startswith(
             "memory from aten.empty.memory_format is used while nothing has been written"
         )
-        assert hunted(Net(lambda h: h + torch.empty(4).copy_(h[0]))).origin() is None
+        assert searched(Net(lambda h: h + torch.empty(4).copy_(h[0]))).origin() is None
     finally:
         torch._C._set_deterministic_algorithms(False)
 
@@ -330,48 +331,48 @@ def test_a_saved_output_leads_back_to_the_forward() -> None:
 
 def test_a_sparse_gradient_is_read() -> None:
     model = nn.Embedding(5, 3, sparse=True)
-    with hunting(model) as hunt:
+    with searching(model) as search:
         (model(torch.tensor([1, 2])) * 0).sqrt().sum().backward()
-    origin = hunt.origin()
+    origin = search.origin()
     assert origin is not None and origin.node == "SqrtBackward0"
 
 
 def test_ops_inside_a_tensor_subclass_are_seen() -> None:
     model = Net(rooted)
     x = TwoTensor(torch.randn(3, 4), torch.randn(3, 4))
-    with hunting(model) as hunt:
+    with searching(model) as search:
         model(x).sum().backward()
-    origin = hunt.origin()
+    origin = search.origin()
     assert origin is not None and (origin.op, origin.node) == ("aten.div.Tensor", "SqrtBackward0")
 
 
 def test_an_optimizer_that_spoils_the_weights_is_named() -> None:
     model = Net(torch.tanh)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e38, foreach=False)
-    with hunting(model) as hunt:
+    with searching(model) as search:
         model(torch.randn(3, 4)).square().sum().mul(1e3).backward()
         optimizer.step()
         optimizer.zero_grad()
-    origin = hunt.origin()
+    origin = search.origin()
     assert origin is not None
     assert (origin.phase, origin.op) == ("update", "aten.add_.Tensor")
 
 
 def test_a_result_can_be_given_by_hand() -> None:
     model = Net(lambda h: torch.log(h.detach() * 0))
-    with hunting(model) as hunt, torch.no_grad():
-        hunt.watch(model(torch.randn(3, 4)))
-    origin = hunt.origin()
+    with searching(model) as search, torch.no_grad():
+        search.watch(model(torch.randn(3, 4)))
+    origin = search.origin()
     assert origin is not None and origin.op == "aten.log.default"
 
 
 def test_asking_too_early_is_an_error() -> None:
-    with hunting(nn.Linear(2, 2)) as hunt, pytest.raises(TapError, match="after the `with hunting"):
-        hunt.origin()
+    with searching(nn.Linear(2, 2)) as search, pytest.raises(TapError, match="after the `with searching"):
+        search.origin()
 
 
 def training(case: zoo.Case, *, watched: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Losses and final state of three steps, hunted or not."""
+    """Losses and final state of three steps, searched or not."""
     torch.manual_seed(0)
     model = case.make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -379,10 +380,10 @@ def training(case: zoo.Case, *, watched: bool) -> tuple[list[Tensor], list[Tenso
     for step in range(3):
         optimizer.zero_grad()
         if watched:
-            with hunting(model) as hunt:
+            with searching(model) as search:
                 loss = case.loss(model(case.batch(step)))
                 loss.backward()
-            assert hunt.origin() is None
+            assert search.origin() is None
         else:
             loss = case.loss(model(case.batch(step)))
             loss.backward()
@@ -402,7 +403,7 @@ def test_nothing_is_left_afterwards_even_after_an_exception() -> None:
         raise ValueError("from the model")
 
     model = Net(broken)
-    with pytest.raises(ValueError, match="from the model"), hunting(model):
+    with pytest.raises(ValueError, match="from the model"), searching(model):
         model(torch.randn(3, 4))
     for m in model.modules():
         assert not m._forward_hooks and not m._forward_pre_hooks
@@ -412,17 +413,17 @@ def test_nothing_is_left_afterwards_even_after_an_exception() -> None:
 
 def test_a_copy_made_in_the_hunt_has_no_live_hooks() -> None:
     model = Net(torch.tanh)
-    with hunting(model) as hunt:
+    with searching(model) as search:
         twin = copy.deepcopy(model)
         twin(torch.full((3, 4), float("inf"))).sum()
         model(torch.randn(3, 4)).sum().backward()
-    assert hunt.origin() is None
-    assert [t.module for t in hunt.transients()] == [""]
+    assert search.origin() is None
+    assert [t.module for t in search.transients()] == [""]
 
 
 def test_activations_are_freed_as_without_a_hunt() -> None:
     model, seen = Net(torch.tanh), []
-    with hunting(model):
+    with searching(model):
         h = model.act(model.fc(torch.randn(3, 4)))
         seen.append(weakref.ref(h))
         storage = StorageWeakRef(h.untyped_storage())
@@ -449,10 +450,10 @@ def test_nothing_is_read_by_the_host_during_the_step(monkeypatch: pytest.MonkeyP
     to_list = Tensor.tolist
     monkeypatch.setattr(Tensor, "tolist", lambda t: lists.append(1) or to_list(t))
     with _HostReads() as reads:
-        with hunting(model) as hunt:
+        with searching(model) as search:
             model(torch.randn(3, 4)).sum().backward()
             assert not lists
-        assert hunt.origin() is not None
+        assert search.origin() is not None
     assert reads.count == 0 and len(lists) == 1
 
 
