@@ -73,7 +73,9 @@ def check_arguments(
             kept[name] = table[name].take(given[name])
         except _Refused as refused:
             told = f"{who}: {name}{refused.at} must be {refused.words}, got {described(refused.value)}."
-            raise error(told + (refused.fix and f" {refused.fix}")) from None
+            wrong = error(told + (refused.fix and f" {refused.fix}"))
+            wrong.field = name
+            raise wrong from None
     return kept
 
 

@@ -34,6 +34,8 @@ class GradlabError(Exception):
     """Root of the hierarchy: `except GradlabError` catches whatever gradlab raises on purpose."""
 
     exit_code = 1
+    field: str | None = None
+    """The argument that is wrong, where it is one alone: a wrong setting is shown at its place in the file by it."""
 
 
 class UsageError(GradlabError):

@@ -8,7 +8,8 @@ from typing import Any
 
 from gradlab.config.problems import Position, Problem, refusal
 from gradlab.config.schema import LoggedSlice, WatchRule, Windows
-from gradlab.config.validation.records import Keys, keys_of
+from gradlab.config.validation.annotations import keys_of
+from gradlab.config.validation.keys import Keys
 from gradlab.config.yaml.nodes import Mapping, Setting
 from gradlab.config.yaml.reader import compose
 from gradlab.config.yaml.text import decode, read, source_of

@@ -15,7 +15,8 @@ from gradlab.config.problems import Problem
 from gradlab.config.schema import Experiment
 from gradlab.config.sections import Bound, brings_data, check_data, check_model, check_optimizer, check_trainer
 from gradlab.config.sweep import check_axes
-from gradlab.config.validation.records import Key, Keys, keys_of
+from gradlab.config.validation.annotations import keys_of
+from gradlab.config.validation.keys import Key, Keys
 from gradlab.config.yaml.nodes import Entry, Mapping, Scalar, Setting
 
 _BY_CLASS: dict[str, Callable[[Setting, Path, list[Problem]], Bound | None]] = {

@@ -92,8 +92,8 @@ def where_found(path: str, folder: Path) -> str:
     return f" The module {top} that was found is {found}." if top in sys.stdlib_module_names else ""
 
 
-def told(error: BaseException, folder: Path) -> str:
-    """How an exception continues a sentence: `: text` for gradlab's own, else ` at file:line: Type: text`.
+def reason_clause(error: BaseException, folder: Path) -> str:
+    """Why something failed, as the rest of a sentence: `: text` for gradlab's own, else ` at file:line: Type: text`.
 
     The line is the innermost one in code beside the experiment; without such code there is none.
     """
@@ -163,7 +163,7 @@ def _import(name: str, folder: Path, *, whole: str) -> ModuleType:
 
 
 def _failed(name: str, error: BaseException, folder: Path) -> ConfigError:
-    return ConfigError(f"importing {name} failed{told(error, folder)}")
+    return ConfigError(f"importing {name} failed{reason_clause(error, folder)}")
 
 
 def _members(owner: Any) -> set[str]:

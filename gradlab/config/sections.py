@@ -6,17 +6,18 @@ Each `check_*` takes the node of its section, adds what is wrong to `problems` a
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradlab.config.class_paths import find_class, importable, told, where_found
+from gradlab.config.class_paths import find_class, importable, reason_clause, where_found
 from gradlab.config.problems import Problem, refusal
 from gradlab.config.schema import ClassSpec, DataSpec, ModelSpec, OptimizerSpec
 from gradlab.config.trainer import contradictions, trainer_keys
-from gradlab.config.validation.records import Keys, blame, expanded
+from gradlab.config.validation.guilty import guilty_argument, mentioned_argument
+from gradlab.config.validation.keys import Keys
+from gradlab.config.validation.records import expanded
 from gradlab.config.validation.signatures import arguments_of
 from gradlab.config.yaml.nodes import Mapping as MappingNode
 from gradlab.config.yaml.nodes import Setting
@@ -51,9 +52,10 @@ class Bound:
             try:
                 return self.cls(*first, **copy.deepcopy(dict(self.arguments)))
             except Exception as error:
-                named = [name for name in self.arguments if re.search(rf"\b{re.escape(name)}\b", str(error))]
-                place = _argument(self.setting, named[0] if len(named) == 1 else None)
-                raise refusal([Problem(place.position, f"{self.name} refused{told(error, self.folder)}")]) from error
+                place = _argument(self.setting, mentioned_argument(error, self.arguments))
+                raise refusal(
+                    [Problem(place.position, f"{self.name} refused{reason_clause(error, self.folder)}")]
+                ) from error
 
 
 def check_model(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
@@ -163,7 +165,7 @@ def _class_path(setting: Setting) -> Setting:
 
 
 def _refused_values(bound: Bound) -> list[Problem]:
-    """What the optimizer's constructor says about its values, at the argument to blame."""
+    """What the optimizer's constructor says about its values, at the guilty argument."""
     import torch
 
     def make(**arguments: Any) -> None:
@@ -173,9 +175,8 @@ def _refused_values(bound: Bound) -> list[Problem]:
         try:
             make(**bound.arguments)
         except Exception as error:
-            culprit = blame(make, bound.arguments, (), str(error))
-            place = _argument(bound.setting, culprit)
-            return [Problem(place.position, f"{bound.name} refused{told(error, bound.folder)}")]
+            place = _argument(bound.setting, guilty_argument(error, make, bound.arguments))
+            return [Problem(place.position, f"{bound.name} refused{reason_clause(error, bound.folder)}")]
     return []
 
 

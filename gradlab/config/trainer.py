@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from gradlab.config.trainer_trial import refusal_of
 from gradlab.config.validation.annotations import rule_of
+from gradlab.config.validation.keys import Key, Keys
 from gradlab.config.validation.limits import Range, Spelled
-from gradlab.config.validation.records import Key, Keys
 from gradlab.config.validation.signatures import arguments_of
 
 _FROM_0: TypeAlias = Annotated[int, Range(0)]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from gradlab.config import Experiment, json_schema
-from gradlab.config.validation.records import documentation
+from gradlab.config.json_schema import documentation
 from gradlab.profiling.options import Profile
 from gradlab.taps.rule import Tap
 

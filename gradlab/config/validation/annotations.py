@@ -1,4 +1,4 @@
-"""Which rule a type annotation means.
+"""Which rule a type annotation means, and which keys a dataclass has by the annotations of its fields.
 
 Every annotation is one of three: it has a rule, by which a value is checked and made what the annotation says; it
 allows anything, where it says nothing (`Any`, a TypeVar without a bound, a name that only type checkers can read); or
@@ -20,13 +20,16 @@ import os
 import sys
 import types
 import typing
+from collections.abc import Mapping as Map
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, TypeVar, Union, get_args, get_origin
 
 from gradlab.config.validation.converted import Imported, Member, NamedFields, OnlyNull, Parsed, Unwritable
+from gradlab.config.validation.keys import MISSING, Key
 from gradlab.config.validation.limits import Fields
-from gradlab.config.validation.records import MISSING, Key, Record, annotations_of
+from gradlab.config.validation.records import Limits, Record
+from gradlab.config.validation.type_hints import class_hints
 from gradlab.config.validation.types import Anything, Choice, Either, Limited, Rule, Several, Single, Table
 
 _SINGLE: dict[Any, Rule] = {
@@ -78,6 +81,36 @@ def rule_of(annotation: Any) -> Rule:
         return _rule_of(annotation)
     except TypeError:  # unhashable, as Annotated with a list in it
         return _limited(get_args(annotation)) if get_origin(annotation) is Annotated else Anything()
+
+
+@lru_cache(maxsize=256)
+def keys_of(cls: type, limits: Limits = ()) -> Map[str, Key]:
+    """The fields of a dataclass, in order, as keys with rules and defaults."""
+    hints = class_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+    known: dict[str, Key] = {}
+    # The signature has what a mapping of fields lacks: `InitVar`, and whatever a constructor of the user's own takes.
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            continue
+        field = fields.get(name)
+        if field is not None and not _is_setting(field):
+            continue
+        hint = hints.get(name, Any if parameter.annotation is parameter.empty else parameter.annotation)
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        known[name] = Key(
+            rule_of(Any if isinstance(hint, str) else hint), default if field is None else _default(field)
+        )
+    return known | {name: Key(Limited(known[name].rule, limit), known[name].default) for name, limit in limits}
+
+
+def _is_setting(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field can be set in a file: not where it takes something that only Python can make."""
+    return field.init and not field.metadata.get("python_only", False)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 @lru_cache(maxsize=1024)
@@ -134,17 +167,17 @@ def _of_class(cls: type) -> Rule:
     if issubclass(cls, enum.Enum):
         return Member.of(tuple(cls.__members__.values()))
     if dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__"):
-        return Record(cls)
+        return Record(cls, keys_of)
     if typing.is_typeddict(cls):
         needed = cls.__required_keys__  # type: ignore[attr-defined]
-        hints = annotations_of(cls)
+        hints = class_hints(cls)
         keys = {
             name: Key(rule_of(hint), MISSING if _is_needed(name, hint, needed) else None)
             for name, hint in hints.items()
         }
         return NamedFields(cls.__name__, tuple(keys.items()), dict)
     if issubclass(cls, tuple) and hasattr(cls, "_field_defaults"):
-        hints, defaults = annotations_of(cls), cls._field_defaults
+        hints, defaults = class_hints(cls), cls._field_defaults
         names = cls._fields  # type: ignore[attr-defined]
         named = tuple((name, Key(rule_of(hints.get(name, Any)), defaults.get(name, MISSING))) for name in names)
         return NamedFields(cls.__name__, named, cls, ordered=True)
@@ -195,7 +228,7 @@ def _limited(arguments: tuple[Any, ...]) -> Rule:
     rule = rule_of(arguments[0])
     for limit in arguments[1:]:
         if isinstance(limit, Fields) and isinstance(rule, Record):
-            rule = Record(rule.cls, limit.limits)
+            rule = dataclasses.replace(rule, limits=limit.limits)
         elif hasattr(limit, "allows"):
             rule = Limited(rule, limit)
     return rule

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradlab.config.problems import Problem, quoted
-from gradlab.config.validation.records import MISSING, Key, Keys
+from gradlab.config.validation.keys import MISSING, Key, Keys
 from gradlab.config.validation.types import Choice, complain
 from gradlab.config.yaml.nodes import Listing, Mapping, Node, Scalar, Setting
 

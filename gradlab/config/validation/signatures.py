@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 from gradlab.config.validation.annotations import rule_of
 from gradlab.config.validation.converted import OnlyNull, Unwritable
-from gradlab.config.validation.records import MISSING, Key, Keys
+from gradlab.config.validation.keys import MISSING, Key, Keys
+from gradlab.config.validation.type_hints import constructor_hints
 from gradlab.config.validation.types import Either, Rule
 
 
@@ -26,7 +26,7 @@ def arguments_of(cls: type, name: str, *, skip: int = 0, refused: Mapping[str, s
         parameters = list(inspect.signature(cls).parameters.values())[skip:]
     except (ValueError, TypeError):
         return Keys({}, "", "", refused or {}, open=True)
-    hints = _hints(cls)
+    hints = constructor_hints(cls)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return Keys(
         {p.name: Key(_rule(hints.get(p.name, Any), p.default), _default(p.default)) for p in named},
@@ -52,25 +52,3 @@ def _rule(annotation: Any, default: Any) -> Rule:
 
 def _default(default: Any) -> Any:
     return MISSING if default is inspect.Parameter.empty else default
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    """The annotations of the constructor's arguments; those that cannot be evaluated are left out."""
-    makers = (inspect.unwrap(getattr(cls, name)) for name in ("__init__", "__new__"))
-    make = next((maker for maker in makers if inspect.isfunction(maker)), None)
-    if make is None:
-        return {}
-    try:
-        return get_type_hints(make, include_extras=True)
-    except Exception:  # a name that exists only for type checkers: keep the others
-        names = vars(sys.modules.get(make.__module__, sys))
-        return {name: _evaluated(text, names) for name, text in make.__annotations__.items()}
-
-
-def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, names)  # an annotation in a module that has just been imported and run
-    except Exception:
-        return Any
