@@ -1,30 +1,26 @@
 """Growth: how fast directions grow or shrink from site to site on the way back through a network, layer by layer.
 
-k replicas of one sample, with orthonormal cotangents at the output, go through one ordinary backward. At each site the
-k gradients are orthonormalised again, G = QR: log|R_ii| is the growth of direction i since the site before, and Q goes
-on in the gradient's place (Benettin et al. 1980). A network with dynamical isometry (Pennington et al. 2017) has zeros.
+k orthonormal directions at the output go back through the network, and are orthonormalised again at each site, G = QR:
+log|R_ii| is the growth of direction i since the site before (Benettin et al. 1980). A network with dynamical isometry
+(Pennington et al. 2017) has zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from gradlab.arguments import NAME, PATTERNS, TEXT, check_arguments, named_options, one_of, whole
-from gradlab.errors import JacobianError, did_you_mean, shortlist
+from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.inputs import call, count_samples, replicas
+from gradlab.jacobians.inputs import count_samples, replicas
 from gradlab.jacobians.isolation.isolated import isolated
 from gradlab.jacobians.isolation.modules import ModuleMode
-from gradlab.jacobians.subgraph import StopForward
-from gradlab.sites.forward import forward_walk
-from gradlab.sites.patterns import chooser
+from gradlab.jacobians.orthonormal_backward import growth_of_sample
 from gradlab.torch_arguments import INPUTS, MODEL
 
 
@@ -81,14 +77,21 @@ def depth_growth(
         raise JacobianError(
             f"depth growth needs an input with a sample axis and at least {samples} samples, got {batch or 'no axis'}."
         )
-    each, errors = [], []
+    each = []
     for sample in range(samples):
-        sample_growth = _GrowthOfSample(of, wrt, patterns, torch.Generator().manual_seed(seed + sample))
         with isolated(model, mode=mode) as core:
-            found, error = sample_growth.measure(core, replicas(x, batch, sample, directions + 1), directions)
-        each.append(found)
-        errors.append(error)
-    values = np.mean(each, 0)
+            each.append(
+                growth_of_sample(
+                    core,
+                    replicas(x, batch, sample, directions + 1),
+                    of=of,
+                    wrt=wrt,
+                    at=patterns,
+                    directions=directions,
+                    generator=torch.Generator().manual_seed(seed + sample),
+                )
+            )
+    values = np.mean([one.values for one in each], 0)
     notes = [f"mean over {samples} samples"] if samples > 1 else []
     if values.shape[1] < directions:
         notes.append(f"{values.shape[1]} directions, since a site has no more entries")
@@ -96,10 +99,10 @@ def depth_growth(
         of=of,
         wrt=wrt,
         values=values.astype(np.float32),
-        row_names=tuple(sample_growth.names),
+        row_names=each[-1].sites,
         col_names=tuple(map(str, range(values.shape[1]))),
         engine="qr",
-        audit_error=float(np.max(errors)),
+        audit_error=float(np.max([one.audit_error for one in each])),
         summaries=_summaries(values),
         kind="depth_growth",
         notes=tuple(notes),
@@ -127,126 +130,3 @@ def _summaries(values: np.ndarray) -> dict[str, float]:
         "total": float(totals.mean()),
         "log_cond": float(totals.max() - totals.min()),
     }
-
-
-class _GrowthOfSample:
-    """The growth of one sample's directions: the visitor of its forward, and the hooks of its backward."""
-
-    def __init__(self, of: str, wrt: str, patterns: tuple[str, ...], generator: torch.Generator) -> None:
-        self.of, self.wrt, self.generator = of, wrt, generator
-        self.patterns = patterns
-        self.chosen = chooser(patterns)
-        self.leaf: Tensor | None = None
-        self.value: Tensor | None = None
-        self.names: list[str] = []
-        self.tensors: list[Tensor] = []
-        self.growth: dict[str, Tensor] = {}
-        self.seen: dict[str, None] = {}
-
-    def measure(self, core: nn.Module, inputs: Any, directions: int) -> tuple[np.ndarray, float]:
-        """[sites, k] float64, in forward order, and the audit error."""
-        functional = any("/" in name or "*" in name for name in (self.of, self.wrt, *self.patterns))
-        with torch.no_grad(), forward_walk(core, self, functional=functional), suppress(StopForward):
-            call(core, inputs)
-        self._check_sites(directions + 1)
-        assert self.value is not None and self.leaf is not None
-        kept = min(directions, *(t[0].numel() for t in (self.leaf, self.value, *self.tensors)))
-        start = torch.randn(self.value[0].numel(), kept, generator=self.generator, dtype=torch.float64, device="cpu")
-        cotangent = torch.zeros(directions + 1, len(start), dtype=torch.float64, device="cpu")
-        cotangent[:kept] = torch.linalg.qr(start).Q.T
-        cotangent = cotangent.view(self.value.shape).to(self.value)
-        (plain,) = torch.autograd.grad(self.value, self.leaf, cotangent, retain_graph=True)
-        with self._orthonormalising(kept):
-            (last,) = torch.autograd.grad(self.value, self.leaf, cotangent)
-        orthonormal = self._orthonormalise(self.wrt, last, kept)
-        rows = torch.stack([self.growth[name].diagonal().abs().log() for name in self.names])
-        if not torch.isfinite(rows).all():
-            where = next(name for name, row in zip(self.names, rows, strict=True) if not torch.isfinite(row).all())
-            raise JacobianError(
-                f"the gradient at {where!r} is zero in some direction, or not finite: no growth to speak of."
-            )
-        found: np.ndarray = rows.numpy()
-        return found, self._audit_error(plain[:kept], orthonormal[:kept])
-
-    def _audit_error(self, plain: Tensor, orthonormal: Tensor) -> float:
-        """JᵀV₀ = Q Rₙ⋯R₁ against a plain backward; NaN where that one is zero or not finite."""
-        product = torch.eye(len(orthonormal), dtype=torch.float64, device="cpu")
-        for name in reversed(self.names):
-            product = self.growth[name] @ product
-        expected = plain.reshape(len(plain), -1).cpu().double()
-        off = torch.linalg.vector_norm(product.T @ orthonormal.reshape(len(orthonormal), -1).cpu().double() - expected)
-        error = float(off / torch.linalg.vector_norm(expected))
-        if error > 0.05:
-            raise JacobianError(
-                f"the sites {shortlist(self.names[1:], 4)} do not all lie on every path from {self.of!r} to "
-                f"{self.wrt!r} (their product is off by {error:.1e}); leave out sites inside a branch."
-            )
-        return error
-
-    def __call__(self, site: str, value: Tensor) -> Tensor | None:
-        self.seen[site] = None
-        if self.leaf is None:
-            if site != self.wrt:
-                return None
-            if not value.is_floating_point():
-                raise JacobianError(f"wrt={self.wrt!r} is {value.dtype}, which has no gradient.".replace("torch.", ""))
-            self.leaf = value.detach().clone().requires_grad_()
-            self.names.append(site)
-            torch.set_grad_enabled(True)
-            return self.leaf.clone()
-        if site == self.of:
-            self.value = value
-            raise StopForward
-        if self.chosen(site) and value.requires_grad:
-            self.names.append(site)
-            # The value goes on as a view of its own: an in-place operation that follows is then behind the hook.
-            self.tensors.append(value)
-            return value.clone()
-        return None
-
-    @contextmanager
-    def _orthonormalising(self, kept: int) -> Iterator[None]:
-        handles: list[RemovableHandle] = [
-            tensor.register_hook(lambda grad, name=name: self._orthonormalise(name, grad, kept))
-            for name, tensor in zip(self.names[1:], self.tensors, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _orthonormalise(self, name: str, grad: Tensor, kept: int) -> Tensor:
-        """Note R; the gradient that goes on is Q."""
-        flat = grad.reshape(len(grad), -1)
-        if flat[kept:].any():
-            raise JacobianError(
-                f"samples influence one another at {name!r}, so that replicas of one are not independent."
-            )
-        q, r = torch.linalg.qr((flat[:kept] if flat.dtype == torch.float64 else flat[:kept].float()).T)
-        sign = r.diagonal().sign()
-        self.growth[name] = (sign[:, None] * r).cpu().double()
-        onward = torch.zeros_like(flat)
-        onward[:kept] = (q * sign).T.to(flat.dtype)
-        return onward.view_as(grad)
-
-    def _check_sites(self, replicas: int) -> None:
-        for role, site in (("wrt", self.wrt), ("of", self.of)):
-            if site not in self.seen:
-                raise JacobianError(
-                    f"{role}={site!r} is no site here.{did_you_mean(site, self.seen)} It has: {shortlist(self.seen)}."
-                )
-        if self.value is None or not self.value.requires_grad:
-            raise JacobianError(f"of={self.of!r} does not depend on wrt={self.wrt!r} in this forward.")
-        if not self.tensors:
-            raise JacobianError(
-                f"at={', '.join(map(repr, self.patterns))} matches no site between {self.wrt!r} and {self.of!r}. "
-                f"There are: {shortlist(self.seen)}."
-            )
-        for name, tensor in zip((*self.names, self.of), (self.leaf, *self.tensors, self.value), strict=True):
-            if tensor is None or tensor.dim() == 0 or len(tensor) != replicas:
-                raise JacobianError(
-                    f"{name!r} does not begin with a sample axis, so that replicas cannot be told apart."
-                )
-            if not torch.allclose(tensor, tensor[:1].expand_as(tensor), rtol=1e-3, atol=1e-5):
-                raise JacobianError(f"replicas of one sample differ at {name!r}: the forward is random, or they meet.")

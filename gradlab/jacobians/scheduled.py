@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,8 +27,25 @@ from gradlab.jacobians.sharpness import loss_sharpness
 _LARGE_BYTES = 16 << 20
 """More than this on each step is worth a warning."""
 
-HandOut = Callable[[JacobianBlock, int], None]
-Failed = Callable[[str, Exception], None]
+Deliver = Callable[[JacobianBlock, int], None]
+ReportFailure = Callable[[str, Exception], None]
+
+
+@dataclass(eq=False)
+class _Scheduled:
+    """One measurement, and what is kept of it from one of its steps to the next."""
+
+    spec: Measurement
+    live: LiveSlice | None = None
+    """Of a live slice, from its first step on."""
+    measure: Callable[[int], JacobianBlock] | None = None
+    """From a step to a block, by replays of a probe batch, from its first step with one on."""
+    was_large: bool = False
+    """Whether its size was warned of."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is measured on this step, counted from 0."""
+        return step % self.spec.every == 0
 
 
 class Schedule:
@@ -38,8 +56,8 @@ class Schedule:
         specs: Sequence[Measurement],
         model: nn.Module,
         probe: Any,
-        hand_out: HandOut,
-        failed: Failed,
+        deliver: Deliver,
+        report_failure: ReportFailure,
     ) -> None:
         """Take what is to be measured.
 
@@ -48,79 +66,71 @@ class Schedule:
             model: the model that trains.
             probe: the probe batch of `train`, or a mapping from names to probe batches, or None where `use_probe` gives
                 it later.
-            hand_out: takes each block and its step.
-            failed: takes the name of what was switched off, and why.
+            deliver: takes each block and its step.
+            report_failure: takes the name of what was switched off, and why.
         """
         self.model = model
-        self.specs = list(specs)
-        self._hand_out, self._failed = hand_out, failed
+        self._scheduled = [_Scheduled(spec) for spec in specs]
+        self._deliver, self._report_failure = deliver, report_failure
         self._probes: dict[str, Any] = {}
-        self._measurers: dict[int, Callable[[int], JacobianBlock]] = {}
-        self._live: dict[int, LiveSlice] = {}
-        self._large: set[int] = set()
-        self._given = dict(probe) if isinstance(probe, Mapping) else {"train": probe}
-        for name, batch in self._given.items():
+        given = dict(probe) if isinstance(probe, Mapping) else {"train": probe}
+        self._probe_names = [*given, "train", "validation"]
+        for name, batch in given.items():
             if batch is not None:
                 self.use_probe(batch, name)
 
     def wants(self, name: str = "train") -> bool:
         """Whether a probe batch of this name is needed and not there yet."""
         return name not in self._probes and any(
-            spec.probe == name and getattr(spec, "mode", "replay") == "replay"
-            for spec in self.specs
-            if not isinstance(spec, Sharpness)
+            spec.probe == name and getattr(spec, "mode", "replay") == "replay" for spec in self._with_probe()
         )
 
     def use_probe(self, batch: Any, name: str = "train") -> None:
         """Take copies of the first samples of a batch, as the model's forward takes it, as a probe batch."""
-        most = max((s.samples for s in self.specs if not isinstance(s, Sharpness) and s.probe == name), default=0)
+        most = max((spec.samples for spec in self._with_probe() if spec.probe == name), default=0)
         if most:
             self._probes[name] = first_samples(batch, most, exact=False)
 
     def begin(self, step: int) -> None:
         """A step begins: watch its forward for live slices that are due."""
-        for spec in [s for s in self.specs if isinstance(s, JacobianSlice) and s.mode == "live"]:
-            if step % spec.every == 0:
-                self._guarded(spec, partial(self._begin_live, spec, step))
+        for one in [one for one in self._scheduled if _is_live(one.spec) and one.is_due(step)]:
+            self._guarded(one, partial(self._begin_live, one, step))
 
     def end(self, step: int) -> None:
         """A step has ended: measure what is due, on the weights after it; a live slice, on those of its forward."""
-        for spec in [spec for spec in self.specs if step % spec.every == 0]:
-            self._guarded(spec, partial(self._measure, spec, step))
+        for one in [one for one in self._scheduled if one.is_due(step)]:
+            self._guarded(one, partial(self._measure, one, step))
 
     def close(self) -> None:
         """Let go of hooks and graphs."""
-        for live in self._live.values():
-            live.drop()
+        for one in self._scheduled:
+            if one.live is not None:
+                one.live.drop()
 
-    def _begin_live(self, spec: JacobianSlice, step: int) -> None:
-        self._live_slice(spec).begin(step)
+    def _with_probe(self) -> list[JacobianSlice | DepthGrowth]:
+        return [one.spec for one in self._scheduled if not isinstance(one.spec, Sharpness)]
 
-    def _measure(self, spec: Measurement, step: int) -> None:
-        block = self._block(spec, step)
+    def _begin_live(self, one: _Scheduled, step: int) -> None:
+        self._live_slice(one).begin(step)
+
+    def _measure(self, one: _Scheduled, step: int) -> None:
+        block = self._block(one, step)
         if block is not None:
-            self._warn_of_size(spec, block)
-            self._hand_out(block, step)
+            _warn_of_size(one, block)
+            self._deliver(block, step)
 
-    def _warn_of_size(self, spec: Measurement, block: JacobianBlock) -> None:
-        if block.values.nbytes > _LARGE_BYTES and id(spec) not in self._large:
-            self._large.add(id(spec))
-            warn(
-                f"{title(spec)} has {' x '.join(map(str, block.values.shape))} entries, "
-                f"{block.values.nbytes >> 20} MiB on each of its steps; rows, cols or block=False make it smaller."
-            )
-
-    def _block(self, spec: Measurement, step: int) -> JacobianBlock | None:
+    def _block(self, one: _Scheduled, step: int) -> JacobianBlock | None:
+        spec = one.spec
         if isinstance(spec, Sharpness):
             return self._sharpness(spec)
-        if isinstance(spec, JacobianSlice) and spec.mode == "live":
-            return self._live_slice(spec).end()
+        if _is_live(spec):
+            return self._live_slice(one).end()
         probe = self._probe_of(spec)
         if probe is None:
             return None
-        if id(spec) not in self._measurers:
-            self._measurers[id(spec)] = self._measurer(spec, probe)
-        return self._measurers[id(spec)](step)
+        if one.measure is None:
+            one.measure = self._measurer(spec, probe)
+        return one.measure(step)
 
     def _probe_of(self, spec: JacobianSlice | DepthGrowth) -> Any:
         """Its probe batch; None while that of validation may still come."""
@@ -130,13 +140,12 @@ class Schedule:
             raise JacobianError(
                 "no probe batch: the model itself was not called, only parts of it; give one as watch(probe=...)."
             )
-        near = did_you_mean(spec.probe, [*self._given, "train", "validation"])
+        near = did_you_mean(spec.probe, self._probe_names)
         raise JacobianError(
             f"there is no probe batch {spec.probe!r}.{near} Give it as watch(probe={{{spec.probe!r}: ...}})."
         )
 
     def _measurer(self, spec: JacobianSlice | DepthGrowth, probe: Any) -> Callable[[int], JacobianBlock]:
-        """What measures one thing: kept with the engine that it chose."""
         if isinstance(spec, JacobianSlice):
             return ReplayedSlice(spec, self.model, probe).measure
         x = first_samples(probe, spec.samples)
@@ -152,27 +161,42 @@ class Schedule:
             label=spec.full_label,
         )
 
-    def _sharpness(self, spec: Sharpness) -> JacobianBlock | None:
+    def _sharpness(self, spec: Sharpness) -> JacobianBlock:
         if spec.loss is None:
             raise ValueError("it needs loss=, a function from the model to a scalar loss on a fixed batch.")
         return loss_sharpness(self.model, spec.loss, top=spec.top, products=spec.products, label=spec.label)
 
-    def _live_slice(self, spec: JacobianSlice) -> LiveSlice:
-        if id(spec) not in self._live:
-            self._live[id(spec)] = LiveSlice(self.model, request_of(spec), spec.samples, zlib.crc32(spec.of.encode()))
-        return self._live[id(spec)]
+    def _live_slice(self, one: _Scheduled) -> LiveSlice:
+        if one.live is None:
+            spec = one.spec
+            assert isinstance(spec, JacobianSlice)
+            one.live = LiveSlice(self.model, request_of(spec), spec.samples, zlib.crc32(spec.of.encode()))
+        return one.live
 
-    def _guarded(self, spec: Measurement, action: Callable[[], None]) -> None:
+    def _guarded(self, one: _Scheduled, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:
-            self.specs = [one for one in self.specs if one is not spec]
-            if id(spec) in self._live:
-                self._live[id(spec)].drop()
-            self._failed(title(spec), error)
+            self._scheduled = [other for other in self._scheduled if other is not one]
+            if one.live is not None:
+                one.live.drop()
+            self._report_failure(_title(one.spec), error)
 
 
-def title(spec: Measurement) -> str:
+def _is_live(spec: Measurement) -> bool:
+    return isinstance(spec, JacobianSlice) and spec.mode == "live"
+
+
+def _warn_of_size(one: _Scheduled, block: JacobianBlock) -> None:
+    if block.values.nbytes > _LARGE_BYTES and not one.was_large:
+        one.was_large = True
+        warn(
+            f"{_title(one.spec)} has {' x '.join(map(str, block.values.shape))} entries, "
+            f"{block.values.nbytes >> 20} MiB on each of its steps; rows, cols or block=False make it smaller."
+        )
+
+
+def _title(spec: Measurement) -> str:
     """What a message calls it."""
     if isinstance(spec, JacobianSlice):
         return f"the Jacobian of {spec.of!r} by {spec.wrt!r}"

@@ -91,7 +91,7 @@ OWN_RUN = "called in runs of gradlab's own alone, which are outside of the modes
 NO_TENSOR = "touches no tensor: it marks a moment"
 ENTRY_POINTS = {
     "attach/watching.py:Session.begin": "attach/watching.py:Session._called()",
-    "jacobians/growth.py:_GrowthOfSample._orthonormalising": OWN_RUN,
+    "jacobians/orthonormal_backward.py:_orthonormalised": OWN_RUN,
     "jacobians/live_graph.py:LiveGraph.open": "hooks/call_hooks.py:OwnThreadHook.__call__()",
     "jacobians/retained_grads.py:RetainGradWatcher": "jacobians/retained_grads.py:RetainGradWatcher.enter()",
     "lightning/phases.py:PhaseActions.attach": NO_TENSOR,
