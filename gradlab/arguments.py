@@ -1,8 +1,9 @@
-"""The arguments of public functions and classes: one table each of what they may be, and one sentence for what is not.
+"""Checks the arguments of public functions and classes, and says in one sentence what is wrong with one.
 
-Belongs here: kinds of arguments, and how a wrong one is said. Does not: which arguments there are (each table lies
-beside its function), or what makes no sense together. Imports no numpy, as all that the options of an
-experiment need.
+A function has a table of its arguments beside it, argument -> `Kind`, and hands both over to `check_arguments`; a
+frozen dataclass of options to `check_fields`. Belongs here: kinds of arguments, the sentence for a wrong value, and the
+one for a wrong call. Does not: the tables, kinds that are objects of torch (`torch_arguments`), or what makes no sense
+together. Imports no numpy, as all that the options of an experiment need.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class Kind:
     """What an argument may be."""
 
     words: str
-    """Continues `every must be ...`."""
+    """What it may be, in words that go on after `every must be`."""
     keep: Callable[[Any], Any]
     """From a value to the value that is kept; raises TypeError or ValueError for one that is refused."""
     fix: Callable[[Any], str] = lambda value: ""
     """From a value that is refused to a sentence that says what to give instead, or ""."""
 
-    def take(self, value: Any) -> Any:
+    def accept(self, value: Any) -> Any:
         """The value as it is kept."""
         try:
             return self.keep(value)
@@ -70,10 +71,10 @@ def check_arguments(
     kept = dict(given)
     for name in [name for name in given if name in table]:
         try:
-            kept[name] = table[name].take(given[name])
+            kept[name] = table[name].accept(given[name])
         except _Refused as refused:
-            told = f"{who}: {name}{refused.at} must be {refused.words}, got {described(refused.value)}."
-            wrong = error(told + (refused.fix and f" {refused.fix}"))
+            text = f"{who}: {name}{refused.at} must be {refused.words}, got {described(refused.value)}."
+            wrong = error(text + (refused.fix and f" {refused.fix}"))
             wrong.field = name
             raise wrong from None
     return kept
@@ -85,7 +86,7 @@ def check_argument(who: str, name: str, kind: Kind, value: Any, error: type[Grad
 
 
 def check_fields(value: Any, who: str, table: Table, error: type[GradlabError] = ArgumentError) -> None:
-    """Check the fields of a frozen dataclass in its `__post_init__`, and keep them as the table says."""
+    """Check the fields of a frozen dataclass, for its `__post_init__`, and put in the values as they are kept."""
     for name, kept in check_arguments(who, table, {name: getattr(value, name) for name in table}, error).items():
         object.__setattr__(value, name, kept)
 
@@ -201,7 +202,7 @@ def one_of(*words: Any) -> Kind:
 
 def optional(kind: Kind) -> Kind:
     """Of a kind, or None."""
-    return Kind(f"{kind.words}, or None", lambda value: None if value is None else kind.take(value), kind.fix)
+    return Kind(f"{kind.words}, or None", lambda value: None if value is None else kind.accept(value), kind.fix)
 
 
 def either(*kinds: Kind) -> Kind:
@@ -210,10 +211,10 @@ def either(*kinds: Kind) -> Kind:
     def keep(value: Any) -> Any:
         for kind in kinds[:-1]:
             try:
-                return kind.take(value)
+                return kind.accept(value)
             except _Refused:
                 continue
-        return kinds[-1].take(value)
+        return kinds[-1].accept(value)
 
     return Kind(" or ".join(kind.words for kind in kinds), keep)
 
@@ -235,7 +236,7 @@ def listed(kind: Kind, words: str, *, alone: bool = False, least: int = 0, fix: 
     def keep(value: Any) -> tuple[Any, ...]:
         if alone and not isinstance(value, list | tuple):
             try:
-                return (kind.take(value),)
+                return (kind.accept(value),)
             except _Refused:
                 pass
         if not is_listed(value):
@@ -243,7 +244,7 @@ def listed(kind: Kind, words: str, *, alone: bool = False, least: int = 0, fix: 
         several = tuple(plain(value))
         if len(several) < least:
             raise ValueError
-        return tuple(_place(kind, place, one) for place, one in enumerate(several))
+        return tuple(_accept_item(kind, place, one) for place, one in enumerate(several))
 
     return Kind(words, keep, lambda value: fix)
 
@@ -253,7 +254,7 @@ def one_or_several(kind: Kind, words: str) -> Kind:
     several = listed(kind, words, alone=True, least=1)
 
     def keep(value: Any) -> Any:
-        kept = several.take(value)
+        kept = several.accept(value)
         return kept[0] if len(kept) == 1 else kept
 
     return Kind(words, keep)
@@ -265,14 +266,14 @@ def mapping(kind: Kind, words: str) -> Kind:
     def keep(value: Any) -> ReadOnlyDict:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise TypeError
-        return ReadOnlyDict({name: _place(kind, name, one) for name, one in value.items()})
+        return ReadOnlyDict({name: _accept_item(kind, name, one) for name, one in value.items()})
 
     return Kind(words, keep)
 
 
-def _place(kind: Kind, place: int | str, value: Any) -> Any:
+def _accept_item(kind: Kind, place: int | str, value: Any) -> Any:
     try:
-        return kind.take(value)
+        return kind.accept(value)
     except _Refused as refused:
         raise _Refused(refused.value, refused.words, refused.fix, f"[{place!r}]{refused.at}") from None
 

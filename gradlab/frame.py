@@ -1,33 +1,26 @@
-"""What one logged step holds: named vectors of numbers, and the schema that names them.
+"""What is logged, on the host: the `Frame` of a step with its `Series`, a `Finding`, a `JacobianBlock`.
 
-Belongs here: the host-side values that sinks and diagnosis see. Does not: tensors of the training step (`taps`),
-files (`events`), how values compare and print (`values`), or anything that needs torch.
+A series is one number a site, and its `Schema` names the sites. Belongs here: what sinks and diagnosis are given, as
+objects that people hold. Does not: tensors of the training step (`taps`), files (`events`), how values and arrays
+compare and print (`values`, `arrays`), or anything that needs torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from dataclasses import FrozenInstanceError, dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 
+from gradlab.arrays import ABSENT as ABSENT  # public as gradlab.frame.ABSENT
+from gradlab.arrays import is_absent as is_absent
+from gradlab.arrays import protect_fields, read_only
 from gradlab.errors import ArgumentError, UnknownNameError, did_you_mean
-from gradlab.values import ReadOnlyDict, Value, abridged, few, key, short
-
-ABSENT = np.uint32(0x7FC0_0ABE).view(np.float32)
-"""Stands for "no value on this step" in a series: a NaN by its own bit pattern, so that a NaN that was really seen
-differs from a site that did not run. (R tells its missing numbers from NaN in the same way.)"""
-_MOST_SHOWN = 3
-_set = object.__setattr__
-
-
-def is_absent(values: np.ndarray) -> np.ndarray:
-    """[n] bool: where a float32 array holds `ABSENT`."""
-    return np.asarray(np.ascontiguousarray(values, np.float32).view(np.uint32) == ABSENT.view(np.uint32))
+from gradlab.values import ReadOnlyDict, Value, abridged, equality_key, few, short
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,11 +126,11 @@ class Series(Mapping[str, Any]):
         if self is other:
             return True
         if isinstance(other, Series):
-            return self.schema == other.schema and key(self.array) == key(other.array)
+            return self.schema == other.schema and equality_key(self.array) == equality_key(other.array)
         return same_items(self, other) if isinstance(other, Mapping) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.schema, key(self.array)))
+        return hash((self.schema, equality_key(self.array)))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise FrozenInstanceError(f"a Series cannot be changed: {name} is what it was when it was logged.")
@@ -210,7 +203,7 @@ class Frame(Value, Mapping[str, Series]):
     def __post_init__(self) -> None:
         if not isinstance(self.series, Mapping):
             raise ArgumentError(f"Frame(series=...) is a mapping from metric to Series; got {abridged(self.series)}.")
-        _set(self, "series", ReadOnlyDict(self.series))
+        object.__setattr__(self, "series", ReadOnlyDict(self.series))
 
     def __getitem__(self, metric: str) -> Series:
         try:
@@ -264,7 +257,7 @@ class Finding(Value):
     """`info`, `warning` or `error`."""
 
     def __post_init__(self) -> None:
-        protect(self)
+        protect_fields(self)
 
     def __repr__(self) -> str:
         where = f" at {short(self.site)}" if self.site else ""
@@ -304,7 +297,7 @@ class JacobianBlock(Value):
     """Tells apart two blocks of the same sites: a probe set, or a set of rows."""
 
     def __post_init__(self) -> None:
-        protect(self)
+        protect_fields(self)
 
     def __repr__(self) -> str:
         said = [f"{name}={abridged(self.summaries[name])}" for name in list(self.summaries)[:3]]
@@ -347,58 +340,5 @@ def same_items(one: Mapping[str, Any], other: Mapping[Any, Any]) -> bool:
 
 
 def _item_key(value: Any) -> Hashable:
-    """As `values.key`; a float32 is a float, and `ABSENT` a NaN, as they are among the items of a series."""
-    return key(float(value)) if isinstance(value, float | int | np.floating) else key(value)
-
-
-# Arrays: how they are protected, compared and shown.
-
-
-def protect(value: Finding | JacobianBlock) -> None:
-    """Make the arrays, lists and mappings in the fields of a frozen dataclass read-only, for its `__post_init__`."""
-    for one in fields(value):
-        content = getattr(value, one.name)
-        if isinstance(content, np.ndarray):
-            _set(value, one.name, read_only(content))
-        elif isinstance(content, Mapping):
-            _set(value, one.name, ReadOnlyDict(content))
-        elif isinstance(content, list):
-            _set(value, one.name, tuple(content))
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    """The array, or a view of it that refuses to be written to."""
-    if array.flags.writeable:
-        array = array.view()
-        array.flags.writeable = False
-    return array
-
-
-@key.register
-def _(array: np.ndarray) -> Hashable:
-    """As `values.key`; `ABSENT` is equal only to itself."""
-    if array.dtype.kind in "fc":
-        missing = np.isnan(array)
-        absent = is_absent(array) if array.dtype == np.float32 else None
-        array = array + array.dtype.type(0)  # a copy, in which -0 is 0
-        array[missing] = np.nan
-        if absent is not None:
-            array[absent] = ABSENT
-    return array.shape, array.dtype.str, array.tobytes()
-
-
-@abridged.register
-def _(array: np.ndarray) -> str:
-    numbers = ", ".join(abridged(one) for one in array.flat[:_MOST_SHOWN])
-    return (
-        f"<{' x '.join(map(str, array.shape))} {array.dtype}: {numbers}{', ...' if array.size > _MOST_SHOWN else ''}>"
-    )
-
-
-@abridged.register(float)
-@abridged.register(np.floating)
-def _(number: Any) -> str:
-    """Four digits; `absent` for `ABSENT`."""
-    if isinstance(number, np.float32) and is_absent(np.array([number]))[0]:
-        return "absent"
-    return f"{number:.4g}"
+    """As `values.equality_key`; a float32 is a float, and `ABSENT` a NaN, as they are among the items of a series."""
+    return equality_key(float(value)) if isinstance(value, float | int | np.floating) else equality_key(value)

@@ -1,6 +1,7 @@
-"""Kinds of arguments that are objects of torch: models, optimizers, a GradScaler.
+"""Kinds of arguments that are objects of torch: models, optimizers, a GradScaler, tensors.
 
-Apart from `gradlab.arguments`, which is imported where torch is not.
+Belongs here: what of torch's may be given, and the fix for a common mistake. Does not: other kinds, which
+`gradlab.arguments` has, since that is imported where torch is not.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _fix_model(value: Any) -> str:
 
 
 def _optimizer(value: Any) -> Any:
-    """An optimizer, or anything else that steps: which step of it counts is found out in `steps`."""
+    """An optimizer, or anything else that steps: which of its steps counts is found out by `monitor.steps`."""
     is_other = isinstance(value, type | nn.Module | LRScheduler)
     if is_other or not callable(getattr(inner_optimizer(value), "step", None)):
         raise TypeError

@@ -1,7 +1,7 @@
-"""Value objects: what people hold compares, hashes, prints and travels by what is in it, and cannot be written to.
+"""Value objects: frozen dataclasses that are equal, hashed, printed and pickled by their fields, and read-only.
 
-Belongs here: what any frozen dataclass is given. Does not: what its fields mean, or arrays (`frame`), since the options
-of an experiment are checked without numpy.
+Belongs here: what any of them inherits, and one-line texts of plain Python values. Does not: what the fields mean, or
+arrays (`arrays`), since the options of an experiment are checked without numpy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import singledispatch
 from typing import Any, NoReturn, Self
 
-_MOST_SHOWN, _LONGEST_TEXT = 3, 80
+MOST_SHOWN = 3
+_LONGEST_TEXT = 80
 
 
 class ReadOnlyDict(dict[Any, Any]):
@@ -25,7 +26,7 @@ class ReadOnlyDict(dict[Any, Any]):
     clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(key(self))
+        return hash(equality_key(self))
 
     def __copy__(self) -> Self:
         return self
@@ -56,7 +57,7 @@ class Value:
         return hash(_fields_key(self))
 
     def __repr__(self) -> str:
-        shown = (f"{name}={abridged(value)}" for name, value in told_fields(self))
+        shown = (f"{name}={abridged(value)}" for name, value in non_default_fields(self))
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __copy__(self) -> Self:
@@ -75,12 +76,12 @@ def rebuilt(kind: type[Any], fields: dict[str, Any]) -> Any:
 
 
 @singledispatch
-def key(value: Any) -> Hashable:
-    """A hashable stand-in that is equal for equal values, NaN being equal to NaN. (`frame` has that of arrays.)"""
+def equality_key(value: Any) -> Hashable:
+    """Something hashable that is equal for equal values, NaN equal to NaN. (`arrays` registers that of arrays.)"""
     if isinstance(value, dict):
-        return frozenset((name, key(content)) for name, content in value.items())
+        return frozenset((name, equality_key(content)) for name, content in value.items())
     if isinstance(value, list | tuple):
-        return tuple(map(key, value))
+        return tuple(map(equality_key, value))
     if isinstance(value, float) and math.isnan(value):
         return _NAN
     return value if isinstance(value, Hashable) else id(value)
@@ -94,20 +95,20 @@ def _fields(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _fields_key(value: object) -> Hashable:
-    return tuple(key(content) for _, content in _fields(value))
+    return tuple(equality_key(content) for _, content in _fields(value))
 
 
 # One line for people.
 
 
-def told_fields(value: Any) -> Iterable[tuple[str, Any]]:
-    """The fields of a dataclass that say something: those that differ from what they are where left out."""
+def non_default_fields(value: Any) -> Iterable[tuple[str, Any]]:
+    """The fields of a dataclass that differ from their defaults, with their contents."""
     for field in dataclasses.fields(value):
         content = getattr(value, field.name)
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if default is dataclasses.MISSING or key(default) != key(content):
+        if default is dataclasses.MISSING or equality_key(default) != equality_key(content):
             yield field.name, content
 
 
@@ -124,7 +125,7 @@ def abridged(value: Any) -> str:
     return repr(short(value)) if isinstance(value, str) else short(repr(value))
 
 
-def few(words: Iterable[str], most: int = _MOST_SHOWN) -> str:
+def few(words: Iterable[str], most: int = MOST_SHOWN) -> str:
     """The first words in a row, and that there are more."""
     words = list(words)
     return ", ".join([*words[:most], *(["..."] if len(words) > most else [])])

@@ -14,7 +14,7 @@ import gradlab
 
 ROOT = Path(gradlab.__file__).parent
 FLOORS = [
-    ["errors", "values", "arguments", "identity", "tags", "frame", "distributed", "autograd_engine", "optimizers"],
+    ["errors", "values", "arrays", "arguments", "identity", "tags", "frame", "distributed", "autograd_engine", "optimizers"],
     ["torch_arguments", "doctor"],
     ["stats", "events", "data", "hooks", "sites"],
     ["taps", "nonfinite", "perf", "jacobians", "sinks", "diagnose", "board"],
@@ -35,7 +35,7 @@ MAY_SEE = {
     "attach": set(ORDER) - {"sweep", "queue"},
 }
 """Parts that may import even less than their floor allows."""
-NEVER_SEES_TENSORS = {"diagnose", "sinks", "events", "board", "frame", "values", "errors", "arguments", "tags"}
+NEVER_SEES_TENSORS = {"diagnose", "sinks", "events", "board", "frame", "values", "arrays", "errors", "arguments", "tags"}
 HEAVY = ["pytorch_lightning", "yaml", "pydantic", "click", "tensorboard", "plotly", "rich", "sklearn"]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradlab.jacobians.entries import Picks
 from gradlab.jacobians.isolation.modules import ModuleMode
 from gradlab.jacobians.options import JacobianSlice, Slice
-from gradlab.values import key
+from gradlab.values import equality_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Request:
         if self.module_mode != "eval" or not what.rows_are_entries:
             return None
         picks = what.rows, what.cols, self.samples
-        return key((what.of, what.wrt, what.of_map, what.block, self.batched, self.chunk, *picks))
+        return equality_key((what.of, what.wrt, what.of_map, what.block, self.batched, self.chunk, *picks))
 
 
 def request_of(spec: JacobianSlice) -> Request:

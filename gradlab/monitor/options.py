@@ -43,7 +43,7 @@ def _fix_sink(value: Any) -> str:
 
 
 def _sinks(value: Any) -> tuple[Sink, ...]:
-    return () if value is None else _SINKS.take(value)
+    return () if value is None else _SINKS.accept(value)
 
 
 _TAPS = "Give taps=[gradlab.Tap('*', of='output_grad')]."
