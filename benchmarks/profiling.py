@@ -41,10 +41,11 @@ from gradlab.events import EventWriter
 from gradlab.lightning.callback import GradlabCallback
 from gradlab.perf.performance import Performance
 from gradlab.profiling.analysis.summary import summarize
+from gradlab.profiling.kineto import read_window
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.profiling.profiler import Profiler
 from gradlab.profiling.recording import Recording
-from gradlab.profiling.trace import save_traces
+from gradlab.profiling.trace_file import save_traces
 from gradlab.sinks import TensorBoardSink
 
 STEPS = 4
@@ -274,7 +275,7 @@ def large_trace(megabytes: float) -> list[dict[str, Any]]:
     recorded, size = record(training, num_steps), 0.0
     start = time.process_time()
     num_events = len(recorded.results.events())
-    summarize(recorded)
+    summarize(read_window(recorded))
     summarised = time.process_time() - start
     with folder() as path:
         start = time.process_time()

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from variants import VARIANTS, Step
 
-from gradlab.profiling.analysis.events import read_allocations, read_events
+from gradlab.profiling.kineto import read_allocations, read_events
 from gradlab.taps.buffer.transfer import HostCopy
 
 SCALAR_READ = "aten::_local_scalar_dense"

@@ -19,7 +19,7 @@ INHERITED = {
 SETTLED = {"LANG": "de_DE.ISO-8859-1", "TZ": "Pacific/Kiritimati", "TERM": "xterm", "HOME": "/nonexistent"}
 SELECTION = [
     "tests/launch/test_messages.py", "tests/launch/test_processes.py", "tests/lightning/test_logger.py", "tests/runs",
-    "tests/cli/test_runs.py", "tests/events/test_writer.py", "tests/profiling/test_trace.py",
+    "tests/cli/test_runs.py", "tests/events/test_writer.py", "tests/profiling/test_trace_file.py",
     "tests/attach/test_report.py",
 ]  # fmt: skip
 

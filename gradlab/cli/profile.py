@@ -11,7 +11,7 @@ import click
 from gradlab.cli.options import runs_option
 from gradlab.errors import ProfileError, RunError
 from gradlab.profiling.files import read_summary, window_named, windows_in
-from gradlab.profiling.requests import answer_to, ask, withdraw
+from gradlab.profiling.requests import read_answer, request_window, withdraw_request
 from gradlab.runs.find import find_run
 from gradlab.runs.folder import RunFolder
 
@@ -56,12 +56,12 @@ def profile_command() -> None:
 def ask_command(run: str, steps: int, patience: float, root: Path) -> None:
     """Ask a run that trains at this moment for a window, and show it."""
     folder = _profiles_of_running(run, root)
-    request = ask(folder, active=steps)
+    request = request_window(folder, active=steps)
     click.echo(f"asked for {steps} steps; waiting for the run to record them", err=True)
     try:
         answer = _wait_for(folder, request, patience)
     finally:
-        withdraw(folder, request)
+        withdraw_request(folder, request)
     if answer is None:
         raise ProfileError(
             f"no answer in {patience:g} s. The run looks for requests after each training step, once a second at most: "
@@ -123,6 +123,6 @@ def _profiles_of_running(run: str, root: Path) -> Path:
 
 def _wait_for(folder: Path, request: str, patience: float) -> dict[str, str] | None:
     deadline = time.monotonic() + patience
-    while (answer := answer_to(folder, request)) is None and time.monotonic() < deadline:
+    while (answer := read_answer(folder, request)) is None and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     return answer

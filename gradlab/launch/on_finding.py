@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from gradlab.errors import RunError
 from gradlab.lightning.callback import GradlabCallback
-from gradlab.profiling.options import Reason
+from gradlab.profiling.window import Reason
 from gradlab.runs.folder import RunFolder
 
 _SEVERE = ("warning", "error")
@@ -45,7 +45,7 @@ class FindingReaction(pl.Callback):
         if self.on_finding == "checkpoint":
             trainer.save_checkpoint(self._checkpoint(trainer.global_step))
         elif self.on_finding == "profile" and self.gradlab.profiler is not None:
-            self.gradlab.profiler.ask(Reason("finding", message))
+            self.gradlab.profiler.request_window(Reason("finding", message))
         elif self.on_finding == "stop":
             trainer.save_checkpoint(self._checkpoint(trainer.global_step))
             raise RunError(f"stopped after step {trainer.global_step}, as diagnose.on_finding asks: {message}")

@@ -126,7 +126,7 @@ class GradlabCallback(pl.Callback):
             world_size=trainer.world_size,
             strict=self.strict,
         )
-        self.monitor.on_finding = self.profiler.found
+        self.monitor.on_finding = self.profiler.finding_reported
         if self.performance:
             self._performance = Performance(pl_module, self.monitor.log, strict=self.strict)
             self._actions = PhaseActions(self._performance.clock, trainer, on_error=self._performance.fail)

@@ -178,7 +178,7 @@ class Monitor:
         windows = Path(profile_dir) if profile_dir else self.logdir / "profile" if self.logdir else None
         self._profiler = _profiler(profile, windows, self)
         if self._profiler is not None:
-            self.on_finding = self._profiler.found
+            self.on_finding = self._profiler.finding_reported
         self._tripwire = Guard(model, nonfinite, self.logdir) if nonfinite else None
         own = []
         if self.logdir is not None and (across_ranks is False or _writes(self.logdir, told=bool(across_ranks))):

@@ -1,12 +1,7 @@
-"""Profiles: where a step's time and memory go, always on and in windows of torch.profiler.
+"""Profile windows: a few steps under torch.profiler, made into a trace for TensorBoard and a summary in numbers.
 
-Always on: performance.py the scalars · phases.py the clock · loop.py hooks in a plain loop · flops.py · peaks.py ·
-devices.py.
-
-Windows: schedule.py the options · opening.py when, with watch.py, demand.py and budget.py · window.py begin, step,
-pause, close · plain.py the `with` · recording.py one window of torch.profiler · marks.py the names in it.
-
-What they show: kineto.py raw events · attribution.py time by module, into account.py · idle.py · kernels.py · memory.py
-by module · categories.py by category · verdict.py · ranks.py · summary.py summary.json · trace.py and writing.py the
-files · windows.py reading them. And oom.py, running out of memory.
+Start at profiler.py: a loop drives `Profiler`. options.py and triggers.py decide when a window begins, recording.py and
+ranges.py record it, kineto.py reads the events from torch, `analysis/` makes numbers of them, writer.py writes trace
+and summary into the run's `profile/` folder. files.py reads the summaries, requests.py asks a running loop for a
+window, out_of_memory.py explains a torch.OutOfMemoryError.
 """

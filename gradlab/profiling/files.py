@@ -1,4 +1,8 @@
-"""The windows of a run on disk: finding them and reading their summaries. Without torch."""
+"""The windows of a run on disk: finding them, and reading their summaries. Without torch.
+
+Belongs here: reading, for `gradlab profile`. Does not: writing (writer.py), and what is in a summary
+(`analysis/summary.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.errors import ProfileError, did_you_mean
-
-SCHEMA = 2
-"""The schema of summary.json that is written and read here; docs/profile.md describes it."""
+from gradlab.profiling.analysis.summary import SCHEMA
 
 
 def windows_in(folder: Path) -> list[Path]:

@@ -1,16 +1,16 @@
-"""When a profile window is open: the options, and pure functions from step number to what is due. Without torch."""
+"""Profile and Trigger: the options of profile windows, and the schedule that follows from them. Without torch.
+
+Belongs here: what a user sets, and pure functions from a step's number to whether a scheduled window begins with it.
+Does not: the reasons that come up during a run (triggers.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from gradlab.arguments import FLAG, check_fields, instance, named_fields, number, optional, whole
 from gradlab.errors import ProfileError
 from gradlab.values import Value
-
-Phase = Literal["warmup", "active", "last"]
-ReasonKind = Literal["schedule", "slow_step", "data_wait", "finding", "demand"]
 
 
 @named_fields
@@ -41,7 +41,7 @@ class Profile(Value):
     active: int = 3
     """Steps recorded in each window."""
     repeat: int | None = None
-    """How many scheduled windows; left out: one, or with `every` as many as the budget allows. 0: none."""
+    """How many scheduled windows; left out: one, or with `every` as many as the limits allow. 0: none."""
     every: int | None = None
     """A window every so many steps; null or left out: the next one `wait` steps after the last."""
     trigger: Trigger | None = None
@@ -75,7 +75,7 @@ class Profile(Value):
 
     @property
     def num_windows(self) -> float:
-        """How many windows the schedule has; infinity where only the budget ends it."""
+        """How many windows the schedule has; infinity where only the limits end it."""
         if self.repeat is None:
             return float("inf") if self.every else 1
         return self.repeat
@@ -109,31 +109,3 @@ _PROFILE = {
 }
 ON_DEMAND = Profile(repeat=0)
 """No window but those asked for while the run goes on."""
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a window is opened."""
-
-    kind: ReasonKind
-    detail: str = ""
-    """A sentence, or ""."""
-
-
-@dataclass(kw_only=True)
-class Turn:
-    """One window on its way: how many of its steps have been taken."""
-
-    reason: Reason
-    warmup: int
-    active: int
-    taken: int = 0
-    request: str = ""
-    """The id of the request that it answers, or ""."""
-
-    @property
-    def phase(self) -> Phase:
-        """The phase of the step under way; `last` is the final recorded one."""
-        if self.taken < self.warmup:
-            return "warmup"
-        return "last" if self.taken == self.warmup + self.active - 1 else "active"

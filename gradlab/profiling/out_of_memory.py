@@ -1,7 +1,7 @@
 """Out of memory: which module asked for how much, and what the memory was full of.
 
-Belongs here: reading an error and its traceback while its frames still hold their tensors, and the files that are left
-behind. Does not: what a run does then.
+Belongs here: reading the error and its traceback while the frames still hold their tensors, and the files about it.
+Does not: what a run does then (`gradlab.launch`, `gradlab.monitor`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.optim import Optimizer
 
 from gradlab.frame import Finding
 from gradlab.perf.devices import device_of
-from gradlab.profiling.analysis.categories import standing
+from gradlab.profiling.persistent_memory import persistent_memory
 from gradlab.sites.names import module_names
 
-_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
+_REQUEST = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_LARGEST = 3
+_NUM_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class OutOfMemory:
     def sentence(self) -> str:
         """Who asked for how much, the largest categories, and where to read more."""
         asked = f" for {size_text(self.asked_bytes)}" if self.asked_bytes is not None else ""
-        largest = sorted(self.categories.items(), key=lambda item: item[1], reverse=True)[:_LARGEST]
+        largest = sorted(self.categories.items(), key=lambda item: item[1], reverse=True)[:_NUM_NAMED]
         held = ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in largest if size)
         files = "memory table and snapshot are" if self.reserved_unused_bytes is not None else "memory table is"
         rest = f" The {files} in {self.folder}." if self.folder else ""
@@ -62,7 +62,7 @@ class OutOfMemory:
 
     @property
     def finding(self) -> Finding:
-        """The same as a finding."""
+        """`sentence` and `advice` as a finding."""
         return Finding(
             step=self.step,
             kind="out_of_memory",
@@ -89,12 +89,12 @@ class OutOfMemory:
 def explain(
     error: BaseException, model: nn.Module | None, optimizers: Sequence[Optimizer], *, folder: Path, step: int
 ) -> OutOfMemory:
-    """Read a torch.OutOfMemoryError, and leave `oom_000123/` with `oom.json` and `snapshot.pickle` beside `folder`.
+    """Read a torch.OutOfMemoryError, and write `oom_000123/` with `oom.json` and `snapshot.pickle` beside `folder`.
 
     To be called while the error is on its way. On a machine without CUDA there is no allocator to ask, and no snapshot.
     The snapshot opens at pytorch.org/memory_viz; it has stacks where `torch.cuda.memory._record_memory_history` is on.
     """
-    module, where = _who(error.__traceback__, model)
+    module, where = _requester(error.__traceback__, model)
     device = device_of(model) if model is not None else torch.device("cpu")
     allocated, reserved = _allocator(device)
     categories = _categories(model, optimizers, allocated)
@@ -103,7 +103,7 @@ def explain(
         step=step,
         where=where,
         module=module,
-        asked_bytes=_asked(str(error)),
+        asked_bytes=_requested_bytes(str(error)),
         device=str(device),
         categories=categories,
         reserved_unused_bytes=None if reserved is None or allocated is None else reserved - allocated,
@@ -111,7 +111,7 @@ def explain(
         folder=str(target),
     )
     try:
-        _leave(found, error, target, device)
+        _write_files(found, error, target, device)
     except OSError:
         return OutOfMemory(**{**asdict(found), "folder": ""})
     return found
@@ -125,12 +125,12 @@ def size_text(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
-def _asked(message: str) -> int | None:
-    found = _ASKED.search(message)
+def _requested_bytes(message: str) -> int | None:
+    found = _REQUEST.search(message)
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
 
 
-def _who(traceback: TracebackType | None, model: nn.Module | None) -> tuple[str | None, str]:
+def _requester(traceback: TracebackType | None, model: nn.Module | None) -> tuple[str | None, str]:
     """The innermost of what was under way: a module's name where it was its forward, and in words what it was."""
     names = {id(module): name for module, name in module_names(model).items()} if model is not None else {}
     found: tuple[str | None, str] = (None, "code outside every module")
@@ -140,7 +140,7 @@ def _who(traceback: TracebackType | None, model: nn.Module | None) -> tuple[str 
         if id(owner) in names and _is_forward(frame):
             name, kind = names[id(owner)], type(owner).__name__
             found = name, f"the forward of {name} ({kind})" if name else f"the forward of {kind}"
-        elif phase := _phase(frame, owner):
+        elif phase := _phase_of(frame, owner):
             found = None, phase
         traceback = traceback.tb_next
     return found
@@ -150,8 +150,8 @@ def _is_forward(frame: FrameType) -> bool:
     return frame.f_code.co_name == "forward" or frame.f_code.co_name in ("_call_impl", "_wrapped_call_impl")
 
 
-def _phase(frame: FrameType, owner: Any) -> str:
-    """What a frame says beyond modules: the backward, or an optimizer."""
+def _phase_of(frame: FrameType, owner: Any) -> str:
+    """In words, the phase that a frame outside modules is in: the backward, or an optimizer's step; "" for others."""
     if frame.f_globals.get("__name__") == "torch.autograd.graph" and frame.f_code.co_name == "_engine_run_backward":
         return "the backward"
     if isinstance(owner, Optimizer) and frame.f_code.co_name == "step":
@@ -168,8 +168,8 @@ def _allocator(device: torch.device) -> tuple[int | None, int | None]:
 
 def _categories(model: nn.Module | None, optimizers: Sequence[Optimizer], allocated: int | None) -> dict[str, int]:
     categories = {"parameters": 0, "gradients": 0, "optimizer_state": 0}
-    for _, num_bytes, category in standing(model, optimizers).values():
-        categories[category] += num_bytes
+    for block in persistent_memory(model, optimizers).values():
+        categories[block.category] += block.num_bytes
     if allocated is not None:
         categories["activations and temporaries"] = max(0, allocated - sum(categories.values()))
     return categories
@@ -184,7 +184,7 @@ def _by_module(model: nn.Module | None) -> dict[str, int]:
     return dict(sorted(((name, size) for name, size in sizes.items() if size), key=lambda item: -item[1]))
 
 
-def _leave(found: OutOfMemory, error: BaseException, target: Path, device: torch.device) -> None:
+def _write_files(found: OutOfMemory, error: BaseException, target: Path, device: torch.device) -> None:
     target.mkdir(parents=True, exist_ok=True)
     table = {"schema": 1, **asdict(found), "message": str(error), "sentence": found.sentence, "advice": found.advice}
     (target / "oom.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""`gradlab.profile`: windows in a loop written by hand, as one `with`.
+"""`gradlab.profile`: profile windows in a loop written by hand, as one `with`.
 
-Belongs here: the public function. Does not: the windows (window.py).
+Belongs here: the public function and its arguments. Does not: the object that it returns (profiler.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gradlab.distributed import rank_in_group, world_size
 from gradlab.errors import ProfileError
 from gradlab.profiling.options import Profile, Trigger
 from gradlab.profiling.profiler import Profiler
-from gradlab.profiling.writer import UNTIL_CLOSED
+from gradlab.profiling.window import UNTIL_CLOSED
 from gradlab.torch_arguments import MODEL, OPTIMIZER
 
 

@@ -1,6 +1,7 @@
-"""One window: torch.profiler from warm-up to stop, with marks around steps, data waits and modules.
+"""Recording: torch.profiler from warm-up to stop, with ranges around steps, data waits and modules.
 
-Belongs here: every call into torch.profiler. Does not: when to open a window (window.py), what to write (trace.py).
+Belongs here: every call that makes torch.profiler record. Does not: when it records (profiler.py), the ranges around
+modules (ranges.py), reading what was recorded (kineto.py).
 """
 
 from __future__ import annotations
@@ -15,29 +16,30 @@ from torch.optim import Optimizer
 
 from gradlab.errors import without_warnings
 from gradlab.perf.devices import device_of
-from gradlab.profiling.analysis.categories import Standing, standing
+from gradlab.profiling.analysis.events import DATA_WAIT, STEP, STEP_BODY, PersistentMemory, ProfiledModule
 from gradlab.profiling.options import Profile
-from gradlab.profiling.ranges import DATA, STEP, STEP_BODY, Module, ModuleMarks, Range
+from gradlab.profiling.persistent_memory import persistent_memory
+from gradlab.profiling.ranges import ModuleRanges, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """What a window saw: kineto's results, and what its marks mean."""
+class RecordedWindow:
+    """What a window has recorded, as torch holds it, and what the names of its ranges mean."""
 
     results: Any
     """torch's `_ProfilerResult`: `events()` may be read at any time, `save(path)` called once."""
     steps: tuple[int, ...]
     """The steps that were recorded from their beginning to their end."""
     unfinished: int | None
-    """The step that was running when the window was closed early, of which only a part was seen."""
-    modules: Mapping[str, Module]
+    """The step that was running when the window was closed early, of which only a part was recorded."""
+    modules: Mapping[str, ProfiledModule]
     """The module behind each range's name."""
     with_memory: bool = True
     """Whether allocations were recorded."""
-    before: Standing = field(default_factory=dict)
-    """The memory that stood when recording began."""
-    after: Standing = field(default_factory=dict)
-    """The memory that stood when it ended."""
+    memory_before: PersistentMemory = field(default_factory=dict)
+    """The persistent memory when recording began."""
+    memory_after: PersistentMemory = field(default_factory=dict)
+    """The persistent memory when it ended."""
     expects_kernels: bool = False
     """Whether the model is on a device whose kernels torch.profiler can record."""
 
@@ -56,112 +58,112 @@ class Recording:
         model: nn.Module | None,
         optimizers: Callable[[], Iterable[Optimizer]] = tuple,
     ) -> None:
-        self._marks = ModuleMarks(model) if model is not None else None
+        self._module_ranges = ModuleRanges(model) if model is not None else None
         self._model = model
         self._optimizers = optimizers
-        self._memory = options.memory
-        self._before: Standing = {}
+        self._with_memory = options.memory
+        self._memory_before: PersistentMemory = {}
         self._profiler: Any = _profiler(options)
         if model is not None:
-            # Makes TensorBoard show the module marks as a tree, with whatever framework they were recorded.
+            # Makes TensorBoard show the ranges of modules as a tree, with whatever framework they were recorded.
             self._profiler.preset_metadata_json("Framework", '"pytorch-lightning"')
-        self._open: list[Any] = []
-        self._current: int | None = None
-        self._warm = False
+        self._open_ranges: list[tuple[str, Any]] = []
+        self._step: int | None = None
+        self._is_warm = False
         self.started = False
         self.steps: list[int] = []
 
     def warm_up(self) -> None:
-        """Make the profiler ready, so that its own start is not measured, and put the module marks in."""
+        """Make the profiler ready, so that its own start is not measured, and put the hooks of the modules in."""
         # Of a second cycle, which there is none of; torch 2.11 says so on the first one too.
         with without_warnings(message=".*Profiler clears events at the end of each cycle"):
             self._profiler.prepare_trace()
-        self._warm = True
-        if self._marks is not None:
-            self._marks.attach()
+        self._is_warm = True
+        if self._module_ranges is not None:
+            self._module_ranges.attach()
 
     def start(self) -> None:
         """Record from here on."""
-        if not self._warm:
+        if not self._is_warm:
             self.warm_up()
-        self._before = self._standing()
+        self._memory_before = self._persistent_memory()
         self._profiler.start_trace()
         self.started = True
 
     def begin_step(self, step: int, *, waits_for_data: bool) -> None:
-        """Mark the beginning of a step, and of its wait for data if `data_ready` will be called to end it."""
-        self._current = step
+        """A step begins, and its wait for data with it if `data_ready` will be called to end that."""
+        self._step = step
         self._enter(f"{STEP}{step}")
-        if self._marks is not None:
-            self._enter(STEP_BODY)  # TensorBoard's module tree fails without one such mark
+        if self._module_ranges is not None:
+            self._enter(STEP_BODY)  # TensorBoard's module tree fails without one such range
         if waits_for_data:
-            self._enter(DATA)
+            self._enter(DATA_WAIT)
 
     def data_ready(self) -> None:
-        """Mark the end of the wait for data."""
-        if self._open and self._open[-1][0] == DATA:
+        """The wait for data has ended."""
+        if self._open_ranges and self._open_ranges[-1][0] == DATA_WAIT:
             self._exit()
 
     def end_step(self) -> None:
-        """Mark the end of the step that is running."""
-        if self._current is not None:
+        """The step has ended."""
+        if self._step is not None:
             self._exit_all()
-            self.steps.append(self._current)
-            self._current = None
+            self.steps.append(self._step)
+            self._step = None
 
-    def stop(self) -> Recorded:
-        """Take the marks out, stop recording, hand over. Cost: 5 to 25 ms a recorded step, inside torch."""
-        unfinished, modules = self._current, self._marks.modules if self._marks is not None else {}
+    def stop(self) -> RecordedWindow:
+        """Take the hooks out, stop recording, hand over. Cost: 5 to 25 ms a recorded step, inside torch."""
+        unfinished, modules = self._step, self._module_ranges.modules if self._module_ranges is not None else {}
         try:
-            self._close_marks()
+            self._close_ranges()
         finally:
             self.started = False
             self._profiler.stop_trace()
-        return Recorded(
+        return RecordedWindow(
             results=self._profiler.profiler.kineto_results,
             steps=tuple(self.steps),
             unfinished=unfinished,
             modules=modules,
-            with_memory=self._memory,
-            before=self._before,
-            after=self._standing(),
+            with_memory=self._with_memory,
+            memory_before=self._memory_before,
+            memory_after=self._persistent_memory(),
             expects_kernels=self._model is not None and device_of(self._model).type == "cuda",
         )
 
     def discard(self) -> None:
-        """Take the marks out, stop, keep nothing. Safe in every state."""
+        """Take the hooks out, stop, keep nothing. Safe in every state."""
         try:
-            self._close_marks()
+            self._close_ranges()
         finally:
             if self.started:
                 self.started = False
                 self._profiler.stop_trace()
-            elif self._warm and not someone_else_is_profiling():
+            elif self._is_warm and not someone_else_is_profiling():
                 # A profiler that was only warmed up makes kineto complain at the next one; started and stopped, not.
                 self._profiler.start_trace()
                 self._profiler.stop_trace()
-            self._warm = False
+            self._is_warm = False
 
-    def _standing(self) -> Standing:
-        return standing(self._model, self._optimizers()) if self._memory else {}
+    def _persistent_memory(self) -> PersistentMemory:
+        return persistent_memory(self._model, self._optimizers()) if self._with_memory else {}
 
-    def _close_marks(self) -> None:
+    def _close_ranges(self) -> None:
         try:
             self._exit_all()
         finally:
-            if self._marks is not None:
-                self._marks.detach()
+            if self._module_ranges is not None:
+                self._module_ranges.detach()
 
     def _enter(self, name: str) -> None:
         opened = Range(name)
         opened.__enter__()
-        self._open.append((name, opened))
+        self._open_ranges.append((name, opened))
 
     def _exit(self) -> None:
-        self._open.pop()[1].__exit__(None, None, None)
+        self._open_ranges.pop()[1].__exit__(None, None, None)
 
     def _exit_all(self) -> None:
-        while self._open:
+        while self._open_ranges:
             self._exit()
 
 

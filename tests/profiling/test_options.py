@@ -1,9 +1,9 @@
 import pytest
 
 from gradlab.errors import ProfileError
-from gradlab.profiling.budget import Budget
-from gradlab.profiling.options import ON_DEMAND, Profile, Reason, Trigger, Turn
-from gradlab.profiling.watch import StepWatch
+from gradlab.profiling.options import ON_DEMAND, Profile, Trigger
+from gradlab.profiling.triggers import Limits, StepTimeTriggers
+from gradlab.profiling.window import Reason, Window
 
 
 def starts(options, last):
@@ -27,17 +27,17 @@ def test_on_demand_opens_none_by_itself():
     assert starts(ON_DEMAND, 100) == []
 
 
-def test_a_turn_warms_up_and_records():
-    turn = Turn(reason=Reason("schedule"), warmup=1, active=2)
-    phases = []
-    for taken in range(3):
-        turn.taken = taken
-        phases.append(turn.phase)
-    assert phases == ["warmup", "active", "last"]
+def test_a_window_warms_up_and_records():
+    window = Window(reason=Reason("schedule"), warmup=1, active=2)
+    states = []
+    for num_ended in range(3):
+        window.num_ended = num_ended
+        states.append(window.state)
+    assert states == ["warmup", "active", "last"]
 
 
 @pytest.mark.parametrize(("step", "following"), [(0, 5), (4, 5), (5, 10)])
-def test_after_a_window_that_was_cut_short_comes_the_next_turn_of_the_schedule(step, following):
+def test_after_a_window_that_was_cut_short_comes_the_next_one_of_the_schedule(step, following):
     assert Profile(wait=2, warmup=1, active=2, repeat=3).after_window(step) == following
     assert Profile(wait=2, warmup=1, active=2, every=9).after_window(step) == step
 
@@ -63,8 +63,8 @@ def test_limits_that_mean_nothing_are_refused():
 
 
 def reasons(trigger, steps):
-    watch = StepWatch(trigger)
-    found = {number: watch.look(number, *step) for number, step in enumerate(steps)}
+    triggers = StepTimeTriggers(trigger)
+    found = {number: triggers.reason_of(number, *step) for number, step in enumerate(steps)}
     return {number: reason for number, reason in found.items() if reason is not None}
 
 
@@ -94,32 +94,32 @@ def test_waiting_for_data_is_seen_over_twenty_steps():
     assert found[number].kind == "data_wait" and "of the 20 steps" in found[number].detail
 
 
-def test_the_budget_counts_windows_but_not_those_asked_for_by_hand():
-    budget = Budget(Profile(max_windows=2))
-    budget.begin()
+def test_the_limits_count_windows_but_not_those_asked_for_by_hand():
+    limits = Limits(Profile(max_windows=2))
+    limits.run_began()
     for kind in ("schedule", "demand", "finding"):
-        budget.opened(Reason(kind))
-        budget.closed()
-    budget.seconds = 0.0
-    assert budget.refusal(Reason("schedule")) == "there have been 2 windows (max_windows=2)"
-    assert budget.refusal(Reason("demand")) == ""
+        limits.window_opened(Reason(kind))
+        limits.window_closed()
+    limits.seconds = 0.0
+    assert limits.refusal(Reason("schedule")) == "there have been 2 windows (max_windows=2)"
+    assert limits.refusal(Reason("demand")) == ""
 
 
-def test_the_budget_ends_with_the_disk_that_it_may_use():
-    budget = Budget(Profile(max_megabytes=1))
-    budget.begin()
-    budget.num_bytes = 1_200_000
-    assert budget.refusal(Reason("demand")) == "the windows' files take 1 MB (max_megabytes=1)"
+def test_the_windows_end_with_the_disk_that_they_may_use():
+    limits = Limits(Profile(max_megabytes=1))
+    limits.run_began()
+    limits.num_bytes = 1_200_000
+    assert limits.refusal(Reason("demand")) == "the windows' files take 1 MB (max_megabytes=1)"
 
 
 def test_the_share_of_time_limits_what_repeats_without_end():
-    budget = Budget(Profile(every=100))
-    budget.begin()
-    budget.seconds = 1000.0
-    assert "of the run's time (max_share=0.05)" in budget.refusal(Reason("schedule"))
-    assert "of the run's time" in budget.refusal(Reason("slow_step"))
-    assert budget.refusal(Reason("demand")) == ""
-    numbered = Budget(Profile(repeat=3))
-    numbered.begin()
+    limits = Limits(Profile(every=100))
+    limits.run_began()
+    limits.seconds = 1000.0
+    assert "of the run's time (max_share=0.05)" in limits.refusal(Reason("schedule"))
+    assert "of the run's time" in limits.refusal(Reason("slow_step"))
+    assert limits.refusal(Reason("demand")) == ""
+    numbered = Limits(Profile(repeat=3))
+    numbered.run_began()
     numbered.seconds = 1000.0
     assert numbered.refusal(Reason("schedule")) == ""

@@ -9,9 +9,8 @@ from torch import nn
 
 import gradlab
 from gradlab.errors import GradlabWarning, ProfileError
+from gradlab.profiling import kineto, recording, trace_file
 from gradlab.profiling import profiler as profiler_module
-from gradlab.profiling import recording, trace
-from gradlab.profiling.analysis import events as recorded_events
 from gradlab.profiling.options import Profile
 from gradlab.profiling.profiler import Profiler
 
@@ -177,7 +176,7 @@ def test_a_failing_export_warns_once_and_leaves_nothing_that_looks_finished(run,
     def fail(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(trace, "tensorboard_dialect", fail)
+    monkeypatch.setattr(trace_file, "tensorboard_dialect", fail)
     profiler = Profiler(Profile(wait=0, warmup=0, active=1, repeat=3), tmp_path, run.model)
     with pytest.warns(UserWarning, match=r"failed: OSError: no space left on device. Training goes on") as caught:
         run.train(profiler, 5)
@@ -191,12 +190,12 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_can_be_seen(tmp_pa
     program = """
 import os, signal, sys, torch, gradlab
 from torch import nn
-from gradlab.profiling import trace
+from gradlab.profiling import trace_file
 
 def killed(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-trace._zipped = killed
+trace_file._zipped = killed
 model = nn.Linear(4, 4)
 with gradlab.profile(sys.argv[1], model):
     model(torch.ones(2, 4)).sum().backward()
@@ -211,7 +210,7 @@ with gradlab.profile(sys.argv[1], model):
     assert [path.name for path in (tmp_path / "profile").glob("[!.]*")] == [profiler.windows[0].name]
 
 
-def test_a_failing_mark_switches_off_cleanly(run, tmp_path, monkeypatch):
+def test_a_failing_range_switches_off_cleanly(run, tmp_path, monkeypatch):
     def fail(name):
         raise RuntimeError("no such range")
 
@@ -247,7 +246,7 @@ def test_stacks_and_shapes_are_recorded_on_request(run, tmp_path):
     assert any("Call stack" in args for args in arguments)
 
 
-def test_a_window_with_stacks_is_told_as_one_without(run, tmp_path):
+def test_a_window_with_stacks_has_the_same_summary_as_one_without(run, tmp_path):
     told = []
     for stack in (False, True):
         with gradlab.profile(
@@ -271,7 +270,7 @@ def test_a_torch_that_does_not_say_what_python_is_is_known_by_its_names(run):
     events = profiler.profiler.kineto_results.events()
     assert {event.is_python_function() for event in events} == {False, True}
     for event in events:
-        assert (recorded_events._PYTHON.match(event.name()) is not None) == event.is_python_function(), event.name()
+        assert (kineto._PYTHON.match(event.name()) is not None) == event.is_python_function(), event.name()
 
 
 def test_outside_windows_a_step_costs_only_the_schedule(run, tmp_path, monkeypatch):

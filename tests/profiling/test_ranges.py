@@ -7,7 +7,7 @@ from profiling.example import num_hooks
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from gradlab.profiling.ranges import ModuleMarks, eager_modules
+from gradlab.profiling.ranges import ModuleRanges, eager_modules
 
 # Dynamo asks each input of a compiled block for its .grad, of a non-leaf tensor too.
 asks_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -52,12 +52,12 @@ def test_a_compiled_module_is_marked_from_outside_without_another_graph(in_place
     model = nn.Sequential(nn.Linear(2, 2), block if in_place else torch.compile(block, backend=counter))
     x = torch.ones(1, 2)
     before = model(x)
-    marks = ModuleMarks(model)
-    marks.attach()
-    assert marks.modules["[pl][module]Block (compiled): 1"].name == "1"
+    ranges = ModuleRanges(model)
+    ranges.attach()
+    assert ranges.modules["[pl][module]Block (compiled): 1"].name == "1"
     with torch.profiler.profile() as profiler:
         assert torch.equal(model(x), before)
-    marks.detach()
+    ranges.detach()
     assert torch.equal(model(x), before) and counter.frame_count == 1
     assert "_compiled_call_impl" not in vars(model[1]) or in_place
     events = {event.name(): event for event in profiler.profiler.kineto_results.events()}
@@ -71,44 +71,44 @@ def test_a_compiled_function_over_a_marked_model_stays_one_graph():
     x = torch.ones(1, 2)
     compiled = torch.compile(lambda x: model(x) * 2, backend="eager", fullgraph=True)
     before = compiled(x)
-    marks = ModuleMarks(model)
-    marks.attach()
+    ranges = ModuleRanges(model)
+    ranges.attach()
     with torch.profiler.profile():
         during = compiled(x)
-    marks.detach()
+    ranges.detach()
     assert torch.equal(before, during) and torch.equal(before, compiled(x))
 
 
 def test_detaching_leaves_no_hook():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    marks = ModuleMarks(model)
+    ranges = ModuleRanges(model)
     before = num_hooks(model)
-    marks.attach()
+    ranges.attach()
     assert num_hooks(model) > before
-    marks.detach()
+    ranges.detach()
     assert num_hooks(model) == before == 0
 
 
 def test_a_mark_says_class_and_qualified_name():
-    marks = ModuleMarks(nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
-    marks.attach()
-    assert list(marks.modules) == [
+    ranges = ModuleRanges(nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
+    ranges.attach()
+    assert list(ranges.modules) == [
         "[pl][module]Sequential: Sequential",
         "[pl][module]Sequential: 0",
         "[pl][module]Linear: 0.0",
     ]
-    marks.detach()
+    ranges.detach()
 
 
 def test_a_forward_that_raises_closes_its_ranges():
     model = nn.Sequential(nn.Linear(2, 2), Fails())
-    marks = ModuleMarks(model)
-    marks.attach()
+    ranges = ModuleRanges(model)
+    ranges.attach()
     with torch.profiler.profile() as profiler:
         with pytest.raises(ValueError, match="on purpose"):
             model(torch.ones(1, 2))
         torch.ones(2).cumsum(0)
-    marks.detach()
+    ranges.detach()
     events = {event.name(): event for event in profiler.profiler.kineto_results.events()}
     assert events["[pl][module]Fails: 1"].end_ns() <= events["aten::cumsum"].start_ns()
     assert events["[pl][module]Sequential: Sequential"].end_ns() <= events["aten::cumsum"].start_ns()
@@ -117,10 +117,10 @@ def test_a_forward_that_raises_closes_its_ranges():
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_model_can_be_copied_and_pickled_while_it_is_marked(clone):
     model = nn.Sequential(nn.Linear(2, 2))
-    marks = ModuleMarks(model)
-    marks.attach()
+    ranges = ModuleRanges(model)
+    ranges.attach()
     copied = clone(model)
     with torch.profiler.profile() as profiler:
         copied(torch.ones(1, 2))
-    marks.detach()
+    ranges.detach()
     assert not [event for event in profiler.profiler.kineto_results.events() if event.name().startswith("[pl]")]

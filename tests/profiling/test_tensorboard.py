@@ -12,7 +12,7 @@ from profiling.example import Run
 from torch.utils.data import DataLoader
 
 import gradlab
-from gradlab.profiling.trace import tensorboard_dialect
+from gradlab.profiling.trace_file import tensorboard_dialect
 
 READER = Path(__file__).with_name("read_tab.py")
 

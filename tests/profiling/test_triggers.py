@@ -11,9 +11,16 @@ import gradlab
 from gradlab.frame import Finding
 from gradlab.profiling import profiler as profiler_module
 from gradlab.profiling import requests
-from gradlab.profiling.options import ON_DEMAND, Profile, Reason, Trigger
+from gradlab.profiling.options import ON_DEMAND, Profile, Trigger
 from gradlab.profiling.profiler import Profiler
-from gradlab.profiling.requests import Inbox, answer_to, ask, ask_ranks, read_request
+from gradlab.profiling.requests import (
+    RequestPoller,
+    read_answer,
+    read_request,
+    request_from_ranks,
+    request_window,
+)
+from gradlab.profiling.window import Reason
 from gradlab.sinks import MemorySink
 
 WATCHFUL = {"repeat": 0, "warmup": 1, "active": 2, "max_share": 1.0}
@@ -74,8 +81,8 @@ def test_a_finding_opens_a_window_where_it_is_asked_for(run, tmp_path):
         options = Profile(trigger=Trigger(on_finding=on_finding), **WATCHFUL)
         profiler = Profiler(options, tmp_path / str(on_finding), run.model, strict=True)
         run.train(profiler, 3)
-        profiler.found(Finding(step=3, kind="profile", site="", message="host-bound", severity="info"))
-        profiler.found(finding)
+        profiler.finding_reported(Finding(step=3, kind="profile", site="", message="host-bound", severity="info"))
+        profiler.finding_reported(finding)
         run.train(profiler, 5)
         profiler.close()
         assert len(profiler.windows) == windows
@@ -96,7 +103,7 @@ def test_a_monitor_passes_its_findings_on_and_gets_the_verdict_as_one(run, tmp_p
     assert recorded_steps(tmp_path / "profile" / "step_000003") == [3, 4]
 
 
-def test_every_opens_windows_until_the_budget_is_used_up(run, tmp_path, caplog):
+def test_every_opens_windows_until_a_limit_is_reached(run, tmp_path, caplog):
     caplog.set_level("INFO", logger="gradlab")
     options = Profile(wait=1, warmup=0, active=1, every=5, max_windows=2, max_share=1.0)
     profiler = Profiler(options, tmp_path, run.model, strict=True)
@@ -125,11 +132,11 @@ def impatient(monkeypatch):
 def test_a_request_is_answered_with_a_window_and_taken_away(run, tmp_path, impatient):
     profiler = Profiler(ON_DEMAND, tmp_path, run.model, strict=True)
     run.train(profiler, 3)
-    request = ask(tmp_path, active=2)
-    assert answer_to(tmp_path, request) is None
+    request = request_window(tmp_path, active=2)
+    assert read_answer(tmp_path, request) is None
     run.train(profiler, 8)
     profiler.close()
-    answer = answer_to(tmp_path, request)
+    answer = read_answer(tmp_path, request)
     assert answer == {"id": request, "window": profiler.windows[0].name}
     assert len(profiler.windows) == 1 and len(recorded_steps(profiler.windows[0])) == 2
     assert read_request(tmp_path) is None
@@ -141,20 +148,20 @@ def test_a_request_during_a_window_waits_for_its_end(run, tmp_path, impatient):
     profiler.begin(0)
     for number in range(12):
         if number == 2:
-            request = ask(tmp_path, active=1)
+            request = request_window(tmp_path, active=1)
         run.step()
         profiler.step(number)
     profiler.close()
     assert [read_summary(path)["reason"]["kind"] for path in profiler.windows] == ["schedule", "demand"]
-    assert answer_to(tmp_path, request)["window"] == profiler.windows[1].name
+    assert read_answer(tmp_path, request)["window"] == profiler.windows[1].name
 
 
 def test_a_request_that_cannot_be_met_is_answered_with_a_sentence(run, tmp_path, impatient):
     profiler = Profiler(Profile(repeat=0, max_megabytes=1), tmp_path, run.model, strict=True)
-    profiler.opener.budget.num_bytes = 2_000_000
-    request = ask(tmp_path, active=2)
+    profiler.scheduler.limits.num_bytes = 2_000_000
+    request = request_window(tmp_path, active=2)
     run.train(profiler, 3)
-    assert answer_to(tmp_path, request)["error"] == "no window: the windows' files take 2 MB (max_megabytes=1)."
+    assert read_answer(tmp_path, request)["error"] == "no window: the windows' files take 2 MB (max_megabytes=1)."
     profiler.close()
 
 
@@ -172,35 +179,35 @@ def test_a_broken_request_is_no_request(content, run, tmp_path, impatient):
 def test_a_run_that_ends_before_it_could_answer_says_so(run, tmp_path, impatient):
     profiler = Profiler(ON_DEMAND, tmp_path, run.model, strict=True)
     run.train(profiler, 2)
-    request = ask(tmp_path, active=2)
+    request = request_window(tmp_path, active=2)
     run.train(profiler, 1)
     profiler.close()
-    assert answer_to(tmp_path, request)["error"] == "no window: training ended before a whole step was recorded."
+    assert read_answer(tmp_path, request)["error"] == "no window: training ended before a whole step was recorded."
 
 
 def test_looking_for_requests_is_rare(tmp_path, monkeypatch):
     looks = []
     monkeypatch.setattr(requests, "read_request", lambda folder: looks.append(folder))
-    inbox = Inbox(tmp_path, rank=0, world_size=1)
+    poller = RequestPoller(tmp_path, rank=0, world_size=1)
     for step in range(1000):
-        inbox.due(step, 0.01)
+        poller.due(step, 0.01)
     assert len(looks) == 1
 
 
 def test_all_ranks_open_a_window_at_the_same_step(tmp_path, impatient):
-    inboxes = [Inbox(tmp_path, rank=rank, world_size=3) for rank in range(3)]
-    request = ask(tmp_path, active=2)
-    assert inboxes[1].due(10, 0.01) is None  # before rank zero has chosen
-    assert inboxes[0].due(10, 0.01) is None
+    pollers = [RequestPoller(tmp_path, rank=rank, world_size=3) for rank in range(3)]
+    request = request_window(tmp_path, active=2)
+    assert pollers[1].due(10, 0.01) is None  # before rank zero has chosen
+    assert pollers[0].due(10, 0.01) is None
     chosen = read_request(tmp_path).step
     assert chosen > 10
-    for inbox in inboxes:
-        assert [step for step in range(11, chosen + 5) if inbox.due(step, 0.01)] == [chosen]
-    inboxes[1].answer(request, window="x")
+    for poller in pollers:
+        assert [step for step in range(11, chosen + 5) if poller.due(step, 0.01)] == [chosen]
+    pollers[1].answer(request, window="x")
     assert read_request(tmp_path) is not None  # only rank zero answers
-    inboxes[0].answer(request, window="x")
+    pollers[0].answer(request, window="x")
     assert read_request(tmp_path) is None
-    ask_ranks(tmp_path, Reason("slow_step", "because"), active=3)
+    request_from_ranks(tmp_path, Reason("slow_step", "because"), active=3)
     assert read_request(tmp_path).reason == Reason("slow_step", "because")
 
 
@@ -211,10 +218,10 @@ def test_a_request_can_come_from_another_thread_while_the_loop_goes_on(run, tmp_
     answers = []
 
     def somebody():
-        request = ask(tmp_path, active=1)
+        request = request_window(tmp_path, active=1)
         deadline = time.monotonic() + 60
         while not answers and time.monotonic() < deadline:
-            if answer := answer_to(tmp_path, request):
+            if answer := read_answer(tmp_path, request):
                 answers.append(answer)
             time.sleep(0.01)
         done.set()

@@ -1,5 +1,6 @@
-"""A recorded window made into numbers: pure functions from events to summary.json.
+"""The events of a window made into numbers: pure functions from records to the dictionary in summary.json.
 
-events.py what torch.profiler recorded · attribution.py time by module, into account.py · idle.py · kernels.py ·
-memory.py by module · categories.py by category · verdict.py · ranks.py · summary.py puts them together.
+Start at summary.py: it takes the `WindowEvents` of events.py, attributes their time (attribution.py), classifies memory
+(memory.py) and idle time (idle.py) and gives the verdict (verdict.py). ranks.py joins the summaries of all ranks.
+Nothing here imports torch.
 """

@@ -1,22 +1,28 @@
-"""The raw events of a window as plain records, read once.
+"""The records that a window is made of: events, allocations, profiled modules, and memory that outlives a step.
 
-Never `key_averages()` or `events()` of torch.profiler: those cost about fifty times more per event.
+Belongs here: plain records, without torch, and the names that gradlab's own ranges have among the events. Does not: how
+they are recorded (`gradlab.profiling.recording`) and read from torch (`gradlab.profiling.kineto`).
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
-import torch
-from torch._C._profiler import _EventType
+STEP = "ProfilerStep#"
+"""How the name of the range around a step begins; its number follows."""
+UNFINISHED_STEP = "unfinished step "
+"""The same for a step of which a trace has only a part: renamed, so that nobody averages over it."""
+STEP_BODY = "[pl][profile]train_step"
+DATA_WAIT = "enumerate(DataLoader)#gradlab.__next__"
 
-_CPU = torch._C._autograd.DeviceType.CPU
-_MEMORY = "[memory]"
-_PYTHON = re.compile(r".*\(\d+\): |<built-in |nn\.Module: ")
-"""How torch names Python's frames, for a torch whose events do not say that they are one."""
+Span = tuple[int, int]
+"""From when to when, nanoseconds."""
+
+Category = Literal["parameters", "gradients", "optimizer_state", "activations", "temporaries"]
+CATEGORIES: tuple[Category, ...] = ("parameters", "gradients", "optimizer_state", "activations", "temporaries")
+"""What memory is used for."""
 
 
 class Event(NamedTuple):
@@ -48,63 +54,47 @@ class Allocation(NamedTuple):
     device: str
 
 
-def read_events(results: Any) -> list[Event]:
-    """All events of torch's `_ProfilerResult`, without changes of memory and the shadows that ranges throw on a device.
+class PersistentBlock(NamedTuple):
+    """Memory that outlives a step: of a parameter, a buffer, a gradient or an optimizer's state."""
 
-    Also without the frames of Python that stacks add: they are the same time once more, and a range begins in the
-    frame of its own `__enter__`, which it outlives. So a window with stacks is told as one without.
-
-    Cost: 4 microseconds an event.
-    """
-    events = []
-    for event in results.events():
-        name = event.name()
-        if name == _MEMORY or _is_python(event):
-            continue
-        on_device = event.device_type() != _CPU
-        if on_device and event.is_user_annotation():
-            continue
-        start = event.start_ns()
-        events.append(
-            Event(
-                name,
-                start,
-                start + event.duration_ns(),
-                event.start_thread_id(),
-                on_device,
-                event.sequence_nr(),
-                event.fwd_thread_id(),
-                event.correlation_id(),
-                event.linked_correlation_id(),
-            )
-        )
-    return events
+    device: str
+    num_bytes: int
+    category: Category
 
 
-def _is_python(event: Any) -> bool:
-    """Whether an event is a frame of Python, or a call from there into C."""
-    known = getattr(event, "is_python_function", None)
-    return known() if known is not None else _PYTHON.match(event.name()) is not None
+PersistentMemory = Mapping[int, PersistentBlock]
+"""The persistent blocks by their address."""
 
 
-def read_allocations(results: Any) -> list[Allocation]:
-    """The changes of memory in torch's `_ProfilerResult` in order of time. Cost: 4 microseconds an event."""
-    todo, found = list(results.experimental_event_tree()), []
-    while todo:
-        event = todo.pop()
-        todo.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            fields = event.extra_fields
-            found.append(Allocation(event.start_time_ns, fields.ptr, fields.alloc_size, device_name(fields.device)))
-    return sorted(found)
+class ProfiledModule(NamedTuple):
+    """A module whose forwards have a range: its qualified name ("" for the model itself), the name of its class."""
+
+    name: str
+    kind: str
+
+    @property
+    def range_name(self) -> str:
+        """The range's name in the trace, as TensorBoard's module view spells it; the model goes by its class."""
+        return f"[pl][module]{self.kind}: {self.name or self.kind}"
 
 
-def device_name(device: Any) -> str:
-    """`cpu`, `cuda:0`: with the index, which torch leaves out where it is the current one."""
-    return device.type if device.type == "cpu" else f"{device.type}:{max(0, device.index or 0)}"
+@dataclass(frozen=True, kw_only=True)
+class WindowEvents:
+    """All that was recorded in a window, read from torch."""
 
-
-def chosen_device(allocations: Iterable[Allocation]) -> str:
-    """Whose memory is told of: that of the device with most allocations, the CPU's where there is no other."""
-    devices = Counter(allocation.device for allocation in allocations if allocation.device != "cpu")
-    return devices.most_common(1)[0][0] if devices else "cpu"
+    events: Sequence[Event]
+    allocations: Sequence[Allocation] = ()
+    """In order of time; none where memory was not recorded."""
+    steps: Sequence[int]
+    """The steps that were recorded from their beginning to their end."""
+    modules: Mapping[str, ProfiledModule]
+    """The module behind each range's name."""
+    memory_before: PersistentMemory = field(default_factory=dict)
+    """The persistent memory when recording began."""
+    memory_after: PersistentMemory = field(default_factory=dict)
+    """The persistent memory when recording ended."""
+    expects_kernels: bool = False
+    """Whether the model is on a device whose kernels torch.profiler can record."""
+    device_name: str | None = None
+    """Of the CUDA device, where there is one."""
+    torch_version: str = ""

@@ -1,4 +1,4 @@
-"""Why a device stood still: each gap between its kernels, with the cause that the host's timeline gives.
+"""Why a device was idle: each gap between its kernels, with the cause that the host's timeline gives.
 
 A gap ends with a kernel. Where the host launched that kernel before the gap began, it was in the queue and waited for
 something else (`queue`). Else the host was late: because it waited for a batch (`data`), because it had waited for the
@@ -12,11 +12,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from gradlab.profiling.analysis.events import Event
+from gradlab.profiling.analysis.events import Event, Span
 
 Cause = Literal["data", "sync", "host", "queue"]
 CAUSES: tuple[Cause, ...] = ("data", "sync", "host", "queue")
-Span = tuple[int, int]
 
 _SYNCHRONIZES = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cuStreamSynchronize")
 _SYNCHRONIZES_HIP = ("hipDeviceSynchronize", "hipStreamSynchronize", "hipEventSynchronize")
@@ -24,7 +23,7 @@ _RETURN_NS = 20_000
 """How long after the device's last work a call that waited for it may take to return."""
 
 
-class Gap(NamedTuple):
+class IdleGap(NamedTuple):
     """A time in which the device did nothing, nanoseconds."""
 
     start: int
@@ -34,7 +33,7 @@ class Gap(NamedTuple):
     """What ended it; None at the end of the window."""
 
 
-def gaps(events: Iterable[Event], calls: Iterable[Event], waits: Sequence[Span], span: Span) -> list[Gap]:
+def idle_gaps(events: Iterable[Event], calls: Iterable[Event], waits: Sequence[Span], span: Span) -> list[IdleGap]:
     """The gaps of a device inside `span`, split where their cause changes; all together are its idle time.
 
     Args:
@@ -47,34 +46,35 @@ def gaps(events: Iterable[Event], calls: Iterable[Event], waits: Sequence[Span],
     launches = {call.correlation: call for call in calls if call.correlation}
     syncs = [call for call in calls if call.name.startswith(_SYNCHRONIZES + _SYNCHRONIZES_HIP)]
     sync_ends = sorted(call.end for call in syncs)
-    found: list[Gap] = []
+    gaps: list[IdleGap] = []
     reached = span[0]
     for event in sorted(events, key=lambda event: event.start):
         if event.start >= span[1]:
-            found += _explained(reached, span[1], event, launches, waits, sync_ends)
+            gaps += _with_cause(reached, span[1], event, launches, waits, sync_ends)
             reached = span[1]
             break
         if event.start > reached:
-            found += _explained(reached, event.start, event, launches, waits, sync_ends)
+            gaps += _with_cause(reached, event.start, event, launches, waits, sync_ends)
         reached = max(reached, event.end)
     if reached < span[1]:
-        found += _explained(reached, span[1], None, launches, waits, sync_ends)
-    return found
+        gaps += _with_cause(reached, span[1], None, launches, waits, sync_ends)
+    return gaps
 
 
-def _explained(
+def _with_cause(
     start: int,
     end: int,
     event: Event | None,
     launches: Mapping[int, Event],
     waits: Sequence[Span],
     sync_ends: Sequence[int],
-) -> list[Gap]:
+) -> list[IdleGap]:
+    """The gap before `event`, cut where the host began or ended to wait for data."""
     if end <= start:
         return []
     launch = launches.get(event.correlation) if event is not None else None
     if event is not None and (launch is None or launch.start < start):
-        return [Gap(start, end, "queue", event)]
+        return [IdleGap(start, end, "queue", event)]
     after = bisect_left(sync_ends, start - _RETURN_NS)
     was_sync = after < len(sync_ends) and sync_ends[after] <= min(end, start + _RETURN_NS)
     rest: Cause = "sync" if was_sync else "host"
@@ -86,9 +86,9 @@ def _explained(
         if last <= first:
             continue
         if first > reached:
-            pieces.append(Gap(reached, first, rest, event))
-        pieces.append(Gap(first, last, "data", event))
+            pieces.append(IdleGap(reached, first, rest, event))
+        pieces.append(IdleGap(first, last, "data", event))
         reached = last
     if reached < end:
-        pieces.append(Gap(reached, end, rest, event))
+        pieces.append(IdleGap(reached, end, rest, event))
     return pieces

@@ -1,4 +1,4 @@
-"""What a kernel is, by its name: whether it ran on tensor cores, and whether arithmetic or memory bounds it.
+"""What a kernel or an operator is, by its name: on tensor cores or not, bound by arithmetic or by memory, a collective.
 
 Names are all that a trace has without hardware counters. The list knows cuBLAS of Hopper and Blackwell (`nvjet`), whose
 kernels the PyTorch Profiler tab takes for ordinary ones.
@@ -38,6 +38,8 @@ DENSE_OPERATORS = re.compile(
     r"|.*convolution.*|_scaled_dot_product.*|_flash.*|_efficient.*|.*lstm.*|.*gru.*|linalg.*)|mkldnn::|xnnpack::"
 )
 """Operators whose arithmetic outgrows what they read and write."""
+HOST_COLLECTIVES = ("nccl:", "gloo:", "mpi:", "ucc:")
+"""How the names of the host's events begin that last as long as a collective is under way."""
 
 
 @lru_cache(maxsize=4096)

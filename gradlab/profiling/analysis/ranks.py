@@ -1,7 +1,7 @@
-"""What all ranks show together: whether one keeps the others waiting.
+"""The summaries of all ranks put together: whether one rank keeps the others waiting.
 
-Ranks that train together end each step together, so step times tell nothing. Who waits is seen in the collectives: the
-rank that comes last has the shortest ones.
+Ranks that train together end each step together, so the time of their steps is the same. Who waits is seen in the
+collectives: the rank that comes last has the shortest ones.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from gradlab.profiling.analysis.account import PHASES
+from gradlab.profiling.analysis.attributed_times import TRACED_PHASES
 from gradlab.profiling.analysis.verdict import verdict
 
 STRAGGLE_SHARE = 0.15
-_WORK = ("data_ms", "forward_ms", "backward_ms", "optimizer_ms", "other_ms")
+_PHASE_KEYS = tuple(f"{phase}_ms" for phase in TRACED_PHASES)
 
 
 def with_ranks(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rank zero's summary with a row for each rank, and the verdict that one of them straggles, where one does."""
     ordered = sorted(summaries, key=lambda summary: summary["rank"])
-    mine = dict(ordered[0])
-    mine["ranks"] = [_row(summary) for summary in ordered]
-    straggler = _straggler(mine["ranks"])
-    if straggler is not None:
-        mine["verdict"] = verdict("straggler", straggler).record(mine["verdict"]["shares"])
-    return mine
+    joined = dict(ordered[0])
+    joined["ranks"] = [_row(summary) for summary in ordered]
+    evidence = _straggler_evidence(joined["ranks"])
+    if evidence is not None:
+        joined["verdict"] = verdict("straggler", evidence).record(joined["verdict"]["shares"])
+    return joined
 
 
 def _row(summary: dict[str, Any]) -> dict[str, float]:
     mean = summary["mean"]
-    phases = {f"{phase}_ms": mean[f"{phase}_ms"] for phase in PHASES}
+    phases = {key: mean[key] for key in _PHASE_KEYS}
     return {"rank": summary["rank"], "ms": mean["ms"], **phases, "collectives_ms": summary["collectives_ms"]}
 
 
-def _straggler(rows: Sequence[dict[str, float]]) -> str | None:
+def _straggler_evidence(rows: Sequence[dict[str, float]]) -> str | None:
     """The evidence against the rank that the others wait for; None where they wait for each other alike."""
     if len(rows) < 2:
         return None
@@ -44,7 +44,7 @@ def _straggler(rows: Sequence[dict[str, float]]) -> str | None:
     step = statistics.median(row["ms"] for row in rows)
     if waited < STRAGGLE_SHARE * step:
         return None
-    excess = {key: slow[key] - statistics.median(row[key] for row in others) for key in _WORK}
+    excess = {key: slow[key] - statistics.median(row[key] for row in others) for key in _PHASE_KEYS}
     longest = max(excess, key=excess.__getitem__)
     phase = longest.removesuffix("_ms").replace("data", "data wait")
     rank = round(slow["rank"])

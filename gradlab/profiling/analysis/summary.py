@@ -1,6 +1,7 @@
 """summary.json: a window in numbers that need no trace viewer, and the verdict on it.
 
-Belongs here: the layout of that file, which the board reads. Does not: how the numbers are found (attribution.py).
+Belongs here: the layout of that file, which the board reads. Does not: how the numbers are found (attribution.py,
+memory.py, verdict.py), and the file itself (`gradlab.profiling.writer`).
 """
 
 from __future__ import annotations
@@ -10,21 +11,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from gradlab.errors import ProfileError
-from gradlab.profiling.analysis.account import PHASES, Attribution, Owner, Phase
+from gradlab.perf.phases import Phase
+from gradlab.profiling.analysis.attributed_times import TRACED_PHASES, AttributedTimes, Owner
 from gradlab.profiling.analysis.attribution import attribute
-from gradlab.profiling.analysis.categories import PeakMemory, peak_by_category
-from gradlab.profiling.analysis.events import read_allocations, read_events
+from gradlab.profiling.analysis.events import ProfiledModule, WindowEvents
 from gradlab.profiling.analysis.idle import CAUSES
 from gradlab.profiling.analysis.kernels import DENSE_OPERATORS, is_collective, is_copy, is_dense, uses_tensor_cores
-from gradlab.profiling.analysis.memory import Memory, memory_by_module
+from gradlab.profiling.analysis.memory import ModuleMemory, PeakMemory, memory_by_module, peak_by_category
 from gradlab.profiling.analysis.verdict import Shares, judge
-from gradlab.profiling.files import SCHEMA
-from gradlab.profiling.ranges import Module
-from gradlab.profiling.recording import Recorded
 
+SCHEMA = 2
+"""The schema of summary.json that is written and read here; docs/profile.md describes it."""
 TOP_OPERATORS = TOP_KERNELS = 20
 TOP_GAPS = 10
 
@@ -34,58 +32,56 @@ _NO_KERNELS = (
 )
 
 
-def summarize(recorded: Recorded, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+def summarize(window: WindowEvents, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     """A window as the plain dictionary that summary.json holds; docs/profile.md describes every key.
 
-    Cost: about 10 microseconds an event, in the background.
+    Cost: about 4 microseconds an event, in the background.
     """
-    events = read_events(recorded.results)
-    attribution = attribute(events, recorded.steps, recorded.modules)
-    allocations = read_allocations(recorded.results) if recorded.with_memory else []
-    memory = memory_by_module(allocations, attribution.calls)
-    peak = peak_by_category(allocations, recorded.before, recorded.after, attribution)
-    summary = describe(attribution, recorded.modules, memory, peak, rank=rank, world_size=world_size)
-    if recorded.expects_kernels and not attribution.device:
+    attributed = attribute(window.events, window.steps, window.modules)
+    memory = memory_by_module(window.allocations, attributed.calls)
+    peak = peak_by_category(window.allocations, window.memory_before, window.memory_after, attributed)
+    summary = _describe(window, attributed, memory, peak, rank=rank, world_size=world_size)
+    if window.expects_kernels and not attributed.device:
         summary["notes"].append(_NO_KERNELS)
     return summary
 
 
-def describe(
-    attribution: Attribution,
-    modules: Mapping[str, Module],
-    memory: Mapping[str, Memory],
-    peak: PeakMemory | None = None,
+def _describe(
+    window: WindowEvents,
+    attributed: AttributedTimes,
+    memory: Mapping[str, ModuleMemory],
+    peak: PeakMemory | None,
     *,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int,
+    world_size: int,
 ) -> dict[str, Any]:
-    """An attribution as the dictionary of `summarize`."""
-    num_steps = len(attribution.steps)
+    """Attributed times and memory as the dictionary of `summarize`."""
+    num_steps = len(attributed.steps)
     if num_steps == 0:
         raise ProfileError("the window holds none of its own step marks: another profiler took its events away.")
-    steps = [_step_row(step, phases) for step, phases in attribution.steps.items()]
+    steps = [_step_row(step, phases) for step, phases in attributed.steps.items()]
     mean = {key: sum(row[key] for row in steps) / num_steps for key in steps[0] if key != "step"}
     return {
         "schema": SCHEMA,
-        "torch": torch.__version__,
+        "torch": window.torch_version,
         "rank": rank,
         "world_size": world_size,
         "reason": {"kind": "schedule", "detail": ""},
         "steps": steps,
         "mean": mean,
-        "modules": _module_rows(attribution, modules, memory),
+        "modules": _module_rows(attributed, window.modules, memory),
         "unattributed": {
-            "forward_ms": _ms(attribution.host.get(Owner("forward"), 0), num_steps),
-            "backward_ms": _ms(attribution.host.get(Owner("backward"), 0), num_steps),
-            "device_ms": _ms(sum(time for owner, time in attribution.device.items() if not owner.path), num_steps),
+            "forward_ms": _ms(attributed.host.get(Owner("forward"), 0), num_steps),
+            "backward_ms": _ms(attributed.host.get(Owner("backward"), 0), num_steps),
+            "device_ms": _ms(sum(time for owner, time in attributed.device.items() if not owner.path), num_steps),
         },
-        "operators": _operator_rows(attribution, num_steps),
-        "kernels": _kernel_rows(attribution, num_steps),
-        "device": _device(attribution, modules),
+        "operators": _operator_rows(attributed, num_steps),
+        "kernels": _kernel_rows(attributed, num_steps),
+        "device": _device(attributed, window),
         "memory": _memory(peak),
-        "collectives_ms": _ms(attribution.collectives, num_steps),
+        "collectives_ms": _ms(attributed.collectives, num_steps),
         "ranks": None,
-        "verdict": _verdict(attribution, mean),
+        "verdict": _verdict(attributed, mean),
         "notes": [],
     }
 
@@ -95,42 +91,44 @@ def _ms(nanoseconds: float, num_steps: int = 1) -> float:
 
 
 def _step_row(step: int, phases: Mapping[Phase, int]) -> dict[str, float]:
-    return {"step": step, "ms": _ms(sum(phases.values()))} | {f"{phase}_ms": _ms(phases[phase]) for phase in PHASES}
+    return {"step": step, "ms": _ms(sum(phases.values()))} | {
+        f"{phase}_ms": _ms(phases[phase]) for phase in TRACED_PHASES
+    }
 
 
 def _module_rows(
-    attribution: Attribution, modules: Mapping[str, Module], memory: Mapping[str, Memory]
+    attributed: AttributedTimes, modules: Mapping[str, ProfiledModule], memory: Mapping[str, ModuleMemory]
 ) -> list[dict[str, Any]]:
-    num_steps = len(attribution.steps)
-    num_calls = Counter(call.mark for call in attribution.calls)
-    host, device = _by_module(attribution.host), _by_module(attribution.device)
+    num_steps = len(attributed.steps)
+    num_calls = Counter(call.range_name for call in attributed.calls)
+    host, device = _by_module(attributed.host), _by_module(attributed.device)
     rows = []
-    for mark in num_calls | host | device:
-        kept = memory.get(mark)
-        row: dict[str, Any] = {"name": modules[mark].name, "kind": modules[mark].kind}
-        row["calls"] = num_calls[mark] / num_steps
+    for name in num_calls | host | device:
+        used = memory.get(name)
+        row: dict[str, Any] = {"name": modules[name].name, "kind": modules[name].kind}
+        row["calls"] = num_calls[name] / num_steps
         for prefix, times in (("", host), ("device_", device)):
             for key in ("forward", "forward_self", "backward", "backward_self"):
-                row[f"{prefix}{key}_ms"] = _ms(times[mark][key] if mark in times else 0, num_steps)
-        row["retained_bytes"] = kept.retained_bytes if kept else None
-        row["peak_bytes"] = kept.peak_bytes if kept else None
+                row[f"{prefix}{key}_ms"] = _ms(times[name][key] if name in times else 0, num_steps)
+        row["retained_bytes"] = used.retained_bytes if used else None
+        row["peak_bytes"] = used.peak_bytes if used else None
         rows.append(row)
     return rows
 
 
 def _by_module(times: Mapping[Owner, int]) -> dict[str, Counter[str]]:
-    """For each module's mark: its own time by phase, and with the modules inside it."""
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    """For each module, by its range's name: its own time by phase, and with the modules inside it."""
+    modules: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for owner, time in times.items():
-        for mark in set(owner.path):
-            found[mark][owner.phase] += time
-        for mark in owner.path[-1:]:
-            found[mark][f"{owner.phase}_self"] += time
-    return found
+        for name in set(owner.path):
+            modules[name][owner.phase] += time
+        for name in owner.path[-1:]:
+            modules[name][f"{owner.phase}_self"] += time
+    return modules
 
 
-def _operator_rows(attribution: Attribution, num_steps: int) -> list[dict[str, Any]]:
-    by_cost = sorted(attribution.operators.items(), key=lambda item: item[1].device + item[1].host_self, reverse=True)
+def _operator_rows(attributed: AttributedTimes, num_steps: int) -> list[dict[str, Any]]:
+    by_cost = sorted(attributed.operators.items(), key=lambda item: item[1].device + item[1].host_self, reverse=True)
     return [
         {
             "name": name,
@@ -142,8 +140,8 @@ def _operator_rows(attribution: Attribution, num_steps: int) -> list[dict[str, A
     ]
 
 
-def _kernel_rows(attribution: Attribution, num_steps: int) -> list[dict[str, Any]]:
-    by_cost = sorted(attribution.kernels.items(), key=lambda item: item[1].time, reverse=True)
+def _kernel_rows(attributed: AttributedTimes, num_steps: int) -> list[dict[str, Any]]:
+    by_cost = sorted(attributed.kernels.items(), key=lambda item: item[1].time, reverse=True)
     return [
         {
             "name": name,
@@ -156,31 +154,31 @@ def _kernel_rows(attribution: Attribution, num_steps: int) -> list[dict[str, Any
     ]
 
 
-def _device(attribution: Attribution, modules: Mapping[str, Module]) -> dict[str, Any] | None:
-    if not attribution.device:
+def _device(attributed: AttributedTimes, window: WindowEvents) -> dict[str, Any] | None:
+    if not attributed.device:
         return None
-    num_steps = len(attribution.steps)
-    copies, computing, in_tensor_cores = _kernel_times(attribution)
+    num_steps = len(attributed.steps)
+    copies, computing, in_tensor_cores = _kernel_times(attributed)
     return {
-        "name": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "busy_share": _share_of_span(attribution.device_busy, attribution),
-        "ms": _ms(sum(attribution.device.values()), num_steps),
+        "name": window.device_name,
+        "busy_share": _share_of_span(attributed.device_busy, attributed),
+        "ms": _ms(sum(attributed.device.values()), num_steps),
         "tensor_core_share": in_tensor_cores / computing if computing else 0.0,
         "copies_ms": _ms(copies, num_steps),
-        "collectives_ms": _ms(attribution.collectives, num_steps),
-        "idle": _idle(attribution, modules),
+        "collectives_ms": _ms(attributed.collectives, num_steps),
+        "idle": _idle(attributed, window.modules),
     }
 
 
-def _share_of_span(nanoseconds: int, attribution: Attribution) -> float:
-    start, end = attribution.span
+def _share_of_span(nanoseconds: int, attributed: AttributedTimes) -> float:
+    start, end = attributed.span
     return nanoseconds / (end - start)
 
 
-def _kernel_times(attribution: Attribution) -> tuple[int, int, int]:
+def _kernel_times(attributed: AttributedTimes) -> tuple[int, int, int]:
     """Nanoseconds of copies and fills, of kernels that compute, and of those of them that use tensor cores."""
     copies = computing = in_tensor_cores = 0
-    for name, kernel in attribution.kernels.items():
+    for name, kernel in attributed.kernels.items():
         if is_copy(name):
             copies += kernel.time
         elif not is_collective(name):
@@ -189,21 +187,21 @@ def _kernel_times(attribution: Attribution) -> tuple[int, int, int]:
     return copies, computing, in_tensor_cores
 
 
-def _idle(attribution: Attribution, modules: Mapping[str, Module]) -> dict[str, Any]:
-    num_steps = len(attribution.steps)
+def _idle(attributed: AttributedTimes, modules: Mapping[str, ProfiledModule]) -> dict[str, Any]:
+    num_steps = len(attributed.steps)
     by_cause = Counter[str]()
-    for gap, _ in attribution.gaps:
+    for gap, _ in attributed.gaps:
         by_cause[gap.cause] += gap.end - gap.start
-    longest = sorted(attribution.gaps, key=lambda pair: pair[0].start - pair[0].end)[:TOP_GAPS]
+    longest = sorted(attributed.gaps, key=lambda pair: pair[0].start - pair[0].end)[:TOP_GAPS]
     rows = [
         {
             "ms": _ms(gap.end - gap.start),
             "cause": gap.cause,
-            "step": next((step for step, _, end in attribution.step_spans if gap.start < end), None),
+            "step": next((step.step for step in attributed.step_spans if gap.start < step.end), None),
             "before": gap.kernel.name if gap.kernel is not None else None,
-            "module": modules[mark].name if mark is not None else None,
+            "module": modules[name].name if name is not None else None,
         }
-        for gap, mark in longest
+        for gap, name in longest
     ]
     return {f"{cause}_ms": _ms(by_cause[cause], num_steps) for cause in CAUSES} | {"gaps": rows}
 
@@ -219,47 +217,47 @@ def _memory(peak: PeakMemory | None) -> dict[str, Any] | None:
     }
 
 
-def _verdict(attribution: Attribution, mean: Mapping[str, float]) -> dict[str, Any]:
+def _verdict(attributed: AttributedTimes, mean: Mapping[str, float]) -> dict[str, Any]:
     computing = max(mean["ms"] - mean["data_ms"], 1e-9)
-    on_device = bool(attribution.device)
-    idle = sum(gap.end - gap.start for gap, _ in attribution.gaps)
-    after_sync = sum(gap.end - gap.start for gap, _ in attribution.gaps if gap.cause == "sync")
+    on_device = bool(attributed.device)
+    idle = sum(gap.end - gap.start for gap, _ in attributed.gaps)
+    after_sync = sum(gap.end - gap.start for gap, _ in attributed.gaps if gap.cause == "sync")
     shares = Shares(
         data=mean["data_ms"] / mean["ms"],
-        overhead=_ms(attribution.overhead, len(attribution.steps)) / computing,
-        device_busy=_share_of_span(attribution.device_busy, attribution) if on_device else None,
-        dense=_dense_share(attribution),
+        overhead=_ms(attributed.overhead, len(attributed.steps)) / computing,
+        device_busy=_share_of_span(attributed.device_busy, attributed) if on_device else None,
+        dense=_dense_share(attributed),
         sync=after_sync / idle if on_device and idle else None,
-        communication=_share_of_span(attribution.exposed_collectives, attribution) if on_device else None,
+        communication=_share_of_span(attributed.exposed_collectives, attributed) if on_device else None,
     )
-    return judge(shares, step_ms=mean["ms"], largest=_largest(attribution)).record(asdict(shares))
+    return judge(shares, step_ms=mean["ms"], largest=_largest_part(attributed)).record(asdict(shares))
 
 
-def _dense_share(attribution: Attribution) -> float | None:
+def _dense_share(attributed: AttributedTimes) -> float | None:
     """Of the computing time, that of operations whose arithmetic outgrows what they read and write."""
-    if attribution.device:
-        times = {name: kernel.time for name, kernel in attribution.kernels.items() if not is_collective(name)}
+    if attributed.device:
+        times = {name: kernel.time for name, kernel in attributed.kernels.items() if not is_collective(name)}
         dense = sum(time for name, time in times.items() if is_dense(name))
     else:
-        long = ((name, kind) for name, kind in attribution.operators.items() if not kind.calls_are_short)
+        long = ((name, kind) for name, kind in attributed.operators.items() if not kind.calls_are_short)
         times = {name: kind.host_self for name, kind in long}
         dense = sum(time for name, time in times.items() if DENSE_OPERATORS.match(name))
     total = sum(times.values())
     return dense / total if total else None
 
 
-def _largest(attribution: Attribution) -> tuple[str, float]:
+def _largest_part(attributed: AttributedTimes) -> tuple[str, float]:
     """The module, or the optimizer, with most of the computing time of its own, and its share of that time."""
-    times = attribution.device or attribution.host
+    times = attributed.device or attributed.host
     parts: Counter[str] = Counter()
     for owner, time in times.items():
         if owner.phase not in ("data", "other"):
-            parts[_part(owner)] += time
+            parts[_part_name(owner)] += time
     (name, time), *_ = parts.most_common(1) or [("nothing", 0)]
     return name, time / max(1, parts.total())
 
 
-def _part(owner: Owner) -> str:
+def _part_name(owner: Owner) -> str:
     if owner.path:
         return owner.path[-1].partition(": ")[2]
     return "the optimizer" if owner.phase == "optimizer" else "code outside every module"

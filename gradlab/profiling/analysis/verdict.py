@@ -1,4 +1,7 @@
-"""What holds a training step back, in words: the evidence, and what to try."""
+"""What bounds a training step, in words: the evidence, and what to try.
+
+Belongs here: thresholds, sentences and advice. Does not: how the shares are found (summary.py).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ DENSE_SHARE = 0.5
 SYNC_SHARE = 0.5
 COMMUNICATION_SHARE = 0.3
 
-_TRY: dict[Bound, tuple[str, ...]] = {
+_ADVICE: dict[Bound, tuple[str, ...]] = {
     "input": (
         "give the DataLoader more workers (num_workers) and keep them alive (persistent_workers=True)",
         "move work out of the dataset's __getitem__: decode or tokenize once, ahead of training",
@@ -107,8 +110,8 @@ def judge(shares: Shares, *, step_ms: float, largest: tuple[str, float]) -> Verd
     if shares.overhead >= HOST_SHARE:
         return verdict("host", f"{overhead} of less than 5 us")
     if shares.dense is not None and shares.dense < DENSE_SHARE:
-        return verdict("memory", _moves(shares.dense) + _of(largest))
-    return verdict("compute", f"only {overhead} of less than 5 us; the rest computes" + _of(largest))
+        return verdict("memory", _memory_evidence(shares.dense) + _largest_share(largest))
+    return verdict("compute", f"only {overhead} of less than 5 us; the rest computes" + _largest_share(largest))
 
 
 def _on_device(shares: Shares, device_busy: float, largest: tuple[str, float]) -> Verdict:
@@ -121,21 +124,21 @@ def _on_device(shares: Shares, device_busy: float, largest: tuple[str, float]) -
             return verdict("host", f"{busy}; {idle}", first=_NO_SYNC)
         return verdict("host", f"{busy} and waits for the host to launch work in the rest")
     if shares.dense is not None and shares.dense < DENSE_SHARE:
-        return verdict("memory", f"{busy}; {_moves(shares.dense)}" + _of(largest))
-    return verdict("compute", busy + _of(largest))
+        return verdict("memory", f"{busy}; {_memory_evidence(shares.dense)}" + _largest_share(largest))
+    return verdict("compute", busy + _largest_share(largest))
 
 
 def verdict(bound: Bound, evidence: str, *, first: str | None = None) -> Verdict:
     """A verdict with its evidence; `first` is tried before what is usual for that bound."""
-    attempts = _TRY[bound] if first is None else (first, *_TRY[bound][:-1])
+    attempts = _ADVICE[bound] if first is None else (first, *_ADVICE[bound][:-1])
     title = "straggling rank" if bound == "straggler" else f"{bound}-bound"
     return Verdict(bound=bound, sentence=f"{title}: {evidence}.", attempts=attempts)
 
 
-def _moves(dense: float) -> str:
+def _memory_evidence(dense: float) -> str:
     return f"{1 - dense:.0%} of the computing time moves memory (pointwise operators, reductions, copies)"
 
 
-def _of(largest: tuple[str, float]) -> str:
+def _largest_share(largest: tuple[str, float]) -> str:
     name, share = largest
     return f", {share:.0%} of it in {name}"

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradlab.profiling.analysis.account import Owner
+from gradlab.profiling.analysis.attributed_times import Owner
 from gradlab.profiling.analysis.attribution import attribute
-from gradlab.profiling.analysis.events import read_events
-from gradlab.profiling.analysis.summary import describe
+from gradlab.profiling.analysis.events import ProfiledModule, WindowEvents
+from gradlab.profiling.analysis.summary import summarize
+from gradlab.profiling.kineto import read_events
 from gradlab.profiling.options import Profile
-from gradlab.profiling.ranges import Module
 from gradlab.profiling.recording import Recording
 
 # Dynamo asks each input of a compiled block for its .grad, of a non-leaf tensor too.
@@ -41,7 +41,7 @@ def profiled(model, step, *, num_steps=3, warm=2, in_events=False):
         count = {time: number for number, time in enumerate(times)}
         events = [event._replace(start=count[event.start], end=count[event.end]) for event in events]
     attribution = attribute(events, recorded.steps, recorded.modules)
-    summary = describe(attribution, recorded.modules, {})
+    summary = summarize(WindowEvents(events=events, steps=recorded.steps, modules=recorded.modules))
     return attribution, summary, {row["name"]: row for row in summary["modules"]}
 
 
@@ -205,7 +205,7 @@ def test_steps_without_a_model_are_split_into_phases_all_the_same(run):
 
 def test_device_time_of_a_real_cuda_trace_is_credited_to_the_last_nanosecond(cuda_trace):
     events = events_of(json.loads(cuda_trace("nccl_parser_config.json.gz")))
-    model = {"DistributedDataParallel.forward": Module("", "DistributedDataParallel")}
+    model = {"DistributedDataParallel.forward": ProfiledModule("", "DistributedDataParallel")}
     attribution = attribute(events, [4, 5, 6], model)
     kernels = sum(event.end - event.start for event in events if event.on_device)
     by_phase = defaultdict(int)
@@ -225,8 +225,8 @@ def test_device_time_of_a_real_cuda_trace_is_credited_to_the_last_nanosecond(cud
 
 def test_a_real_cuda_trace_gives_kernels_idle_causes_and_a_verdict(cuda_trace):
     events = events_of(json.loads(cuda_trace("nccl_parser_config.json.gz")))
-    model = {"DistributedDataParallel.forward": Module("", "DistributedDataParallel")}
-    summary = describe(attribute(events, [4, 5, 6], model), model, {}, world_size=2)
+    model = {"DistributedDataParallel.forward": ProfiledModule("", "DistributedDataParallel")}
+    summary = summarize(WindowEvents(events=events, steps=[4, 5, 6], modules=model), world_size=2)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["kernels"][0]["name"].startswith("ncclKernel_AllReduce")
     assert summary["kernels"][0]["operator"] == "record_param_comms" and not summary["kernels"][0]["tensor_cores"]

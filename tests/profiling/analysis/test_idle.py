@@ -3,7 +3,7 @@
 import pytest
 
 from gradlab.profiling.analysis.events import Event
-from gradlab.profiling.analysis.idle import gaps
+from gradlab.profiling.analysis.idle import idle_gaps
 
 US = 1000
 
@@ -17,7 +17,7 @@ def call(number, start, end, name="cudaLaunchKernel"):
 
 
 def causes(kernels, calls, waits=(), span=(0, 1000)):
-    found = gaps(kernels, calls, [(a * US, b * US) for a, b in waits], (span[0] * US, span[1] * US))
+    found = idle_gaps(kernels, calls, [(a * US, b * US) for a, b in waits], (span[0] * US, span[1] * US))
     return [(gap.cause, gap.start // US, gap.end // US) for gap in found]
 
 

@@ -8,7 +8,7 @@ from subprocess import PIPE, Popen, run
 
 import pytest
 from profiling.example import Run
-from profiling.test_trace import record, write
+from profiling.test_trace_file import record, write
 
 from gradlab.profiling import writer
 
@@ -81,7 +81,7 @@ def test_the_slow_rank_is_found_and_both_are_in_one_directory(tmp_path, slow):
 
 
 def test_a_rank_that_never_comes_is_named_and_the_window_written_without_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "RANKS_TIMEOUT_SECONDS", 0.1)
     window = write(record(Run()), tmp_path, rank=0, world_size=3)
     summary = json.loads((window / "summary.json").read_text())
     assert summary["notes"][-1] == "rank 1, 2 came too late for this window."

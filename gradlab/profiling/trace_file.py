@@ -2,7 +2,9 @@
 
 That tab (torch-tb-profiler 0.4.3) was written for the category names of an older torch. With today's names it shows
 no device time, no data wait, no module tree and no backward; with four names put back it shows all of them. It drops
-ranges that do not nest: nesting.py sees to that.
+ranges that do not nest: trace_nesting.py moves those of gradlab.
+
+Belongs here: the document and the saved file. Does not: the folder that the file goes to (writer.py).
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import json
 import re
 from pathlib import Path
 
-from gradlab.profiling.nesting import nested
-from gradlab.profiling.ranges import STEP, UNFINISHED
-from gradlab.profiling.recording import Recorded
+from gradlab.profiling.analysis.events import STEP, UNFINISHED_STEP
+from gradlab.profiling.recording import RecordedWindow
+from gradlab.profiling.trace_nesting import nest_ranges
 
 _OLD_NAME = {
     b"fwdbwd": b"forward_backward",
@@ -28,11 +30,11 @@ TRACE, RAW = ".pt.trace.json.gz", ".kineto.json.gz"
 
 
 def tensorboard_dialect(raw: bytes, *, unfinished: int | None = None) -> bytes:
-    """A Chrome trace as kineto writes it, rewritten for TensorBoard's tab. Only marks are moved, so that they nest.
+    """A Chrome trace as kineto writes it, rewritten for TensorBoard's tab. Only gradlab's own ranges are moved.
 
     Args:
         raw: the whole JSON document.
-        unfinished: a step of which only a part was recorded. Its mark is renamed, so that nobody averages over it.
+        unfinished: a step of which only a part was recorded. Its range is renamed, so that nobody averages over it.
     Returns:
         The document with the old category names and with `traceEvents` as its last key: the tab appends the device's
         utilisation at the last bracket of the file.
@@ -40,9 +42,9 @@ def tensorboard_dialect(raw: bytes, *, unfinished: int | None = None) -> bytes:
     """
     head, events = _split(raw)
     if unfinished is not None:
-        mark, renamed = (f'"{name}{unfinished}"'.encode() for name in (STEP, UNFINISHED))
-        events = events.replace(mark, renamed)
-    events = nested(events)
+        name, renamed = (f'"{name}{unfinished}"'.encode() for name in (STEP, UNFINISHED_STEP))
+        events = events.replace(name, renamed)
+    events = nest_ranges(events)
     events = _CATEGORY.sub(lambda match: b'"cat": "' + _OLD_NAME[match[1]] + b'"', events)
     return b"".join((head, b"\n", _EVENTS, events, b"]}\n"))
 
@@ -69,7 +71,9 @@ def _keys(document: dict[str, object]) -> bytes:
     ).encode()
 
 
-def save_traces(recorded: Recorded, folder: Path, *, rank: int, stamp: int, keep_raw: bool = False) -> dict[str, Path]:
+def save_traces(
+    recorded: RecordedWindow, folder: Path, *, rank: int, stamp: int, keep_raw: bool = False
+) -> dict[str, Path]:
     """Save a window's trace, zipped, somewhere in `folder`.
 
     Returns:

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradlab
-from gradlab.profiling.analysis.account import Attribution
-from gradlab.profiling.analysis.categories import CATEGORIES, peak_by_category, standing
-from gradlab.profiling.analysis.events import Allocation
+from gradlab.profiling.analysis.attributed_times import AttributedTimes, StepSpan
+from gradlab.profiling.analysis.events import CATEGORIES, Allocation, PersistentBlock
+from gradlab.profiling.analysis.memory import peak_by_category
+from gradlab.profiling.persistent_memory import persistent_memory
 
 BATCH, WIDTH, HIDDEN = 8, 16, 2048
 WEIGHTS = 4 * (WIDTH * HIDDEN + HIDDEN + HIDDEN * 4 + 4)
@@ -86,14 +87,14 @@ def test_memory_that_was_not_recorded_is_null(run, tmp_path):
     assert memory_of(tmp_path, run, run.step, memory=False) is None
 
 
-def test_what_stands_is_counted_once_however_often_it_is_shared():
+def test_persistent_memory_is_counted_once_however_often_it_is_shared():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model.append(model[0])
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(3, 4)).sum().backward()
     optimizer.step()
     sizes = dict.fromkeys(CATEGORIES, 0)
-    for device, num_bytes, category in standing(model, [optimizer]).values():
+    for device, num_bytes, category in persistent_memory(model, [optimizer]).values():
         assert device == "cpu"
         sizes[category] += num_bytes
     weights = 4 * (4 * 4 + 4 + 4 + 4)
@@ -102,10 +103,13 @@ def test_what_stands_is_counted_once_however_often_it_is_shared():
     assert sizes["optimizer_state"] == 2 * weights + 4 * 4  # with a count for each parameter
 
 
-def account():
+def step_times():
     """One step from 0 to 100: forward to 40, backward from 40 to 80, optimizer from 80."""
-    return Attribution(
-        step_spans=[(7, 0, 100)], backward_spans=[(40, 60), (62, 80)], optimizer_spans=[(80, 100)], span=(0, 100)
+    return AttributedTimes(
+        step_spans=[StepSpan(7, 0, 100)],
+        backward_spans=[(40, 60), (62, 80)],
+        optimizer_spans=[(80, 100)],
+        span=(0, 100),
     )
 
 
@@ -124,9 +128,9 @@ def test_the_life_of_a_block_tells_its_category():
         *block(6, 86, None, 400),  # its state, made in the first step
         Allocation(11, 77, 10**6, "cpu"),
     ]
-    before = {100: ("cuda:0", 5000, "parameters"), 101: ("cpu", 9, "parameters")}
-    after = {**before, 6: ("cuda:0", 400, "optimizer_state")}
-    peak = peak_by_category(sorted(changes), before, after, account())
+    before = {100: PersistentBlock("cuda:0", 5000, "parameters"), 101: PersistentBlock("cpu", 9, "parameters")}
+    after = {**before, 6: PersistentBlock("cuda:0", 400, "optimizer_state")}
+    peak = peak_by_category(sorted(changes), before, after, step_times())
     assert (peak.device, peak.step, peak.num_bytes) == ("cuda:0", 7, 6230)
     assert peak.categories == {
         "parameters": 5000,
@@ -137,12 +141,12 @@ def test_the_life_of_a_block_tells_its_category():
     }
 
 
-def test_gradients_that_stood_before_are_taken_off_when_they_are_freed():
-    before = {5: ("cpu", 300, "gradients")}
+def test_gradients_from_before_are_taken_off_when_they_are_freed():
+    before = {5: PersistentBlock("cpu", 300, "gradients")}
     changes = [Allocation(1, 5, -300, "cpu"), Allocation(2, 9, 100, "cpu"), Allocation(3, 8, -50, "cpu")]
-    peak = peak_by_category(changes, before, {}, account())
+    peak = peak_by_category(changes, before, {}, step_times())
     assert peak.categories["gradients"] == 0 and peak.num_bytes == 100
 
 
 def test_without_allocations_there_is_no_peak():
-    assert peak_by_category([], {}, {}, account()) is None
+    assert peak_by_category([], {}, {}, step_times()) is None

@@ -1,9 +1,11 @@
-"""Ranges that nest: the marks of a trace moved out of the ranges that they cut in two.
+"""Makes the ranges of a trace nest: gradlab's own ranges are moved out of those that they intersect.
 
-A mark may begin or end inside another range: a step of a loop written by hand ends in a hook that `Optimizer.step`
-itself calls, and with Python's stacks every mark begins in the frame of its own `__enter__`. The PyTorch Profiler tab
-drops what does not nest, and Perfetto draws it wrongly. Belongs here: where such a mark goes. Does not: what else is
-rewritten for the tab (trace.py). Summaries are made from what was recorded, not from what is moved here.
+A range of gradlab may begin or end inside another one: a step of a loop written by hand ends in a hook that
+`Optimizer.step` itself calls, and with Python's stacks each of them begins in the frame of its own `__enter__`. The
+PyTorch Profiler tab drops what does not nest, and Perfetto draws it wrongly.
+
+Belongs here: where such a range is moved to. Does not: what else is rewritten for the tab (trace_file.py). Summaries
+are made from what was recorded, not from what is moved here.
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from gradlab.profiling.ranges import DATA, STEP, STEP_BODY, UNFINISHED
+from gradlab.profiling.analysis.events import DATA_WAIT, STEP, STEP_BODY, UNFINISHED_STEP
 
-_RANGE = re.compile(
+_RANGE_EVENT = re.compile(
     rb'"ph":\s*"X",\s*"cat":\s*"(cpu_op|user_annotation|python_function)",\s*"name":\s*"((?:[^"\\]|\\.)*)",'
     rb'\s*"pid":\s*\d+,\s*"tid":\s*(\d+),\s*"ts":\s*([\d.]+),\s*"dur":\s*([\d.]+)'
 )
-_STEPS = tuple(name.encode() for name in (STEP, UNFINISHED))
-_BODY, _DATA, _MODULE = STEP_BODY.encode(), DATA.encode(), b"[pl][module]"
+_STEPS = tuple(name.encode() for name in (STEP, UNFINISHED_STEP))
+_STEP_BODY, _DATA_WAIT, _MODULE = STEP_BODY.encode(), DATA_WAIT.encode(), b"[pl][module]"
 _OPTIMIZER = b"Optimizer.step#"
-_APART = 4
+_APART_NS = 4
 """Nanoseconds between the ends of two ranges. The tab adds microseconds since an epoch as floats, whose resolution
 is one or two nanoseconds: ranges that end together may seem to intersect."""
 
@@ -36,38 +38,39 @@ class _Range:
     def __init__(self, match: re.Match[bytes]) -> None:
         self.match = match
         self.kind, self.name = match[1], match[2]
-        self.start, self.end = _times(match)
+        self.start, self.end = _recorded_times(match)
 
     @property
     def is_step(self) -> bool:
         return self.name.startswith(_STEPS)
 
     @property
-    def is_mark(self) -> bool:
-        return self.name in (_BODY, _DATA) or self.name.startswith((*_STEPS, _MODULE))
+    def is_own(self) -> bool:
+        """Whether gradlab has recorded it."""
+        return self.name in (_STEP_BODY, _DATA_WAIT) or self.name.startswith((*_STEPS, _MODULE))
 
     @property
     def is_moved(self) -> bool:
-        return (self.start, self.end) != _times(self.match)
+        return (self.start, self.end) != _recorded_times(self.match)
 
 
-def nested(events: bytes) -> bytes:
-    """The events of a Chrome trace, as kineto writes them, with marks moved so that the ranges of a thread nest.
+def nest_ranges(events: bytes) -> bytes:
+    """The events of a Chrome trace, as kineto writes them, with gradlab's own ranges moved so that all nest.
 
-    A mark that begins in a range and outlives it begins when that range ends. A mark that ends in a range which has
-    begun inside it ends with that range or before it, or begins with it: whichever moves the mark least; but a step
-    holds its optimizer to the end. With Python's stacks the ranges of `record_function` are moved likewise
+    One that begins in a range and outlives it begins when that range ends. One that ends in a range which has begun
+    inside it ends with that range or before it, or begins with it: whichever moves it least; but a step holds its
+    optimizer to the end. With Python's stacks the ranges of `record_function` are moved likewise
     out of the frames in which they are opened and closed. What was still open when recording stopped ends there, the
     inner ones first. Every other range stays where it is.
 
     Cost: about 20 ms a megabyte.
     """
     threads: defaultdict[bytes, list[_Range]] = defaultdict(list)
-    for match in _RANGE.finditer(events):
+    for match in _RANGE_EVENT.finditer(events):
         threads[match[3]].append(_Range(match))
     for ranges in threads.values():
         _nest(ranges)
-    return _written(events, [one for ranges in threads.values() for one in ranges if one.is_moved])
+    return _with_moved(events, [one for ranges in threads.values() for one in ranges if one.is_moved])
 
 
 def _nest(ranges: list[_Range]) -> None:
@@ -77,13 +80,13 @@ def _nest(ranges: list[_Range]) -> None:
     stop = max(one.end for one in frames or ranges)
     for one in ranges:
         one.end = min(one.end, max(stop, one.start))  # of what is open then, frames end a little earlier than ranges
-    marks = [one for one in ranges if one.is_mark]
-    free = [one for one in marks if one.name != _BODY]
+    own = [one for one in ranges if one.is_own]
+    movable = [one for one in own if one.name != _STEP_BODY]
     if frames:
-        annotations = [one for one in ranges if one.kind == b"user_annotation" and not one.is_mark]
+        annotations = [one for one in ranges if one.kind == b"user_annotation" and not one.is_own]
         _move_all(annotations, frames)
-    _move_all(free, [one for one in ranges if not one.is_mark])
-    _keep_bodies_in_their_steps(marks)
+    _move_all(movable, [one for one in ranges if not one.is_own])
+    _keep_bodies_in_their_steps(own)
     _end_together(ranges, stop)
 
 
@@ -98,7 +101,7 @@ def _move_all(movable: Sequence[_Range], others: Iterable[_Range]) -> None:
         if one.is_step:
             one.start = max(one.start, reached)
             reached = one.end = max(one.end, one.start)
-            reached += _APART
+            reached += _APART_NS
 
 
 def _around(movable: Iterable[_Range], others: Iterable[_Range]) -> dict[int, list[_Range]]:
@@ -123,7 +126,7 @@ def _move(one: _Range, at_start: Iterable[_Range], at_end: Iterable[_Range], *, 
         latest: where the next step ends: a step is not drawn out over it.
     """
     start, end = one.start, one.end
-    apart = _APART if one.is_mark else 4 * _APART  # after a step that ends there, and the next one that begins
+    apart = _APART_NS if one.is_own else 4 * _APART_NS  # after a step that ends there, and the next one that begins
     one.start = next((other.end + apart for other in at_start if other.end < end), start)
     for other in at_end:
         if other.start <= one.start:
@@ -134,27 +137,27 @@ def _move(one: _Range, at_start: Iterable[_Range], at_end: Iterable[_Range], *, 
         elif one.is_step and other.name.startswith(_OPTIMIZER):
             end_with = 0
         if end_with <= min(begin_with, end_before):
-            one.end = other.end + 2 * _APART
+            one.end = other.end + 2 * _APART_NS
             break
         if end_before < begin_with:
-            one.end = other.start - _APART
+            one.end = other.start - _APART_NS
             break
-        one.start = other.start + _APART
+        one.start = other.start + _APART_NS
     one.end = max(one.end, one.start)
 
 
-def _keep_bodies_in_their_steps(marks: Iterable[_Range]) -> None:
+def _keep_bodies_in_their_steps(own: Iterable[_Range]) -> None:
     """The body of a step that was moved begins and ends with it, and so begins its wait for data."""
     step: _Range | None = None
-    for one in marks:
+    for one in own:
         if one.is_step:
             step = one
-        elif step is not None and one.name in (_BODY, _DATA):
-            start, end = _times(step.match)
+        elif step is not None and one.name in (_STEP_BODY, _DATA_WAIT):
+            start, end = _recorded_times(step.match)
             if step.start != start:
-                one.start = step.start + (_APART if one.name == _BODY else 2 * _APART)
-            if step.end != end and one.name == _BODY:
-                one.end = step.end - _APART
+                one.start = step.start + (_APART_NS if one.name == _STEP_BODY else 2 * _APART_NS)
+            if step.end != end and one.name == _STEP_BODY:
+                one.end = step.end - _APART_NS
             one.end = max(one.end, one.start)
 
 
@@ -164,10 +167,10 @@ def _end_together(ranges: Iterable[_Range], stop: int) -> None:
     if len(still_open) > 1:
         still_open.sort(key=lambda one: (one.start, -one.end), reverse=True)
         for index, one in enumerate(still_open):
-            one.end = stop + index * _APART
+            one.end = stop + index * _APART_NS
 
 
-def _times(match: re.Match[bytes]) -> tuple[int, int]:
+def _recorded_times(match: re.Match[bytes]) -> tuple[int, int]:
     start = _nanoseconds(match[4])
     return start, start + _nanoseconds(match[5])
 
@@ -177,7 +180,7 @@ def _nanoseconds(microseconds: bytes) -> int:
     return int(whole) * 1000 + int(rest[:3].ljust(3, b"0"))
 
 
-def _written(events: bytes, moved: Iterable[_Range]) -> bytes:
+def _with_moved(events: bytes, moved: Iterable[_Range]) -> bytes:
     parts, reached = [], 0
     for one in sorted(moved, key=lambda one: one.match.start()):
         for group, time in ((4, one.start), (5, one.end - one.start)):

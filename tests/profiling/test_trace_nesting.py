@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import gradlab
 from gradlab.lightning.callback import GradlabCallback
-from gradlab.profiling.nesting import nested
+from gradlab.profiling.trace_nesting import nest_ranges
 
 BASE = 4_972_185_139_000_000  # nanoseconds, as kineto counts
 
@@ -59,7 +59,7 @@ def times(events):
 
 def test_ranges_that_nest_are_left_alone():
     events = trace(("cpu_op", "ProfilerStep#1", 0, 900), ("cpu_op", "aten::mm", 100, 200), ("cpu_op", "b", 200, 300))
-    assert nested(events) == events
+    assert nest_ranges(events) == events
 
 
 def test_a_step_that_ends_in_its_optimizer_holds_it():
@@ -71,7 +71,7 @@ def test_a_step_that_ends_in_its_optimizer_holds_it():
         ("cpu_op", "[pl][profile]train_step", 9_110, 18_990),
         ("cpu_op", "aten::mm", 10_000, 11_000),
     )
-    moved = nested(events)
+    moved = nest_ranges(events)
     assert times(moved) == {
         "ProfilerStep#1": (0, 9_508),
         "Optimizer.step#SGD.step": (5_000, 9_500),
@@ -88,7 +88,7 @@ def test_a_step_that_ends_in_a_range_of_many_steps_begins_with_it():
         ("user_annotation", "epoch", 1_000, 40_000),
         ("cpu_op", "ProfilerStep#2", 9_100, 19_000),
     )
-    assert times(nested(events)) == {
+    assert times(nest_ranges(events)) == {
         "ProfilerStep#1": (1_004, 9_000),
         "epoch": (1_000, 40_000),
         "ProfilerStep#2": (9_100, 19_000),
@@ -103,7 +103,7 @@ def test_a_mark_leaves_the_frames_of_its_own_hooks():
         ("cpu_op", "aten::linear", 3_000, 4_000),
         ("python_function", "marks.py(2): __call__", 7_000, 8_000),
     )
-    assert times(nested(events))["[pl][module]Linear: 0"] == (2_004, 8_008)
+    assert times(nest_ranges(events))["[pl][module]Linear: 0"] == (2_004, 8_008)
 
 
 def test_what_was_open_when_recording_stopped_ends_from_the_inside_out():
@@ -114,7 +114,7 @@ def test_what_was_open_when_recording_stopped_ends_from_the_inside_out():
         ("user_annotation", "Optimizer.step#SGD.step", 5_000, 12_000),
         ("python_function", "monitor/steps.py(1): after", 8_000, 10_000),
     )
-    found = times(nested(events))
+    found = times(nest_ranges(events))
     assert [name for name, _ in sorted(found.items(), key=lambda item: item[1][1])] == [
         "monitor/steps.py(1): after",
         "Optimizer.step#SGD.step",
@@ -122,13 +122,13 @@ def test_what_was_open_when_recording_stopped_ends_from_the_inside_out():
         "epoch",
         "train.py(1): <module>",
     ]
-    assert crossings(json.loads(b"[" + nested(events) + b"]")) == []
+    assert crossings(json.loads(b"[" + nest_ranges(events) + b"]")) == []
 
 
 def test_threads_do_not_disturb_each_other():
     step = trace(("cpu_op", "ProfilerStep#1", 0, 9_000))
     backward = trace(("cpu_op", "backward", 5_000, 9_500)).replace(b'"tid": 7', b'"tid": 8')
-    assert nested(step + b"," + backward) == step + b"," + backward
+    assert nest_ranges(step + b"," + backward) == step + b"," + backward
 
 
 def plain(run):

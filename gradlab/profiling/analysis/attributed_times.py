@@ -1,22 +1,27 @@
-"""The account of a window: whose time it was, in nanoseconds.
+"""AttributedTimes: the time of the recorded steps by phase, module, operator and kernel, in nanoseconds.
 
-Belongs here: the records that attribution.py fills and summary.py writes out.
+Belongs here: the records that attribution.py fills and summary.py writes out. Does not: how time is attributed.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from gradlab.profiling.analysis.idle import Gap, Span
+from gradlab.perf.phases import Phase
+from gradlab.profiling.analysis.events import Span
+from gradlab.profiling.analysis.idle import IdleGap
 
-Phase = Literal["data", "forward", "backward", "optimizer", "other"]
-PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer", "other")
+TRACED_PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer", "other")
+"""The phases of a step that a trace tells apart: nothing in it marks a copy to the device, a loss or a callback."""
 
 
 class Owner(NamedTuple):
-    """Who has a piece of time: a phase, and the marks of the modules it is inside of, outermost first."""
+    """To whom a piece of time is attributed: a phase, and the modules that it is inside of.
+
+    The modules are given by the names of their ranges, outermost first.
+    """
 
     phase: Phase
     path: tuple[str, ...] = ()
@@ -36,7 +41,7 @@ class Operator:
 
     @property
     def calls_are_short(self) -> bool:
-        """Whether its typical call is."""
+        """Whether its typical call takes less than 5 microseconds of its own."""
         return 2 * self.short_calls > self.calls
 
 
@@ -50,17 +55,25 @@ class Kernel:
     """How often which operator launched it."""
 
 
-class Call(NamedTuple):
-    """One forward of one module: when, and the mark of which."""
+class ModuleCall(NamedTuple):
+    """One forward of one module, by the name of its range."""
 
-    mark: str
+    range_name: str
+    start: int
+    end: int
+
+
+class StepSpan(NamedTuple):
+    """When a recorded step ran."""
+
+    step: int
     start: int
     end: int
 
 
 @dataclass(kw_only=True)
-class Attribution:
-    """The time of the recorded steps, in nanoseconds, split three ways."""
+class AttributedTimes:
+    """The time of the recorded steps: by phase, by owner, by operator and kernel."""
 
     steps: dict[int, dict[Phase, int]] = field(default_factory=dict)
     """For each step its phases, which add up to its duration."""
@@ -69,12 +82,12 @@ class Attribution:
     device: dict[Owner, int] = field(default_factory=lambda: defaultdict(int))
     """The time of kernels, copies and fills by the owner of the operator that launched them."""
     operators: dict[str, Operator] = field(default_factory=lambda: defaultdict(Operator))
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     """Every forward of every module inside the steps, in order of time."""
-    span: tuple[int, int] = (0, 0)
+    span: Span = (0, 0)
     """From the beginning of the first step to the end of the last."""
-    step_spans: list[tuple[int, int, int]] = field(default_factory=list)
-    """For each step its number, beginning and end."""
+    step_spans: list[StepSpan] = field(default_factory=list)
+    """In order of time."""
     backward_spans: list[Span] = field(default_factory=list)
     """When backward nodes ran, in order of time."""
     optimizer_spans: list[Span] = field(default_factory=list)
@@ -82,8 +95,8 @@ class Attribution:
     kernels: dict[str, Kernel] = field(default_factory=lambda: defaultdict(Kernel))
     device_busy: int = 0
     """How much of `span` at least one kernel, copy or fill was running."""
-    gaps: list[tuple[Gap, str | None]] = field(default_factory=list)
-    """When the device stood still, and the mark of the module that ended it; they and `device_busy` are `span`."""
+    gaps: list[tuple[IdleGap, str | None]] = field(default_factory=list)
+    """When the device was idle, and the range of the module that ended it; with `device_busy` they are `span`."""
     exposed_collectives: int = 0
     """How much of `span` the device ran collectives and nothing else."""
     collectives: int = 0

@@ -6,16 +6,18 @@ from profiling.example import Run, read_trace
 from torch_tb_profiler.profiler.data import RunProfileData
 from torch_tb_profiler.profiler.event_parser import ProfileRole
 
-from gradlab.profiling.options import Profile, Reason, Turn
+from gradlab.profiling.options import Profile
 from gradlab.profiling.recording import Recording
-from gradlab.profiling.trace import tensorboard_dialect
+from gradlab.profiling.trace_file import tensorboard_dialect
+from gradlab.profiling.window import Reason, Window
 from gradlab.profiling.writer import write_window
 
 OLD = {"fwdbwd": "forward_backward", "user_annotation": "cpu_op", "cuda_runtime": "runtime", "cuda_driver": "runtime"}
 
 
 def write(recorded, folder, **options):
-    return write_window(recorded, folder, Turn(reason=Reason("schedule"), warmup=0, active=1), **options).window
+    window = Window(reason=Reason("schedule"), warmup=0, active=1)
+    return write_window(recorded, folder, window, **options).folder
 
 
 def record(run, *, steps=1):
