@@ -12,8 +12,23 @@ MODULES = {name: content.decode() for name, content in static_files().items() if
 
 
 def test_every_module_is_asked_for_ahead():
-    ahead = set(re.findall(r'"([a-z]+)"', re.search(r"const MODULES = \[(.*?)\]", MODULES["index.js"]).group(1)))
+    (listed,) = re.findall(r"const MODULES = \[(.*?)\]", MODULES["index.js"], re.DOTALL)
+    ahead = re.findall(r'"(\w+)"', listed)
+    assert ahead == sorted(set(ahead))
     assert {f"{name}.js" for name in ahead} == MODULES.keys() - {"index.js", "report.js"}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_line_is_longer_than_a_line_of_python(name):
+    assert [line for line in MODULES[name].splitlines() if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_types_are_left_open_only_where_the_answers_of_the_server_enter(name):
+    """What `make check` finds with TypeScript's compiler is worth as much as the types that it checks."""
+    comments = "\n".join(re.findall(r"/\*\*.*?\*/", MODULES[name], re.DOTALL))
+    assert len(re.findall(r"\{[^{}]*\bany\b", comments)) == (name == "source.js")
+    assert re.findall(r"@ts-\w+", comments) == []
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

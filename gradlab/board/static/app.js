@@ -1,65 +1,93 @@
 /**
- * The page: what is chosen (run, metric, view, ...), the head with the views, and how it all reaches the address.
+ * The page: what the user has chosen, the head with the views, and the address that keeps the choice.
  *
- * @typedef {{view: string, run: string, metric: string, minus: string, match: string, site: string, step: number | null,
- *   start: number | null, end: number | null, cut: string, low: number | null, high: number | null, pixel: string,
- *   rows: string, jacobian: string}} Choice
+ * @import { Answers, Index, MetricInfo, Query, Run } from "../answers"
+ * @import { Statistic } from "./heat.js"
+ * @import { Source } from "./source.js"
+ * @typedef {object} Choice what the user has chosen, by the names that the address has for it; "" or null where nothing
+ * @property {string} view
+ * @property {string} run
+ * @property {string} metric
+ * @property {string} minus the run to compare with
+ * @property {string} match the pattern that sites have to fit
+ * @property {string} site
+ * @property {number | null} step
+ * @property {number | null} start the first step that is shown
+ * @property {number | null} end the last step that is shown
+ * @property {string} cut the share of values that is cut off at each end of the colour map
+ * @property {number | null} low the value at the low end of the colour map
+ * @property {number | null} high
+ * @property {Statistic} pixel
+ * @property {string} rows "fit" to the page, or high enough to "read"
+ * @property {string} jacobian
+ * @typedef {{root: HTMLElement, update(choice: Choice, run: Run): unknown}} View
  */
 
-import { el, empty, put, settled } from "./dom.js";
+import { debounced, el, emptyState, fillSelect, put } from "./dom.js";
+import { FlowView } from "./flow.js";
 import { count } from "./format.js";
 import { Host } from "./host.js";
-import { FlowView } from "./flow.js";
 import { JacobianView } from "./jacobian.js";
 import { LayerView } from "./layer.js";
+import { sortMetrics } from "./metric.js";
 import { ProfileView } from "./profile.js";
 import { RunsView } from "./runs.js";
-import { sorted } from "./metric.js";
 
 const POLL_MS = 4000;
+/** How long to wait before files are checked for damage, so that everything else comes first. */
+const HEALTH_MS = 800;
+const MOST_ANSWERS = 60;
 /** @type {Choice} */
 const START = {
   view: "flow", run: "", metric: "", minus: "", match: "", site: "", step: null, start: null, end: null, cut: "0.005",
   low: null, high: null, pixel: "high", rows: "fit", jacobian: "",
 };
 const NUMBERS = ["step", "start", "end", "low", "high"];
+/** @type {[string, string, new (app: App) => View][]} */
 const VIEWS = [
-  ["flow", "Flow"],
-  ["layer", "Layer"],
-  ["jacobian", "Jacobians"],
-  ["profile", "Profile"],
-  ["runs", "Runs"],
+  ["flow", "Flow", FlowView],
+  ["layer", "Layer", LayerView],
+  ["jacobian", "Jacobians", JacobianView],
+  ["profile", "Profile", ProfileView],
+  ["runs", "Runs", RunsView],
 ];
 
 export class App {
   /** @type {Choice} */
   choice = { ...START };
-  /** @type {any} */
+  /** @type {Index | null} */
   index = null;
-  /** @type {Record<string, any>} */
-  #views = {};
+  /** Sentences about what the address asks for and is not there. @type {string[]} */
+  #missing = [];
+  /** Sentences about damaged files of a run, once it was checked. @type {{run: string, notes: string[]} | null} */
+  #damage = null;
+  /** The view that is shown. */
   #shown = "";
-  /** @type {Map<string, Promise<any>>} */
+  /** @type {Map<string, Promise<unknown>>} */
   #answers = new Map();
 
-  /** @param {import("./source.js").Source} source @param {HTMLElement} root */
+  /** @param {Source} source @param {HTMLElement} root */
   constructor(source, root) {
     this.source = source;
     this.host = new Host(() => this.#draw());
     this.main = el("main", { id: "gl-main" });
     this.notes = el("div", { class: "notes", role: "status" });
-    this.tabs = el("div", { class: "tabs", role: "tablist", "aria-label": "Views", on: { keydown: (/** @type {any} */ e) => this.#arrow(e) } });
+    this.tabs = el("div", {
+      class: "tabs", role: "tablist", "aria-label": "Views", on: { keydown: (event) => this.#arrow(event) },
+    });
     this.stamp = el("div", { class: "stamp", "aria-live": "polite" });
+    const brand = el("div", { class: "brand", text: "Gradients" });
     root.classList.add("gradlab");
-    root.append(el("header", {}, el("div", { class: "brand", text: "Gradients" }), this.tabs, this.stamp), this.notes, this.main);
-    for (const [name, Kind] of /** @type {[string, any][]} */ ([["flow", FlowView], ["layer", LayerView], ["jacobian", JacobianView], ["profile", ProfileView], ["runs", RunsView]])) this.#views[name] = new Kind(this);
+    root.append(el("header", {}, brand, this.tabs, this.stamp), this.notes, this.main);
+    /** @type {Record<string, View>} */
+    this.views = Object.fromEntries(VIEWS.map(([name, , Kind]) => [name, new Kind(this)]));
     this.#paintTabs();
-    window.addEventListener("resize", settled(() => this.resize(), 120));
+    window.addEventListener("resize", debounced(() => this.#draw(), 120));
   }
 
-  /** Ask what there is, and show it; go on asking. */
+  /** Show what there is, and keep looking for more. */
   async start() {
-    this.host.begin();
+    this.host.followTheme();
     Object.assign(this.choice, this.#fromAddress());
     await this.refresh();
     if (this.source.live) window.setInterval(() => !document.hidden && this.refresh(), POLL_MS);
@@ -69,43 +97,64 @@ export class App {
   async refresh() {
     let index;
     try {
-      index = await this.source.ask("index");
+      index = await this.source.request("index");
     } catch (error) {
-      if (!this.index) put(this.main, empty("No answer", /** @type {Error} */ (error).message));
+      if (!this.index) put(this.main, emptyState("No answer", /** @type {Error} */ (error).message));
       this.stamp.textContent = "not connected";
       return;
     }
     const before = this.index;
-    if (before && JSON.stringify(before) === JSON.stringify(index)) return this.#stamp();
-    this.index = index;
-    this.#answers.clear();
-    this.#settle(before);
-    this.#paintTabs();
-    this.#draw();
-    this.#stamp();
-    return undefined;
-  }
-
-  /** The run that is shown, as the index has it. @param {string} [name] */
-  run(name = this.choice.run) {
-    return this.index?.runs.find((/** @type {any} */ one) => one.name === name) || null;
-  }
-
-  /** The names of sites of a metric. @param {any} metric as the index has it */
-  sites(metric) {
-    return this.index.sites[metric.sites];
-  }
-
-  /** An answer, asked for once for as long as nothing is new. @param {string} name @param {Record<string, any>} params */
-  ask(name, params) {
-    const key = `${name} ${JSON.stringify(params)}`;
-    let answer = this.#answers.get(key);
-    if (!answer) {
-      answer = this.source.ask(name, params);
-      this.#answers.set(key, answer);
-      answer.catch(() => this.#answers.delete(key));
-      if (this.#answers.size > 60) this.#answers.delete(/** @type {string} */ (this.#answers.keys().next().value));
+    if (JSON.stringify(before) !== JSON.stringify(index)) {
+      this.index = index;
+      this.#answers.clear();
+      this.#settle(index, before === null);
+      this.#paintTabs();
+      this.#draw();
     }
+    if (this.source.live) this.stamp.textContent = `live · ${new Date().toLocaleTimeString("en-GB")}`;
+  }
+
+  // What the views use
+
+  /** All runs with gradlab data. */
+  get runs() {
+    return this.index?.runs || [];
+  }
+
+  /** How many steps TensorBoard keeps of a series. */
+  get keptSteps() {
+    return this.index?.kept_steps || 0;
+  }
+
+  /** The run that is shown, or another one. @param {string} [name] */
+  run(name = this.choice.run) {
+    return this.runs.find((one) => one.name === name) || null;
+  }
+
+  /** The names of the sites of a metric. @param {MetricInfo} metric */
+  sites(metric) {
+    return this.index?.sites[metric.sites] || [];
+  }
+
+  /** List the runs in a view's control. @param {HTMLSelectElement} select */
+  fillRunSelect(select) {
+    fillSelect(select, this.runs.map(({ name }) => ({ value: name, text: name })), this.choice.run);
+  }
+
+  /**
+   * An answer of the server, requested once for as long as nothing is new.
+   * @template {keyof Answers} Name
+   * @param {Name} name @param {Query} query @returns {Promise<Answers[Name]>}
+   */
+  request(name, query) {
+    const key = `${name} ${JSON.stringify(query)}`;
+    const known = /** @type {Promise<Answers[Name]> | undefined} */ (this.#answers.get(key));
+    if (known) return known;
+    const answer = this.source.request(name, query);
+    this.#answers.set(key, answer);
+    answer.catch(() => this.#answers.delete(key));
+    const [oldest] = this.#answers.keys();
+    if (this.#answers.size > MOST_ANSWERS) this.#answers.delete(oldest);
     return answer;
   }
 
@@ -113,101 +162,98 @@ export class App {
   choose(change) {
     const before = this.choice;
     this.choice = { ...before, ...change };
-    if ("run" in change && change.run !== before.run) this.#otherRun(before, change);
+    if (this.choice.run !== before.run) this.#leaveRun(change);
     this.#toAddress();
     if (before.view !== this.choice.view) this.#paintTabs();
     this.#draw();
   }
 
-  resize() {
-    this.#draw();
-  }
-
-  /** Notices above the view. @param {string[]} texts */
-  note(texts) {
-    put(this.notes, ...[...new Set(texts)].map((text) => el("div", { class: "note", text })));
-  }
-
-  /** @param {Choice} before @param {Partial<Choice>} change */
-  #otherRun(before, change) {
+  /**
+   * After another run was chosen: forget what was chosen for the one before.
+   * @param {Partial<Choice>} change is kept
+   */
+  #leaveRun(change) {
     if (this.choice.minus === this.choice.run) this.choice.minus = "";
-    for (const key of /** @type {const} */ (["start", "end", "low", "high", "step"])) if (!(key in change)) this.choice[key] = null;
+    for (const key of /** @type {const} */ (["start", "end", "low", "high", "step"])) {
+      if (!(key in change)) this.choice[key] = null;
+    }
     const run = this.run();
-    if (run && !(this.choice.metric in run.metrics)) this.choice.metric = first(run);
+    if (run && !(this.choice.metric in run.metrics)) this.choice.metric = firstMetric(run);
   }
 
-  /** Make the choice mean something: what the address says, else the newest run and its first metric. @param {any} before */
-  #settle(before) {
-    const { choice, index } = this;
-    this.wrong = [];
-    const names = index.runs.map((/** @type {any} */ one) => one.name);
+  /**
+   * Replace what is chosen but not there, and say so; by the newest run and its first metric.
+   * @param {Index} index @param {boolean} isFirst whether the choice is still that of the address
+   */
+  #settle(index, isFirst) {
+    const { choice } = this;
+    this.#missing = [];
+    const names = index.runs.map((one) => one.name);
     if (choice.run && !names.includes(choice.run)) {
-      const other = index.others.includes(choice.run) ? "holds no gradlab data" : "is not here";
-      this.wrong.push(`The run “${choice.run}” ${other}; another one is shown.`);
+      const why = index.others.includes(choice.run) ? "holds no gradlab data" : "is not here";
+      this.#missing.push(`The run “${choice.run}” ${why}; another one is shown.`);
       choice.run = "";
     }
-    if (!choice.run) choice.run = busiest(index);
+    if (!choice.run) choice.run = newestRun(index);
     const run = this.run();
     if (!run) return;
     if (choice.metric && !(choice.metric in run.metrics)) {
-      if (!before) this.wrong.push(`This run has no metric “${choice.metric}”; another one is shown.`);
+      if (isFirst) this.#missing.push(`This run has no metric “${choice.metric}”; another one is shown.`);
       choice.metric = "";
     }
-    if (!choice.metric) choice.metric = first(run);
+    if (!choice.metric) choice.metric = firstMetric(run);
     if (choice.minus && !names.includes(choice.minus)) {
-      this.wrong.push(`The run “${choice.minus}” to compare with is not here.`);
+      this.#missing.push(`The run “${choice.minus}” to compare with is not here.`);
       choice.minus = "";
     }
-    if (!VIEWS.some(([name]) => name === choice.view)) choice.view = "flow";
+    if (!Object.hasOwn(this.views, choice.view)) choice.view = "flow";
   }
+
+  // What is drawn
 
   #draw() {
     if (!this.index) return;
     document.body.dataset.theme = this.host.theme;
     const run = this.run();
-    this.note([...(this.wrong || []), ...(run ? run.notes : []), ...(this.damage?.run === run?.name ? this.damage?.notes || [] : [])]);
+    const damage = this.#damage && this.#damage.run === run?.name ? this.#damage.notes : [];
+    const notes = new Set([...this.#missing, ...(run ? run.notes : []), ...damage]);
+    put(this.notes, ...Array.from(notes, (text) => el("div", { class: "note", text })));
     if (!run) {
       this.#shown = "";
-      const others = this.index.others.length;
-      put(this.main, empty("No gradlab data here yet", others
-        ? `TensorBoard has ${count(others, "run")}, but none was watched by gradlab. Add one line to the training script:`
-        : "TensorBoard has not found a run yet. It looks again every few seconds, and so does this page.",
-        el("pre", { text: 'gradlab.watch(model, optimizer, logdir="runs/mlp")' })));
+      put(this.main, nothingHere(this.index.others.length));
       return;
     }
-    const view = this.#views[this.choice.view];
+    const view = this.views[this.choice.view];
     if (this.#shown !== this.choice.view) {
       put(this.main, view.root);
       this.#shown = this.choice.view;
     }
     view.update(this.choice, run);
-    this.#lookForDamage(run.name);
+    this.#checkFiles(run.name);
   }
 
-  /** Whether the files are whole is asked once a run, after everything else. @param {string} run */
-  #lookForDamage(run) {
-    if (this.damage?.run === run) return;
-    this.damage = { run, notes: [] };
+  /** Ask once a run, after everything else, whether its files are damaged. @param {string} run */
+  #checkFiles(run) {
+    if (this.#damage?.run === run) return;
+    this.#damage = { run, notes: [] };
     window.setTimeout(async () => {
-      try {
-        const found = await this.source.ask("health", { run });
-        if (this.damage.run === run && found.notes.length) {
-          this.damage = { run, notes: found.notes };
-          this.#draw();
-        }
-      } catch {
-        // Nothing is known of the files then.
-      }
-    }, 800);
+      const { notes } = await this.source.request("health", { run }).catch(() => ({ notes: [] }));
+      if (this.#damage?.run !== run || !notes.length) return;
+      this.#damage = { run, notes };
+      this.#draw();
+    }, HEALTH_MS);
   }
 
   #paintTabs() {
-    const single = this.index && this.index.runs.length < 2 && !this.source.live;
-    put(this.tabs, ...VIEWS.filter(([name]) => !(single && name === "runs")).map(([name, text]) =>
-      el("button", {
-        role: "tab", id: `gl-tab-${name}`, "aria-selected": String(this.choice.view === name), tabindex: this.choice.view === name ? 0 : -1,
-        text, on: { click: () => this.choose({ view: name }) },
-      })));
+    const isOneRun = this.index && this.index.runs.length < 2 && !this.source.live;
+    const views = VIEWS.filter(([name]) => !(isOneRun && name === "runs"));
+    put(this.tabs, ...views.map(([view, text]) => {
+      const isShown = this.choice.view === view;
+      return el("button", {
+        role: "tab", id: `gl-tab-${view}`, "aria-selected": String(isShown), tabindex: isShown ? 0 : -1, text,
+        on: { click: () => this.choose({ view }) },
+      });
+    }));
     this.main.setAttribute("aria-labelledby", `gl-tab-${this.choice.view}`);
   }
 
@@ -217,46 +263,52 @@ export class App {
     if (!by) return;
     const tabs = [...this.tabs.children];
     const at = tabs.findIndex((one) => one.getAttribute("aria-selected") === "true");
-    const next = /** @type {HTMLElement} */ (tabs[(at + by + tabs.length) % tabs.length]);
-    this.choose({ view: next.id.replace("gl-tab-", "") });
-    /** @type {HTMLElement} */ (document.getElementById(next.id)).focus();
+    const { id } = tabs[(at + by + tabs.length) % tabs.length];
+    this.choose({ view: id.replace("gl-tab-", "") });
+    document.getElementById(id)?.focus();
   }
 
-  #stamp() {
-    if (!this.source.live) return;
-    this.stamp.textContent = `live · ${new Date().toLocaleTimeString("en-GB")}`;
-  }
+  // The address
 
   /** @returns {Partial<Choice>} */
   #fromAddress() {
-    /** @type {any} */
-    const found = {};
-    for (const [key, value] of Object.entries(this.host.address())) {
-      if (!(key in START)) continue;
-      if (!NUMBERS.includes(key)) found[key] = value;
-      else if (value !== "" && Number.isFinite(Number(value))) found[key] = Number(value);
-    }
-    return found;
+    const known = Object.entries(this.host.address()).filter(([key]) => Object.hasOwn(START, key));
+    const found = known.map(([key, value]) => [key, NUMBERS.includes(key) ? finite(value) : value]);
+    return Object.fromEntries(found.filter(([, value]) => value !== null));
   }
 
+  /** Only what is not as at the start. */
   #toAddress() {
-    /** @type {Record<string, string>} */
-    const changed = {};
-    for (const [key, value] of Object.entries(this.choice)) {
-      if (value !== null && value !== "" && value !== /** @type {any} */ (START)[key]) changed[key] = String(value);
-    }
-    this.host.setAddress(changed);
+    const start = new Map(Object.entries(START));
+    const changed = Object.entries(this.choice).filter(([key, value]) => {
+      return value !== null && value !== "" && value !== start.get(key);
+    });
+    this.host.setAddress(Object.fromEntries(changed.map(([key, value]) => [key, String(value)])));
   }
 }
 
-/** The metric to begin with. @param {any} run */
-function first(run) {
-  const names = Object.keys(run.metrics).filter((name) => !run.metrics[name].hist);
-  return names.includes("weight_grad.norm") ? "weight_grad.norm" : sorted(names)[0] || "";
+/** @param {string} text @returns {number | null} */
+function finite(text) {
+  return text !== "" && Number.isFinite(Number(text)) ? Number(text) : null;
 }
 
-/** The run to begin with: the last in name that has findings or metrics. @param {any} index */
-function busiest(index) {
-  const runs = index.runs.filter((/** @type {any} */ one) => Object.keys(one.metrics).length);
-  return (runs.at(-1) || index.runs.at(-1))?.name || "";
+/** @param {number} numOthers how many runs there are that are not ours */
+function nothingHere(numOthers) {
+  const others =
+    `TensorBoard has ${count(numOthers, "run")}, but none was watched by gradlab. Add one line to the training script:`;
+  const none = "TensorBoard has not found a run yet. It looks again every few seconds, and so does this page.";
+  const line = el("pre", { text: 'gradlab.watch(model, optimizer, logdir="runs/mlp")' });
+  return emptyState("No gradlab data here yet", numOthers ? others : none, line);
+}
+
+/** The metric to begin with. @param {Run} run */
+function firstMetric(run) {
+  const names = Object.keys(run.metrics).filter((name) => !run.metrics[name].hist);
+  return names.includes("weight_grad.norm") ? "weight_grad.norm" : sortMetrics(names)[0] || "";
+}
+
+/** The run to begin with: the last by name that has metrics, else the last. @param {Index} index */
+function newestRun(index) {
+  const withMetrics = index.runs.filter((one) => Object.keys(one.metrics).length);
+  return (withMetrics.at(-1) || index.runs.at(-1))?.name || "";
 }

@@ -1,31 +1,49 @@
 /**
- * Colour maps, made here from paths through OKLCH (Ottosson, 2020): lightness rises evenly, so that order is seen in grey
- * and by colour-blind readers too. Not finite has a colour that no map holds.
+ * Colour maps, computed from paths through OKLCH (Ottosson, 2020): lightness rises evenly, so that order is seen in
+ * grey and by colour-blind readers too. Values that are not finite have a colour that no map holds.
+ *
+ * @typedef {"light" | "dark"} Theme
+ * @typedef {{nonfinite: string, zero: string, absent: string}} Special colours that are not on a map, as CSS has them
+ * @typedef {{range: [number, number], ends: [number, number], middle: number, css: Special}} Lightness of the maps of a
+ *   theme: of the sequential one from low to high, of the diverging one at both ends and in the middle
+ * @typedef {{sequential: Uint32Array, diverging: Uint32Array, nonfinite: number, zero: number, absent: number,
+ *   css: Special}} Palette maps of 256 colours; numbers are pixels of a canvas, 0xAABBGGRR
  */
 
-/** Lightness from 0 to 1, chroma, hue in degrees: violet, blue, teal, green, yellow. @type {[number, number, number][]} */
+/**
+ * Points on the sequential map at equal distances, chroma and hue in degrees: violet, blue, teal, green, yellow.
+ * @type {[number, number][]}
+ */
 const SEQUENTIAL = [
-  [0, 0.1, 305],
-  [0.17, 0.13, 285],
-  [0.34, 0.115, 255],
-  [0.5, 0.1, 215],
-  [0.66, 0.12, 170],
-  [0.83, 0.165, 125],
-  [1, 0.15, 102],
+  [0.1, 305],
+  [0.13, 285],
+  [0.115, 255],
+  [0.1, 215],
+  [0.12, 170],
+  [0.165, 125],
+  [0.15, 102],
 ];
 
-/** @typedef {{sequential: Uint32Array, diverging: Uint32Array, nonfinite: number, zero: number, absent: number, css: Record<string, string>}} Palette */
-
-/** @type {Record<string, {range: [number, number], ends: [number, number], middle: number, css: Record<string, string>}>} */
+/** @type {Record<Theme, Lightness>} */
 const THEMES = {
-  light: { range: [0.24, 0.93], ends: [0.44, 0.6], middle: 0.965, css: { nonfinite: "#f0146e", zero: "#b4bac4", absent: "#f1f3f6" } },
-  dark: { range: [0.3, 0.95], ends: [0.74, 0.8], middle: 0.3, css: { nonfinite: "#ff3d8b", zero: "#6c737f", absent: "#2a2d32" } },
+  light: {
+    range: [0.24, 0.93],
+    ends: [0.44, 0.6],
+    middle: 0.965,
+    css: { nonfinite: "#f0146e", zero: "#b4bac4", absent: "#f1f3f6" },
+  },
+  dark: {
+    range: [0.3, 0.95],
+    ends: [0.74, 0.8],
+    middle: 0.3,
+    css: { nonfinite: "#ff3d8b", zero: "#6c737f", absent: "#2a2d32" },
+  },
 };
 
 /** @type {Map<string, Palette>} */
 const made = new Map();
 
-/** The colours of a theme. @param {"light" | "dark"} theme @returns {Palette} */
+/** The colours of a theme, computed once. @param {Theme} theme @returns {Palette} */
 export function palette(theme) {
   const known = made.get(theme);
   if (known) return known;
@@ -33,14 +51,15 @@ export function palette(theme) {
   const sequential = new Uint32Array(256);
   const diverging = new Uint32Array(256);
   for (let i = 0; i < 256; i += 1) {
-    const [l, c, h] = along(SEQUENTIAL, i / 255);
-    sequential[i] = oklch(range[0] + l * (range[1] - range[0]), c, h);
+    const [chroma, hue] = along(SEQUENTIAL, i / 255);
+    sequential[i] = oklch(range[0] + (i / 255) * (range[1] - range[0]), chroma, hue);
     const side = i / 127.5 - 1;
     const far = Math.abs(side);
     const end = side < 0 ? ends[0] : ends[1];
     diverging[i] = oklch(middle + (end - middle) * far, 0.155 * Math.pow(far, 0.8), side < 0 ? 255 : 52);
   }
-  const found = { sequential, diverging, nonfinite: packed(css.nonfinite), zero: packed(css.zero), absent: packed(css.absent), css };
+  const [nonfinite, zero, absent] = [css.nonfinite, css.zero, css.absent].map(pixel);
+  const found = { sequential, diverging, nonfinite, zero, absent, css };
   made.set(theme, found);
   return found;
 }
@@ -49,7 +68,7 @@ export function palette(theme) {
 export const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f5fc0", "#6b7280"];
 export const DARK_LINES = ["#56b4e9", "#ff9a4d", "#3ecf9e", "#e79bc7", "#9ad1f5", "#f0e442", "#b7a0f0", "#b8bec8"];
 
-/** A colour of a map as CSS has it. @param {number} value */
+/** A pixel's colour as CSS has it. @param {number} value */
 export function css(value) {
   return `rgb(${value & 255} ${(value >> 8) & 255} ${(value >> 16) & 255})`;
 }
@@ -60,16 +79,22 @@ export function gradient(map, direction = "to right") {
   return `linear-gradient(${direction}, ${stops.join(", ")})`;
 }
 
-/** @param {[number, number, number][]} path @param {number} at @returns {[number, number, number]} */
+/**
+ * What a path has at a place from 0 to 1, linear between its points.
+ * @param {[number, number][]} path @param {number} at
+ */
 function along(path, at) {
   const place = at * (path.length - 1);
   const low = Math.min(Math.floor(place), path.length - 2);
   const share = place - low;
-  const mix = (/** @type {number} */ i) => path[low][i] * (1 - share) + path[low + 1][i] * share;
-  return [at, mix(1), mix(2)];
+  const mix = (/** @type {0 | 1} */ i) => path[low][i] * (1 - share) + path[low + 1][i] * share;
+  return [mix(0), mix(1)];
 }
 
-/** sRGB, as canvas has it: 0xAABBGGRR. @param {number} lightness @param {number} chroma @param {number} hue */
+/**
+ * The pixel of a colour; of one that sRGB does not have, with as much chroma as it can have.
+ * @param {number} lightness @param {number} chroma @param {number} hue
+ */
 function oklch(lightness, chroma, hue) {
   for (let c = chroma; c >= 0; c -= 0.004) {
     const rgb = linear(lightness, c, (hue * Math.PI) / 180);
@@ -82,7 +107,7 @@ function oklch(lightness, chroma, hue) {
   return ((255 << 24) | (grey << 16) | (grey << 8) | grey) >>> 0;
 }
 
-/** @param {number} lightness @param {number} c @param {number} h */
+/** Linear RGB of OKLCH; the hue in radians. @param {number} lightness @param {number} c @param {number} h */
 function linear(lightness, c, h) {
   const [a, b] = [c * Math.cos(h), c * Math.sin(h)];
   const l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3;
@@ -95,13 +120,13 @@ function linear(lightness, c, h) {
   ];
 }
 
-/** @param {number} one */
+/** sRGB's transfer function. @param {number} one */
 function encoded(one) {
   return one <= 0.0031308 ? 12.92 * one : 1.055 * one ** (1 / 2.4) - 0.055;
 }
 
 /** @param {string} hex */
-function packed(hex) {
+function pixel(hex) {
   const value = Number.parseInt(hex.slice(1), 16);
   return ((255 << 24) | ((value & 255) << 16) | (value & 0xff00) | (value >> 16)) >>> 0;
 }

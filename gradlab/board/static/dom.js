@@ -1,47 +1,49 @@
 /**
  * Elements of the page. Text goes in as text: nothing here or elsewhere parses HTML.
- * @typedef {string | number | Node | null | undefined | false} Child
+ *
+ * @typedef {string | number | Node | null | undefined | false} Child null, undefined and false are left out
+ * @typedef {{[Name in keyof HTMLElementEventMap]?: (event: HTMLElementEventMap[Name]) => void}} Listeners
+ * @typedef {{text?: string | number, on?: Listeners, style?: Record<string, string>} & Record<string, unknown>} Props
+ *   `on` holds listeners, `style` CSS properties, `text` the text; the rest are attributes, left out where null,
+ *   undefined or false
+ * @typedef {{value: string, text: string, group?: string}} Option
  */
-
-const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * An element.
- * @param {string} tag
- * @param {Record<string, any>} [props] `on` holds listeners, `style` properties, `text` the text; the rest are attributes.
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Props} [props]
  * @param {...Child} children
- * @returns {any}
+ * @returns {HTMLElementTagNameMap[Tag]}
  */
 export function el(tag, props = {}, ...children) {
-  return fill(document.createElement(tag), props, children);
-}
-
-/** An element of a drawing. @param {string} tag @param {Record<string, any>} [props] @param {...Child} children */
-export function svg(tag, props = {}, ...children) {
-  return fill(document.createElementNS(SVG, tag), props, children);
-}
-
-/** @param {any} node @param {Record<string, any>} props @param {Child[]} children */
-function fill(node, props, children) {
-  for (const [name, value] of Object.entries(props)) {
+  const node = document.createElement(tag);
+  const { text, on = {}, style = {}, ...attributes } = props;
+  if (text !== null && text !== undefined) node.textContent = String(text);
+  for (const [event, listener] of Object.entries(on)) {
+    node.addEventListener(event, /** @type {EventListener} */ (listener));
+  }
+  for (const [name, value] of Object.entries(style)) node.style.setProperty(name, value);
+  for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === "text") node.textContent = String(value);
-    else if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
-    else if (name === "style") for (const [key, one] of Object.entries(value)) node.style.setProperty(key, one);
-    else node.setAttribute(name, value === true ? "" : String(value));
+    node.setAttribute(name, value === true ? "" : String(value));
   }
-  for (const child of children) {
-    if (child === null || child === undefined || child === false) continue;
-    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
-  }
+  node.append(...nodes(children));
   return node;
 }
 
 /** Replace what is in `node`. @param {Element} node @param {...Child} children */
 export function put(node, ...children) {
-  node.replaceChildren(
-    ...children.filter((one) => one !== null && one !== undefined && one !== false).map((one) => (one instanceof Node ? one : String(one))),
-  );
+  node.replaceChildren(...nodes(children));
+}
+
+/** @param {Child[]} children @returns {(Node | string)[]} */
+function nodes(children) {
+  return children.flatMap((one) => {
+    if (one === null || one === undefined || one === false) return [];
+    return [one instanceof Node ? one : String(one)];
+  });
 }
 
 let numControls = 0;
@@ -59,7 +61,7 @@ export function labelled(label, control, extra = "") {
 
 /**
  * A list to choose from.
- * @param {{value: string, text: string, group?: string}[]} options
+ * @param {Option[]} options
  * @param {string} value
  * @param {(value: string) => void} onChange
  */
@@ -69,9 +71,9 @@ export function select(options, value, onChange) {
   return node;
 }
 
-/** @param {HTMLSelectElement} node @param {{value: string, text: string, group?: string}[]} options @param {string} value */
+/** @param {HTMLSelectElement} node @param {Option[]} options @param {string} value */
 export function fillSelect(node, options, value) {
-  /** @type {Map<string, any>} */
+  /** @type {Map<string, HTMLOptGroupElement>} */
   const groups = new Map();
   node.replaceChildren();
   for (const one of options) {
@@ -80,19 +82,34 @@ export function fillSelect(node, options, value) {
       node.append(option);
       continue;
     }
-    if (!groups.has(one.group)) groups.set(one.group, node.appendChild(el("optgroup", { label: one.group })));
-    groups.get(one.group).append(option);
+    let group = groups.get(one.group);
+    if (!group) {
+      group = node.appendChild(el("optgroup", { label: one.group }));
+      groups.set(one.group, group);
+    }
+    group.append(option);
   }
   node.value = value;
 }
 
-/** A sentence in place of a view that has nothing to show. @param {string} title @param {string} text @param {...Child} more */
-export function empty(title, text, ...more) {
+/**
+ * A sentence in place of a view that has nothing to show.
+ * @param {string} title @param {string} text @param {...Child} more
+ */
+export function emptyState(title, text, ...more) {
   return el("div", { class: "empty" }, el("div", { class: "empty-title", text: title }), el("p", { text }), ...more);
 }
 
-/** A canvas of a size in CSS pixels, sharp on every screen. @param {HTMLCanvasElement} canvas @param {number} width @param {number} height */
-export function sized(canvas, width, height) {
+/** The drawing context of a canvas. @param {HTMLCanvasElement} canvas */
+export function context2d(canvas) {
+  return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+}
+
+/**
+ * Give a canvas a size in CSS pixels, sharp on every screen, and clear it.
+ * @param {HTMLCanvasElement} canvas @param {number} width @param {number} height
+ */
+export function sizeCanvas(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   const [w, h] = [Math.max(1, Math.round(width * ratio)), Math.max(1, Math.round(height * ratio))];
   if (canvas.width !== w || canvas.height !== h) {
@@ -101,19 +118,22 @@ export function sized(canvas, width, height) {
   }
   canvas.style.width = `${width}px`;
   canvas.style.height = `${height}px`;
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const context = context2d(canvas);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
   return context;
 }
 
-/** The value of a CSS variable of the page. @param {string} name */
-export function token(name) {
+/** The value of a CSS variable of the page, such as a colour of the theme. @param {string} name */
+export function cssVariable(name) {
   return getComputedStyle(document.body).getPropertyValue(name).trim();
 }
 
-/** A function that runs once, a little after the last call. @param {() => void} run @param {number} wait in milliseconds */
-export function settled(run, wait) {
+/**
+ * A function that calls `run` once, `wait` milliseconds after its own last call.
+ * @param {() => void} run @param {number} wait
+ */
+export function debounced(run, wait) {
   let timer = 0;
   return () => {
     clearTimeout(timer);

@@ -1,4 +1,4 @@
-/** Numbers for people: four digits, with their unit. */
+/** Numbers as people read them: four digits, with their unit; and the round numbers that an axis has ticks at. */
 
 const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
@@ -60,7 +60,7 @@ export function percent(share) {
   return share === null || share === undefined ? "–" : `${number(Math.round(share * 1000) / 10)} %`;
 }
 
-/** 10^n, in short. @param {number} exponent */
+/** A power of ten, short. @param {number} exponent */
 export function powerOfTen(exponent) {
   if (exponent >= 0 && exponent <= 3) return String(10 ** exponent);
   if (exponent === -1) return "0.1";
@@ -68,7 +68,10 @@ export function powerOfTen(exponent) {
   return `10${exponent < 0 ? "⁻" : ""}${digits}`;
 }
 
-/** Round places between two numbers, about as many as asked for. @param {number} low @param {number} high @param {number} about */
+/**
+ * Round numbers between two others, about `about` of them.
+ * @param {number} low @param {number} high @param {number} about
+ */
 export function ticks(low, high, about) {
   const span = high - low;
   if (!(span > 0)) return [low];
@@ -76,6 +79,8 @@ export function ticks(low, high, about) {
   const magnitude = 10 ** Math.floor(Math.log10(raw));
   const unit = [1, 2, 5, 10].map((one) => one * magnitude).find((one) => one >= raw) || raw;
   const found = [];
-  for (let at = Math.ceil(low / unit - 1e-9) * unit; at <= high + 1e-9 * span; at += unit) found.push(Math.abs(at) < unit * 1e-9 ? 0 : at);
+  for (let at = Math.ceil(low / unit - 1e-9) * unit; at <= high + 1e-9 * span; at += unit) {
+    found.push(Math.abs(at) < unit * 1e-9 ? 0 : at);
+  }
   return found;
 }

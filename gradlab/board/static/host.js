@@ -1,9 +1,13 @@
-/** TensorBoard around the page: its theme, its address. In a report there is none, and the system's theme holds. */
+/**
+ * TensorBoard around the page: its theme, its address. In a report there is none, and the system's theme holds.
+ *
+ * @import { Theme } from "./colour.js"
+ */
 
 const PREFIX = "p.gradlab.";
 
 export class Host {
-  /** @type {"light" | "dark"} */
+  /** @type {Theme} */
   theme = "light";
 
   /** @param {() => void} onTheme called when the theme has changed */
@@ -11,23 +15,28 @@ export class Host {
     this.onTheme = onTheme;
   }
 
-  begin() {
+  /** Take over the theme, now and whenever it changes. */
+  followTheme() {
     const outer = this.#outer();
-    const look = () => {
-      const dark = outer ? outer.document.body.classList.contains("dark-mode") : matchMedia("(prefers-color-scheme: dark)").matches;
-      const theme = dark ? "dark" : "light";
+    const system = matchMedia("(prefers-color-scheme: dark)");
+    const follow = () => {
+      const isDark = outer ? outer.document.body.classList.contains("dark-mode") : system.matches;
+      const theme = isDark ? "dark" : "light";
       if (theme !== this.theme || document.body.dataset.theme !== theme) {
         this.theme = theme;
         document.body.dataset.theme = theme;
         this.onTheme();
       }
     };
-    if (outer) new outer.MutationObserver(look).observe(outer.document.body, { attributes: true, attributeFilter: ["class"] });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look);
-    look();
+    if (outer) {
+      const changes = { attributes: true, attributeFilter: ["class"] };
+      new outer.MutationObserver(follow).observe(outer.document.body, changes);
+    }
+    system.addEventListener("change", follow);
+    follow();
   }
 
-  /** What the address says to this plugin: `#gradlab&p.gradlab.run=...`. @returns {Record<string, string>} */
+  /** What the address holds for this plugin: `#gradlab&p.gradlab.run=...`. */
   address() {
     const where = this.#outer() || window;
     /** @type {Record<string, string>} */
@@ -39,15 +48,16 @@ export class Host {
     return found;
   }
 
-  /** @param {Record<string, string>} values */
+  /** Put values into the address, without a new entry in the history. @param {Record<string, string>} values */
   setAddress(values) {
     const where = this.#outer() || window;
     const parts = Object.entries(values).map(([key, value]) => `${PREFIX}${key}=${encodeURIComponent(value)}`);
     const hash = [this.#outer() ? "gradlab" : "", ...parts].filter(Boolean).join("&");
+    const { pathname, search } = where.location;
     try {
-      where.history.replaceState(where.history.state, "", `${where.location.pathname}${where.location.search}#${hash}`);
+      where.history.replaceState(where.history.state, "", `${pathname}${search}#${hash}`);
     } catch {
-      // A page from a file may not change its address everywhere.
+      // Some browsers do not let a page from a file change its address.
     }
   }
 
@@ -57,12 +67,13 @@ export class Host {
     if (outer) outer.location.hash = tab;
   }
 
-  /** TensorBoard's own window, where this page is inside one. @returns {any} */
+  /** TensorBoard's window, where the page is in a frame of it. */
   #outer() {
+    const parent = /** @type {Window & typeof globalThis} */ (window.parent);
     try {
-      return window.parent !== window && window.parent.document.body ? window.parent : null;
+      return parent !== window && parent.document.body ? parent : null;
     } catch {
-      return null;
+      return null; // A frame of another origin.
     }
   }
 }

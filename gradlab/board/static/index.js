@@ -1,21 +1,24 @@
-/** The entry: TensorBoard's plugin page imports this module and calls `render`. Everything is asked for at once. */
+/** The entry: TensorBoard's plugin page imports this module and calls `render`. */
 
-const MODULES = ["app", "chart", "colour", "dom", "findings", "flow", "format", "heat", "host", "jacobian", "layer", "legend", "metric", "profile", "runs", "sites", "source", "stepaxis"];
+/** All other modules of the page, which the browser fetches at once instead of import by import. */
+const MODULES = [
+  "app", "chart", "colour", "dom", "findings", "flow", "flow_controls", "flow_input", "flow_labels", "flow_side",
+  "flow_strips", "format", "heat", "heat_table", "host", "jacobian", "jacobian_charts", "jacobian_matrix", "layer",
+  "layer_panels", "legend", "metric", "profile", "profile_modules", "profile_steps", "profile_window", "runs",
+  "scalars", "site_metrics", "sites", "source", "stepaxis",
+];
 
 export async function render() {
   const early = { index: fetch("./index?") };
-  const style = document.createElement("link");
-  style.rel = "stylesheet";
-  style.href = "./static/style.css";
+  const style = link({ rel: "stylesheet", href: "./static/style.css" });
   const styled = new Promise((resolve) => (style.onload = style.onerror = resolve));
-  document.head.append(style);
-  for (const name of MODULES) {
-    const link = document.createElement("link");
-    link.rel = "modulepreload";
-    link.href = `./static/${name}.js`;
-    document.head.append(link);
-  }
+  document.head.append(style, ...MODULES.map((name) => link({ rel: "modulepreload", href: `./static/${name}.js` })));
   document.documentElement.lang = "en";
   const [{ App }, { HttpSource }] = await Promise.all([import("./app.js"), import("./source.js"), styled]);
   new App(new HttpSource(early), document.body).start();
+}
+
+/** @param {{rel: string, href: string}} attributes */
+function link(attributes) {
+  return Object.assign(document.createElement("link"), attributes);
 }

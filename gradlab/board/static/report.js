@@ -1,7 +1,13 @@
-/** A report: the page, answered out of the file that it stands in. */
+/**
+ * The page of a report: answers come out of the file that the page itself is in. `html_report.py` writes that file.
+ *
+ * @import { Answers, Heat, HeatArrays, ScalarArrays, Scalars, Query } from "../answers"
+ * @import { Plotly } from "./chart.js"
+ * @import { Source } from "./source.js"
+ */
 
 import { App } from "./app.js";
-import { BoardError, unpack } from "./source.js";
+import { BoardError, loadedPlotly, parseJson, unpack } from "./source.js";
 
 /** @param {string} name of the run */
 export async function open(name) {
@@ -11,28 +17,41 @@ export async function open(name) {
   await app.start();
 }
 
-/** Answers out of a report's own data. @implements {import("./source.js").Source} */
+/** Answers out of a report's own data. @implements {Source} */
 class FileSource {
   live = false;
-  /** @type {Promise<any> | null} */
+  /** @type {Promise<Plotly> | null} */
   #plotly = null;
+  /** @type {{[Name in keyof Answers]: (query: Query) => Answers[Name]}} */
+  #answers = {
+    index: () => this.#json("index"),
+    heat: (query) => this.#heat(query),
+    layer: ({ site }) => this.#packed(`layer ${site}`, `There is no site “${site}” in this report.`),
+    scalars: ({ tag = [] }) => this.#scalars(tag),
+    findings: () => this.#json("findings"),
+    jacobian: ({ name = "", step = null }) => this.#jacobian(name, step),
+    profile: () => this.#json("profile"),
+    health: () => this.#json("health"),
+  };
 
   /** @param {ArrayBuffer} buffer */
   constructor(buffer) {
     const length = Number(new DataView(buffer).getBigUint64(0, true));
     this.buffer = buffer;
     this.start = 8 + length;
-    /** @type {Record<string, [number, number]>} */
-    this.places = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
+    /**
+     * For each answer where it begins, counted from `start`, and its bytes.
+     * @type {Record<string, [number, number]>}
+     */
+    this.places = parseJson(buffer, 8, length);
   }
 
-  /** @param {string} name @param {Record<string, any>} [params] */
-  async ask(name, params = {}) {
-    if (name === "heat") return this.#heat(params);
-    if (name === "layer") return this.#packed(`layer ${params.site}`, `There is no site “${params.site}” in this report.`);
-    if (name === "scalars") return this.#scalars(params.tag);
-    if (name === "jacobian") return this.#jacobian(params.name, params.step);
-    return this.#json(name);
+  /**
+   * @template {keyof Answers} Name
+   * @param {Name} name @param {Query} [query] @returns {Promise<Answers[Name]>}
+   */
+  async request(name, query = {}) {
+    return this.#answers[name](query);
   }
 
   loadPlotly() {
@@ -40,7 +59,7 @@ class FileSource {
       const script = document.createElement("script");
       script.textContent = new TextDecoder().decode(buffer);
       document.head.append(script);
-      return /** @type {any} */ (window).Plotly;
+      return loadedPlotly();
     });
     return this.#plotly;
   }
@@ -52,15 +71,19 @@ class FileSource {
   /** @param {string} key */
   #json(key) {
     const [at, length] = this.#place(key, "This report does not hold that.");
-    const found = JSON.parse(new TextDecoder().decode(new Uint8Array(this.buffer, this.start + at, length)));
+    const found = parseJson(this.buffer, this.start + at, length);
     if (found.error) throw new BoardError(found.error);
     return found;
   }
 
-  /** @param {string} key @param {string} otherwise */
+  /**
+   * An answer with arrays, or the sentence that says why there is none.
+   * @param {string} key @param {string} otherwise
+   */
   #packed(key, otherwise) {
     const [at] = this.#place(key, otherwise);
-    return new DataView(this.buffer).getUint8(this.start + at) === 123 ? this.#json(key) : unpack(this.buffer, this.start + at);
+    const isJson = new DataView(this.buffer).getUint8(this.start + at) === "{".charCodeAt(0);
+    return isJson ? this.#json(key) : unpack(this.buffer, this.start + at);
   }
 
   /** @param {string} key @param {string} otherwise */
@@ -70,29 +93,24 @@ class FileSource {
     return place;
   }
 
-  /** The part of a picture between two steps. @param {Record<string, any>} params */
-  #heat({ metric, start, end }) {
+  /** The columns of a heat map between two steps. @param {Query} query @returns {Heat} */
+  #heat({ metric, start = null, end = null }) {
+    /** @type {Heat} */
     const whole = this.#packed(`heat ${metric}`, `There is no metric “${metric}” in this report.`);
-    if ((start ?? null) === null && (end ?? null) === null) return whole;
+    if (start === null && end === null) return whole;
     const { first, last } = whole.arrays;
-    const keep = Array.from(first.keys()).filter((/** @type {number} */ c) => last[c] >= (start ?? -Infinity) && first[c] <= (end ?? Infinity));
-    /** @type {Record<string, any>} */
-    const arrays = {};
-    for (const [name, array] of Object.entries(whole.arrays)) {
-      const rows = array.shape.length === 2 ? array.shape[0] : 1;
-      const part = new array.constructor(rows * keep.length);
-      for (let row = 0; row < rows; row += 1) keep.forEach((c, i) => (part[row * keep.length + i] = array[row * first.length + c]));
-      part.shape = array.shape.length === 2 ? [rows, keep.length] : [keep.length];
-      arrays[name] = part;
-    }
-    return { header: whole.header, arrays };
+    const [from, to] = [start ?? -Infinity, end ?? Infinity];
+    const keep = Array.from(first.keys()).filter((column) => last[column] >= from && first[column] <= to);
+    const entries = Object.entries(whole.arrays).map(([name, array]) => [name, keptColumns(array, keep)]);
+    return { header: whole.header, arrays: /** @type {HeatArrays} */ (Object.fromEntries(entries)) };
   }
 
-  /** @param {string[]} tags */
+  /** @param {string[]} tags @returns {Scalars} */
   #scalars(tags) {
-    /** @type {Record<string, any>} */
+    /** @type {ScalarArrays} */
     const arrays = {};
     tags.forEach((tag, i) => {
+      /** @type {Scalars} */
       const one = this.#packed(`scalar ${tag}`, `There is no scalar “${tag}” in this report.`);
       arrays[`${i}.steps`] = one.arrays["0.steps"];
       arrays[`${i}.values`] = one.arrays["0.values"];
@@ -100,18 +118,32 @@ class FileSource {
     return { header: { tags }, arrays };
   }
 
-  /** @param {string} name @param {number | null} step */
+  /** The block at the step nearest to `step`, or at the last one. @param {string} name @param {number | null} step */
   #jacobian(name, step) {
-    const steps = Object.keys(this.places).filter((key) => key.startsWith(`jacobian ${name} `)).map((key) => Number(key.slice(`jacobian ${name} `.length))).filter(Number.isFinite);
+    const prefix = `jacobian ${name} `;
+    const keys = Object.keys(this.places).filter((key) => key.startsWith(prefix));
+    const steps = keys.map((key) => Number(key.slice(prefix.length))).filter(Number.isFinite);
     if (!steps.length) throw new BoardError(`There is no Jacobian “${name}” in this report.`);
-    const near = (step ?? null) === null ? Math.max(...steps) : steps.reduce((a, b) => (Math.abs(b - Number(step)) < Math.abs(a - Number(step)) ? b : a));
-    return this.#packed(`jacobian ${name} ${near}`, "");
+    const nearest = (/** @type {number} */ to) => steps.reduce((a, b) => (Math.abs(b - to) < Math.abs(a - to) ? b : a));
+    return this.#packed(prefix + (step === null ? Math.max(...steps) : nearest(step)), "");
   }
 }
 
-/** The bytes that a script element holds as base64 of gzip. @param {string} id @returns {Promise<ArrayBuffer>} */
+/**
+ * Some columns of an array, [columns] or [sites, columns].
+ * @param {HeatArrays["first" | "mean"] | NonNullable<HeatArrays["bad"]>} array @param {number[]} keep
+ */
+function keptColumns(array, keep) {
+  const numColumns = array.shape[array.shape.length - 1];
+  const numRows = array.length / numColumns;
+  const values = Array.from({ length: numRows }, (_, row) => keep.map((column) => array[row * numColumns + column]));
+  const Kind = /** @type {Float64ArrayConstructor} */ (array.constructor);
+  return Object.assign(Kind.from(values.flat()), { shape: [...array.shape.slice(0, -1), keep.length] });
+}
+
+/** The bytes that a script element holds as base64 of gzip. @param {string} id */
 async function inflated(id) {
-  const text = /** @type {HTMLElement} */ (document.getElementById(id)).textContent || "";
+  const text = document.getElementById(id)?.textContent || "";
   const raw = Uint8Array.from(atob(text.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([raw]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();

@@ -1,133 +1,187 @@
-/** Many runs side by side: the flow of each, small, in one range of colours; and what differs in their settings. */
+/**
+ * The view Runs: the flow of each run, small, in one range of colours and on one axis of steps; and which settings
+ * differ.
+ *
+ * @import { Heat, Quantiles, Run, Setting } from "../answers"
+ * @import { App, Choice } from "./app.js"
+ * @typedef {{run: Run, node: HTMLElement, last: HTMLElement, loss: HTMLCanvasElement, heat: HeatMap}} Card
+ */
 
-import { el, empty, fillSelect, labelled, put, select, token } from "./dom.js";
-import { lossTag, spreads } from "./flow.js";
+import { cssVariable, el, emptyState, fillSelect, labelled, put, select } from "./dom.js";
 import { count, number, step as stepText } from "./format.js";
-import { HeatMap, table } from "./heat.js";
+import { HeatMap } from "./heat.js";
+import { toTable } from "./heat_table.js";
 import { legend } from "./legend.js";
-import { makeScale, parts, sorted } from "./metric.js";
+import { makeScale, parseMetric, sortMetrics } from "./metric.js";
+import { lossTag, needsLogScale, scalar } from "./scalars.js";
 import { arrange, matcher } from "./sites.js";
 import { drawLine } from "./stepaxis.js";
 
 const MOST = 20;
-const HEAT = 112;
-const LOSS = 26;
+const HEAT_HEIGHT = 112;
+const LOSS_HEIGHT = 26;
 
 export class RunsView {
-  #asked = 0;
+  /** Counts updates, so that answers to an earlier one are not shown. */
+  #update = 0;
 
-  /** @param {import("./app.js").App} app */
+  /** @param {App} app */
   constructor(app) {
     this.app = app;
-    this.metricSelect = select([], "", (metric) => app.choose({ metric, low: null, high: null }));
-    this.search = el("input", { type: "search", placeholder: "lr1e-3 or sweep*", spellcheck: "false", on: { input: () => this.update(this.choice) } });
-    this.bar = el("div", { class: "bar" }, labelled("Metric", this.metricSelect, "wide"), labelled("Runs", this.search));
+    this.choice = app.choice;
+    this.metrics = select([], "", (metric) => app.choose({ metric, low: null, high: null }));
+    const input = () => this.update(this.choice);
+    const placeholder = "lr1e-3 or sweep*";
+    this.search = el("input", { type: "search", placeholder, spellcheck: "false", on: { input } });
+    this.bar = el("div", { class: "bar" }, labelled("Metric", this.metrics, "wide"), labelled("Runs", this.search));
     this.legend = el("div", { class: "runs-legend" });
     this.grid = el("div", { class: "grid" });
-    this.table = el("div", { class: "overflow" });
     this.box = el("div", { class: "scrolls cards" });
     this.root = el("div", { class: "view" }, this.bar, this.box);
   }
 
-  /** @param {import("./app.js").Choice} choice */
+  /** @param {Choice} choice */
   async update(choice) {
     this.choice = choice;
-    const { index } = this.app;
-    const metrics = new Set(index.runs.flatMap((/** @type {any} */ run) => Object.keys(run.metrics).filter((name) => !run.metrics[name].hist)));
-    fillSelect(this.metricSelect, sorted([.../** @type {Set<string>} */ (metrics)]).map((value) => ({ value, text: value, group: parts(value).group })), choice.metric);
-    const fits = matcher(this.search.value.trim());
-    const all = index.runs.filter((/** @type {any} */ run) => choice.metric in run.metrics && fits(run.name));
+    const { metric } = choice;
+    this.#listMetrics(metric);
+    const search = this.search.value.trim();
+    const fits = matcher(search);
+    const all = this.app.runs.filter((run) => metric in run.metrics && fits(run.name));
     const runs = all.slice(-MOST);
-    const asked = (this.#asked += 1);
+    const update = (this.#update += 1);
     if (!runs.length) {
-      put(this.box, empty("No run to compare", this.search.value ? `No run that fits “${this.search.value}” has ${choice.metric}.` : `No run has ${choice.metric || "a metric over sites"}.`));
+      const none = `No run has ${metric || "a metric over sites"}.`;
+      put(this.box, emptyState("No run to compare", search ? `No run that fits “${search}” has ${metric}.` : none));
       return;
     }
     const differing = differences(runs);
-    const cards = runs.map((/** @type {any} */ run) => this.#card(run, differing));
-    put(this.grid, ...cards.map((/** @type {any} */ one) => one.node));
-    const more = all.length > runs.length ? `the ${runs.length} latest of ${count(all.length, "run")}` : count(runs.length, "run");
-    put(this.box, el("div", {}, el("div", { class: "flow-head" }, el("div", { class: "flow-title" }, el("code", { text: choice.metric }), el("span", { text: `${parts(choice.metric).meaning} · ${more}, on one range of colours and one axis of steps` })), this.legend), this.grid), this.#settings(runs, differing));
-    await this.#fill(cards, asked);
+    const cards = runs.map((run) => this.#card(run, differing));
+    put(this.grid, ...cards.map((one) => one.node));
+    const many = count(all.length, "run");
+    const which = all.length > runs.length ? `the ${runs.length} latest of ${many}` : many;
+    const about = `${parseMetric(metric).meaning} · ${which}, on one range of colours and one axis of steps`;
+    const title = el("div", { class: "flow-title" }, el("code", { text: metric }), el("span", { text: about }));
+    const head = el("div", { class: "flow-head" }, title, this.legend);
+    put(this.box, el("div", {}, head, this.grid), settingsCard(runs, differing));
+    await this.#fill(cards, update);
   }
 
-  /** @param {any} run @param {string[]} differing */
+  /** @param {string} chosen */
+  #listMetrics(chosen) {
+    const names = this.app.runs.flatMap(({ metrics }) => Object.keys(metrics).filter((name) => !metrics[name].hist));
+    const sorted = sortMetrics([...new Set(names)]);
+    fillSelect(this.metrics, sorted.map((value) => ({ value, text: value, group: parseMetric(value).group })), chosen);
+  }
+
+  /** @param {Run} run @param {string[]} differing names of settings @returns {Card} */
   #card(run, differing) {
     const canvas = el("canvas", { "aria-hidden": "true" });
     const loss = el("canvas", { "aria-hidden": "true" });
-    const facts = differing.filter((name) => ![undefined, null].includes(run.settings[name])).slice(0, 4).map((name) => `${short(name)} ${text(run.settings[name], name)}`).join(" · ");
-    const node = el("button", { class: `run-card${run.name === this.choice.run ? " on" : ""}`, title: `Open ${run.name}`, on: { click: () => this.app.choose({ run: run.name, view: "flow" }) } },
-      el("div", { class: "run-name", text: run.name }), el("div", { class: "run-line" }, el("div", { class: "run-diff", title: facts, text: facts }), el("span", { class: "run-last", text: `${stepText(run.last_step + 1)} steps` })), loss, canvas);
-    return { run, node, canvas, loss, heat: new HeatMap(canvas) };
+    const last = el("span", { class: "run-last", text: `${stepText(run.last_step + 1)} steps` });
+    const known = differing.filter((name) => run.settings[name] !== undefined && run.settings[name] !== null);
+    const settings = known.slice(0, 4).map((name) => `${shortName(name)} ${settingText(run.settings[name], name)}`);
+    const text = settings.join(" · ");
+    const kind = `run-card${run.name === this.choice.run ? " on" : ""}`;
+    const open = () => this.app.choose({ run: run.name, view: "flow" });
+    const node = el("button", { class: kind, title: `Open ${run.name}`, on: { click: open } },
+      el("div", { class: "run-name", text: run.name }),
+      el("div", { class: "run-line" }, el("div", { class: "run-diff", title: text, text }), last),
+      loss, canvas);
+    return { run, node, last, loss, heat: new HeatMap(canvas) };
   }
 
-  /** @param {any[]} cards @param {number} asked */
-  async #fill(cards, asked) {
+  /** Draw the heat maps and the losses. @param {Card[]} cards @param {number} update */
+  async #fill(cards, update) {
     const { choice } = this;
     const width = Math.max(200, (this.grid.firstElementChild?.clientWidth || 290) - 26);
-    const to = Math.max(...cards.map((one) => one.run.last_step));
-    const from = 0;
-    const columns = Math.round(width * (window.devicePixelRatio || 1));
-    await Promise.all(cards.map(async (one) => {
-      one.packed = await this.app.ask("heat", { run: one.run.name, metric: choice.metric, columns: Math.min(columns, 400), start: from, end: to }).catch(() => null);
+    const columns = Math.min(400, Math.round(width * (window.devicePixelRatio || 1)));
+    const end = Math.max(...cards.map((one) => one.run.last_step));
+    const answers = await Promise.all(cards.map(({ run }) => {
+      const query = { run: run.name, metric: choice.metric, columns, start: 0, end };
+      return this.app.request("heat", query).catch(() => null);
     }));
-    if (asked !== this.#asked) return;
-    const found = cards.filter((one) => one.packed && one.packed.arrays.first.length);
+    if (update !== this.#update) return;
+    const found = cards.flatMap((card, i) => {
+      const answer = answers[i];
+      return answer && answer.arrays.first.length ? [{ card, answer }] : [];
+    });
     if (!found.length) return;
-    const quantiles = joined(found.map((one) => one.packed.header.quantiles));
-    const scale = makeScale(choice.metric, quantiles, { cut: Number(choice.cut), low: choice.low, high: choice.high, unit: found[0].packed.header.unit });
-    put(this.legend, legend(scale, this.app.host.theme, { title: "" }));
-    for (const one of found) {
-      one.heat.data = table(one.packed, from, to);
-      Object.assign(one.heat, arrange(one.packed.header.sites, matcher(choice.match), new Set()), { scale });
-      one.heat.layout(width, HEAT, 0, 40, false);
-      one.heat.draw(this.app.host.theme, /** @type {any} */ (choice.pixel));
+    const { cut, low, high } = choice;
+    const options = { cut: Number(cut), low, high, unit: found[0].answer.header.unit };
+    const scale = makeScale(choice.metric, joined(found.map(({ answer }) => answer)), options);
+    put(this.legend, legend(scale, this.app.host.theme));
+    for (const { card: { heat }, answer } of found) {
+      heat.setData(toTable(answer, 0, end));
+      Object.assign(heat, arrange(answer.header.sites, matcher(choice.match), new Set()), { scale });
+      heat.layout(width, HEAT_HEIGHT, 0, 40, false);
+      heat.draw(this.app.host.theme, choice.pixel);
     }
-    for (const one of cards) this.#loss(one, width, from, to + 1);
+    for (const card of cards) this.#drawLoss(card, width, end + 1);
   }
 
-  /** @param {any} card @param {number} width @param {number} from @param {number} to */
-  async #loss(card, width, from, to) {
-    const tag = lossTag(card.run.scalars);
+  /** @param {Card} card @param {number} width @param {number} to the step after the last one */
+  async #drawLoss({ run, loss, last }, width, to) {
+    const tag = lossTag(run.scalars);
     if (!tag) return;
-    const found = await this.app.ask("scalars", { run: card.run.name, tag: [tag], columns: 300 }).catch(() => null);
+    const found = await this.app.request("scalars", { run: run.name, tag: [tag], columns: 300 }).catch(() => null);
     if (!found) return;
-    const values = found.arrays["0.values"];
-    drawLine(card.loss, width, LOSS, found.arrays["0.steps"], values, from, to, token("--accent"), spreads(values));
-    card.node.querySelector(".run-last").textContent = `${tag} ${number(values[values.length - 1])}`;
-  }
-
-  /** @param {any[]} runs @param {string[]} differing */
-  #settings(runs, differing) {
-    if (runs.length < 2) return null;
-    if (!differing.length) return el("div", { class: "card" }, el("h2", { text: "Settings" }), el("p", { class: "hint", text: "Nothing differs in the settings that these runs recorded." }));
-    return el("div", { class: "card" }, el("h2", { text: "What differs" }), el("div", { class: "overflow" }, el("table", { class: "plain" },
-      el("thead", {}, el("tr", {}, el("th", { text: "run" }), ...differing.map((name) => el("th", { title: name, text: short(name) })))),
-      el("tbody", {}, ...runs.map((run) => el("tr", {}, el("td", { text: run.name }), ...differing.map((name) => el("td", { text: text(run.settings[name], name) }))))))));
+    const { steps, values } = scalar(found, 0);
+    const line = { steps, values, from: 0, to, log: needsLogScale(values) };
+    drawLine(loss, width, LOSS_HEIGHT, line, cssVariable("--accent"));
+    last.textContent = `${tag} ${number(values[values.length - 1])}`;
   }
 }
 
-/** The settings that are not the same in all runs, the most varied first. @param {any[]} runs */
-export function differences(runs) {
+/**
+ * A table of the settings that differ; null where there is one run only.
+ * @param {Run[]} runs @param {string[]} differing
+ */
+function settingsCard(runs, differing) {
+  if (runs.length < 2) return null;
+  if (!differing.length) {
+    const none = "Nothing differs in the settings that these runs recorded.";
+    return el("div", { class: "card" }, el("h2", { text: "Settings" }), el("p", { class: "hint", text: none }));
+  }
+  const head = differing.map((name) => el("th", { title: name, text: shortName(name) }));
+  const rows = runs.map((run) => {
+    const cells = differing.map((name) => el("td", { text: settingText(run.settings[name], name) }));
+    return el("tr", {}, el("td", { text: run.name }), ...cells);
+  });
+  const table = el("table", { class: "plain" },
+    el("thead", {}, el("tr", {}, el("th", { text: "run" }), ...head)),
+    el("tbody", {}, ...rows));
+  return el("div", { class: "card" }, el("h2", { text: "What differs" }), el("div", { class: "overflow" }, table));
+}
+
+/** The settings that are not the same in all runs, those with the most values first. @param {Run[]} runs */
+function differences(runs) {
   const names = new Set(runs.flatMap((run) => Object.keys(run.settings)));
-  const variety = (/** @type {string} */ name) => new Set(runs.map((run) => JSON.stringify(run.settings[name] ?? null))).size;
-  return [...names].filter((name) => variety(name) > 1).sort((a, b) => variety(b) - variety(a));
+  const numValues = (/** @type {string} */ name) => {
+    return new Set(runs.map((run) => JSON.stringify(run.settings[name] ?? null))).size;
+  };
+  return [...names].filter((name) => numValues(name) > 1).sort((a, b) => numValues(b) - numValues(a));
 }
 
-/** A setting's name without the path that all have. @param {string} name */
-function short(name) {
+/** The last two parts of a setting's name, without those that say nothing. @param {string} name */
+function shortName(name) {
   return name.split(".").filter((part) => part !== "init_args" && part !== "class_path").slice(-2).join(".");
 }
 
-/** A setting's value; of a class its own name alone. @param {any} value @param {string} name */
-function text(value, name) {
+/** A setting's value; of a class its own name alone. @param {Setting | undefined} value @param {string} name */
+function settingText(value, name) {
   if (name.endsWith("class_path") && typeof value === "string") return String(value.split(".").at(-1));
   if (value === undefined || value === null) return "–";
   return typeof value === "number" ? number(value) : String(value);
 }
 
-/** Quantiles of many pictures: enough for a range of colours. @param {any[]} all */
-function joined(all) {
+/**
+ * The quantiles of several heat maps together, near enough for a range of colours.
+ * @param {Heat[]} answers
+ * @returns {Quantiles}
+ */
+function joined(answers) {
+  const all = answers.map(({ header }) => header.quantiles);
   const merge = (/** @type {"all" | "positive"} */ key) => all.flatMap((one) => one[key]).sort((a, b) => a - b);
   return { all: merge("all"), positive: merge("positive"), negative: all.some((one) => one.negative) };
 }

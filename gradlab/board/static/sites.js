@@ -1,4 +1,9 @@
-/** Names of sites: the block that each belongs to, and patterns. */
+/**
+ * Names of sites: the block that each belongs to, patterns, and the rows that a heat map has for them.
+ *
+ * @typedef {{name: string, sites: number[], block: number, folded: boolean}} Row a site, or all sites of a folded block
+ * @typedef {{name: string, first: number, count: number, folded: boolean}} Block neighbouring rows: the first, how many
+ */
 
 /**
  * The block of a site: up to and with its first numbered part, as `encoder.layers.3` of `encoder.layers.3.attn.weight`.
@@ -13,15 +18,15 @@ export function blockOf(site) {
   return names.length > 1 ? names[0] : path.replace(/[[#].*$/, "");
 }
 
-/** What is left of a site's name beside its block's. @param {string} site @param {string} block */
-export function within(site, block) {
+/** A site's name without that of its block. @param {string} site @param {string} block */
+export function nameInBlock(site, block) {
   if (site === block || !site.startsWith(block)) return site;
   const rest = site.slice(block.length);
   return rest.startsWith(".") ? rest.slice(1) : rest;
 }
 
 /**
- * Whether a name fits a pattern with `*` and `?`; a pattern without them fits anywhere in the name.
+ * A function that says whether a name fits a pattern with `*` and `?`; one without them fits anywhere in the name.
  * @param {string} pattern
  * @returns {(name: string) => boolean}
  */
@@ -37,16 +42,15 @@ export function matcher(pattern) {
 }
 
 /**
- * The rows of a picture: neighbours of one block together, folded blocks as one row.
+ * The rows of a heat map: a row a site, those of one block together; a folded block is one row.
  * @param {string[]} sites
  * @param {(site: string) => boolean} fits
- * @param {Set<string>} folded
- * @returns {{rows: {name: string, sites: number[], block: number, folded: boolean}[], blocks: {name: string, first: number, count: number, folded: boolean}[]}}
+ * @param {Set<string>} folded names of blocks
  */
 export function arrange(sites, fits, folded) {
-  /** @type {any[]} */
+  /** @type {Row[]} */
   const rows = [];
-  /** @type {any[]} */
+  /** @type {Block[]} */
   const blocks = [];
   sites.forEach((site, index) => {
     if (!fits(site)) return;

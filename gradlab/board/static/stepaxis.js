@@ -1,14 +1,17 @@
-/** The axis of steps below a picture, and thin lines of scalars above it; both on the picture's own scale. */
+/** The axis of steps below a heat map, and thin lines of scalars; both drawn on a canvas. */
 
-import { sized, token } from "./dom.js";
+import { sizeCanvas, cssVariable } from "./dom.js";
 import { step as stepText, ticks } from "./format.js";
 
-/** @param {HTMLCanvasElement} canvas @param {number} width @param {number} from @param {number} to */
+/**
+ * The axis of the steps from `from` up to, but without, `to`.
+ * @param {HTMLCanvasElement} canvas @param {number} width @param {number} from @param {number} to
+ */
 export function drawStepAxis(canvas, width, from, to) {
-  const context = sized(canvas, width, 30);
-  context.font = `11px ${token("--font")}`;
-  context.fillStyle = token("--muted");
-  context.strokeStyle = token("--line-strong");
+  const context = sizeCanvas(canvas, width, 30);
+  context.font = `11px ${cssVariable("--font")}`;
+  context.fillStyle = cssVariable("--muted");
+  context.strokeStyle = cssVariable("--line-strong");
   context.textBaseline = "top";
   const scale = width / (to - from);
   for (const at of ticks(from, to, Math.max(2, width / 110))) {
@@ -26,13 +29,13 @@ export function drawStepAxis(canvas, width, from, to) {
 }
 
 /**
- * A line of a scalar over steps, small, with its name and last value told elsewhere.
+ * A line over steps, without axes: between the lowest and the highest value that is shown.
  * @param {HTMLCanvasElement} canvas @param {number} width @param {number} height
- * @param {ArrayLike<number>} steps @param {ArrayLike<number>} values @param {number} from @param {number} to
- * @param {string} colour @param {boolean} [log]
+ * @param {{steps: ArrayLike<number>, values: ArrayLike<number>, from: number, to: number, log?: boolean}} line
+ * @param {string} colour
  */
-export function drawLine(canvas, width, height, steps, values, from, to, colour, log = false) {
-  const context = sized(canvas, width, height);
+export function drawLine(canvas, width, height, { steps, values, from, to, log = false }, colour) {
+  const context = sizeCanvas(canvas, width, height);
   const place = log ? (/** @type {number} */ v) => Math.log10(v) : (/** @type {number} */ v) => v;
   let [low, high] = [Infinity, -Infinity];
   for (let i = 0; i < steps.length; i += 1) {
@@ -48,18 +51,18 @@ export function drawLine(canvas, width, height, steps, values, from, to, colour,
   context.lineWidth = 1.5;
   context.lineJoin = "round";
   context.beginPath();
-  let open = false;
+  let isDrawing = false;
   for (let i = 0; i < steps.length; i += 1) {
     const value = place(values[i]);
     if (!Number.isFinite(value)) {
-      open = false;
+      isDrawing = false;
       continue;
     }
     const x = ((steps[i] - from + 0.5) / (to - from)) * width;
     const y = height - pad - ((value - low) / (high - low)) * (height - 2 * pad);
-    if (open) context.lineTo(x, y);
+    if (isDrawing) context.lineTo(x, y);
     else context.moveTo(x, y);
-    open = true;
+    isDrawing = true;
   }
   context.stroke();
 }
