@@ -1,6 +1,7 @@
 """What the page asks for: one function a question, from a source and a query to a plain dictionary or bytes.
 
-Belongs here: questions and their answers. Does not: HTTP (`plugin`), arithmetic (`cells`), reading (`series`).
+Belongs here: questions and their answers. Does not: HTTP (`plugin`), reading (`reader`), arithmetic (`pooling`), one
+run less another (`compare`).
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.board import jacobians, metrics, profiles, settings
+from gradlab.board import jacobians, profiles, settings
+from gradlab.board.compare import difference
 from gradlab.board.health import damage
-from gradlab.board.metrics import Loaded, Metric
+from gradlab.board.metrics import Metric, metrics_of
 from gradlab.board.pooling import Cells, pool, pool_sites
 from gradlab.board.query import Query
+from gradlab.board.reader import Loaded, Range, RunReader
 from gradlab.board.source import Source
 from gradlab.board.wire import pack
 from gradlab.errors import UnknownRunError, UsageError, did_you_mean
-from gradlab.frame import is_absent
 from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, HPARAMS_PLUGIN, JACOBIAN_PLUGIN, SERIES_PLUGIN
 
 MOST_RUNS = 20
@@ -44,7 +46,7 @@ def index(source: Source, query: Query) -> Answer:
         if run not in listed and run not in found_blocks and run not in findings and not windows:
             others.append(run)
             continue
-        of_run, notes = metrics.metrics_of(listed.get(run, {}))
+        of_run, notes = metrics_of(listed.get(run, {}))
         session = hparams.get(run, {}).get(settings.session_tag())
         runs.append(
             {
@@ -65,14 +67,14 @@ def index(source: Source, query: Query) -> Answer:
 def heat(source: Source, query: Query) -> Answer:
     """A metric over sites and steps, pooled to pixels; less that of another run where `minus` names one."""
     run, columns = known_run(source, query.text("run")), query.number("columns", 1000, low=1, high=8192)
-    metric = _named_metric(source, run, query.text("metric"))
-    start, end = query.optional_number("start"), query.optional_number("end")
-    loaded = metrics.load(source, run, metric, num_columns=columns, start=start, end=end)
+    reader, steps = RunReader(source, run), _range(query, columns)
+    metric = reader.metric(query.text("metric"))
     header: dict[str, Any] = {"run": run, "metric": metric.name, "unit": metric.unit, "minus": None}
     if query.optional_text("minus"):
         header["minus"] = other = known_run(source, query.text("minus"))
-        theirs = _named_metric(source, other, metric.name)
-        loaded, header["scale"] = _difference(source, (run, metric), (other, theirs), columns, start, end)
+        loaded, header["scale"] = difference(reader, RunReader(source, other), metric, steps)
+    else:
+        loaded = reader.load(metric, steps)
     loaded = _matching(loaded, query.optional_text("match"))
     cells, starts = pool_sites(loaded.cells, query.number("rows", MOST_ROWS, low=1, high=20_000))
     header |= {
@@ -91,8 +93,8 @@ def layer(source: Source, query: Query) -> Answer:
     """Every metric of one site over steps; without its histograms where `hist` is 0."""
     run, site = known_run(source, query.text("run")), query.text("site")
     columns = query.number("columns", 1000, low=1, high=8192)
-    start, end = query.optional_number("start"), query.optional_number("end")
-    of_run, _ = metrics.metrics_of(source.list(SERIES_PLUGIN, run).get(run, {}))
+    reader, steps = RunReader(source, run), _range(query, columns)
+    of_run = reader.metrics()
     with_hist = query.number("hist", 1, low=0, high=1)
     header: dict[str, Any] = {"run": run, "site": site, "metrics": []}
     arrays: dict[str, np.ndarray] = {}
@@ -102,9 +104,10 @@ def layer(source: Source, query: Query) -> Answer:
         number = len(header["metrics"])
         entry = {"metric": metric.name, "unit": metric.unit, "edges": list(metric.edges), "last_step": metric.last_step}
         if metric.edges:
-            arrays |= _prefixed(number, _histogram(source, run, metric, site, min(columns, 400)))
+            first, counts = reader.histogram(metric, site, min(columns, 400))
+            arrays |= _prefixed(number, {"first": first.astype(np.float64), "counts": counts})
         else:
-            loaded = metrics.load(source, run, metric, num_columns=columns, start=start, end=end, only=site)
+            loaded = reader.load(metric, steps, only=site)
             entry |= {"block": loaded.block, "sampled": loaded.sampled}
             arrays |= _prefixed(number, {n: a.reshape(-1) for n, a in _cell_arrays(loaded.cells).items()})
         header["metrics"].append(entry)
@@ -210,73 +213,8 @@ def known_run(source: Source, name: str) -> str:
     return name
 
 
-def _named_metric(source: Source, run: str, name: str) -> Metric:
-    of_run, _ = metrics.metrics_of(source.list(SERIES_PLUGIN, run).get(run, {}))
-    if name not in of_run:
-        near = did_you_mean(name, of_run)
-        raise UsageError(f"{run} has no metric {name!r}.{near} It has: {', '.join(of_run) or 'none'}.")
-    if of_run[name].edges:
-        raise UsageError(f"{name} holds histograms, which have no place in the flow; choose a site to see them.")
-    return of_run[name]
-
-
-def _difference(
-    source: Source,
-    ours: tuple[str, Metric],
-    theirs: tuple[str, Metric],
-    columns: int,
-    start: int | None,
-    end: int | None,
-) -> tuple[Loaded, str]:
-    """One run less another: log2 of the ratio where all values are positive, else the plain difference.
-
-    At the steps that both have logged; where they share too few, in equal ranges of steps.
-    """
-    a, b = (
-        metrics.load(source, run, metric, num_columns=8 * columns, start=start, end=end)
-        for run, metric in (ours, theirs)
-    )
-    sites = [site for site in a.sites if site in set(b.sites)]
-    if not sites:
-        raise UsageError(f"{ours[0]} and {theirs[0]} have no site in common in {ours[1].name}.")
-    left, right = (one.cells.sites([one.sites.index(site) for site in sites]) for one in (a, b))
-    left, right = _same_steps(left, right, columns)
-    positive = all(not (np.isfinite(one.mean) & (one.mean < 0)).any() for one in (left, right))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.log2(left.mean / right.mean) if positive else left.mean - right.mean
-    bad = left.bad + right.bad
-    nothing = ~np.isfinite(values)
-    values = np.where(nothing, np.float32(np.nan), values).astype(np.float32)
-    cells = Cells(left.first, left.last, values, values, values, bad)
-    merged = Loaded(tuple(sites), cells, max(a.block, b.block), a.sampled or b.sampled)
-    return merged, "log2 ratio" if positive else "difference"
-
-
-def _same_steps(left: Cells, right: Cells, columns: int) -> tuple[Cells, Cells]:
-    shared = np.intersect1d(left.last, right.last)
-    if len(shared) >= min(len(left), len(right)) / 2 and left.single and right.single:
-        left, right = (one.columns(np.isin(one.last, shared)) for one in (left, right))
-        start, end = (int(shared[0]), int(shared[-1])) if len(shared) else (0, 0)
-        return pool(left, columns, start, end), pool(right, columns, start, end)
-    if not len(left) or not len(right):
-        raise UsageError("the two runs have no steps in common here.")
-    start, end = max(left.first[0], right.first[0]), min(left.last[-1], right.last[-1])
-    if end < start:
-        raise UsageError("the two runs have no steps in common.")
-    count = max(1, min(columns, len(left), len(right)) // 2)
-    edges = np.linspace(start, end + 1, count + 1)
-    return _binned(left, edges), _binned(right, edges)
-
-
-def _binned(cells: Cells, edges: np.ndarray) -> Cells:
-    """Exactly one column a range: the nearest one stands in where a range is empty."""
-    inside = cells.columns((cells.last >= edges[0]) & (cells.first < edges[-1]))
-    span = replace(inside, last=np.minimum(inside.last, int(edges[-1]) - 1))
-    pooled = pool(span, len(edges) - 1, int(edges[0]), int(edges[-1]) - 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    nearest = np.abs((pooled.first + pooled.last)[None, :] / 2 - centres[:, None]).argmin(1)
-    found = pooled.columns(nearest)
-    return replace(found, first=edges[:-1].astype(np.int64), last=edges[1:].astype(np.int64) - 1)
+def _range(query: Query, num_columns: int) -> Range:
+    return Range(num_columns, query.optional_number("start"), query.optional_number("end"))
 
 
 def _matching(loaded: Loaded, glob: str | None) -> Loaded:
@@ -295,25 +233,6 @@ def _cell_arrays(cells: Cells) -> dict[str, np.ndarray]:
     if cells.bad.any():
         arrays["bad"] = np.minimum(cells.bad, 65535).astype(np.uint16).T
     return arrays
-
-
-def _histogram(source: Source, run: str, metric: Metric, site: str, columns: int) -> dict[str, np.ndarray]:
-    """Counts [columns, bins] of a site over steps, summed where there are more steps than columns."""
-    steps, counts = [], []
-    for schema in metric.schemas:
-        found = source.read(SERIES_PLUGIN, run, schema.tag)
-        if site in schema.sites and isinstance(found.values, np.ndarray) and found.values.ndim == 3:
-            values = found.values[:, schema.sites.index(site)]
-            present = ~is_absent(values).all(1)
-            steps.append(found.steps[present])
-            counts.append(values[present])
-    at, table = np.concatenate(steps), np.concatenate(counts).astype(np.float32)
-    order = np.argsort(at, kind="stable")
-    at, table = at[order], table[order]
-    if len(at) > columns:
-        starts = np.arange(columns) * len(at) // columns
-        table, at = np.add.reduceat(table, starts, axis=0), at[starts]
-    return {"first": at.astype(np.float64), "counts": table}
 
 
 def _prefixed(number: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

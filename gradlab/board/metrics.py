@@ -1,4 +1,7 @@
-"""A metric of a run as cells: which tags hold it, which level of the pyramid to read, one table out of all of them."""
+"""The metrics of a run: which tags hold each, under which sites and on which levels of the pyramid.
+
+Belongs here: what the metadata of tags says. Does not: their values (`reader`).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from gradlab.board import pooling as table
-from gradlab.board.pooling import Cells
-from gradlab.board.source import Listed, Points, Source
-from gradlab.tags import SERIES_PLUGIN
+from gradlab.board.source import Listed
 
 VERSION = 1
 """The newest version of a tag's metadata that this board knows."""
@@ -49,18 +47,6 @@ class Metric:
     def sites(self) -> tuple[str, ...]:
         """The sites of all schemas, in forward order."""
         return ordered(schema.sites for schema in self.schemas)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Cells, and how true they are to the steps."""
-
-    sites: tuple[str, ...]
-    cells: Cells
-    block: int
-    """How many logged steps a column holds before pooling: 1, or the size of a block of the pyramid."""
-    sampled: bool
-    """Whether TensorBoard kept a sample of the steps only, and there was no pyramid to make up for it."""
 
 
 def metrics_of(listed: Mapping[str, Listed]) -> tuple[dict[str, Metric], list[str]]:
@@ -122,100 +108,3 @@ def ordered(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
                 result.insert(at, name)
                 known.add(name)
     return tuple(result)
-
-
-def load(
-    source: Source,
-    run: str,
-    metric: Metric,
-    *,
-    num_columns: int,
-    start: int | None = None,
-    end: int | None = None,
-    only: str | None = None,
-) -> Loaded:
-    """A metric of a run between two steps, at most `num_columns` columns.
-
-    Args:
-        source: where from.
-        run: its name.
-        metric: one of `metrics_of`.
-        num_columns: how many there is room for.
-        start: the first step, or None for the run's.
-        end: the last step, or None for the run's.
-        only: a site, where the others are not wanted.
-    """
-    schemas = [schema for schema in metric.schemas if only is None or only in schema.sites]
-    parts, block, sampled = [], 1, False
-    for schema in schemas:
-        found = _schema_cells(source, run, schema, num_columns, start, end)
-        cells, size, was_sampled = found
-        if only is not None:
-            cells = cells.sites([schema.sites.index(only)])
-        if len(cells):
-            parts.append(((only,) if only is not None else schema.sites, cells))
-        block, sampled = max(block, size), sampled or was_sampled
-    sites = (only,) if only is not None else metric.sites
-    if not parts:
-        return Loaded(sites, _nothing(len(sites)), 1, sampled)
-    merged = table.merge(parts, sites)
-    return Loaded(sites, table.pool(merged, num_columns, start, end), block, sampled)
-
-
-def _schema_cells(
-    source: Source, run: str, schema: Schema, num_columns: int, start: int | None, end: int | None
-) -> tuple[Cells, int, bool]:
-    """The coarsest level that still has as many columns as there is room for; what it lacks at the end, from below."""
-    chosen = None
-    for size in sorted(schema.levels, reverse=True):
-        blocks = source.read(SERIES_PLUGIN, run, schema.levels[size])
-        if _is_sampled(source, blocks) and chosen is not None:
-            return _with_tail(source, run, schema, *chosen, start, end)
-        if not len(blocks.steps) or not isinstance(blocks.values, np.ndarray):
-            continue
-        found = table.within(table.from_blocks(blocks.steps, blocks.values), start, end)
-        chosen = (found, size)
-        if len(found) >= num_columns / 2:
-            return _with_tail(source, run, schema, *chosen, start, end)
-    base = source.read(SERIES_PLUGIN, run, schema.tag)
-    sampled = _is_sampled(source, base)
-    if sampled and chosen is not None:
-        return _with_tail(source, run, schema, *chosen, start, end)
-    return table.within(_base_cells(base, schema), start, end), 1, sampled
-
-
-def _with_tail(
-    source: Source, run: str, schema: Schema, blocks: Cells, size: int, start: int | None, end: int | None
-) -> tuple[Cells, int, bool]:
-    """Blocks, and the steps after the last of them: those of a run that still goes on."""
-    reached = schema.level_steps[size]
-    if schema.last_step <= reached or (end is not None and end <= reached):
-        return blocks, size, False
-    parts = [blocks] if len(blocks) else []
-    for finer in sorted((level for level in schema.levels if level < size), reverse=True):
-        points = source.read(SERIES_PLUGIN, run, schema.levels[finer])
-        if isinstance(points.values, np.ndarray):
-            cells = table.from_blocks(points.steps, points.values)
-            parts.append(cells.columns(cells.first > reached))
-            reached = max(reached, int(points.steps[-1]))
-    base = _base_cells(source.read(SERIES_PLUGIN, run, schema.tag), schema)
-    parts.append(base.columns(base.first > reached))
-    return table.within(table.join(parts), start, end), size, False
-
-
-def _base_cells(points: Points, schema: Schema) -> Cells:
-    if not isinstance(points.values, np.ndarray) or points.values.ndim != 2:
-        return _nothing(len(schema.sites))
-    if points.values.shape[1] != len(schema.sites):
-        return _nothing(len(schema.sites))
-    return table.from_values(points.steps, points.values)
-
-
-def _is_sampled(source: Source, points: Points) -> bool:
-    return 0 < source.kept_steps <= len(points.steps)
-
-
-def _nothing(num_sites: int) -> Cells:
-    empty = np.empty((0, num_sites), np.float32)
-    steps = np.empty(0, np.int64)
-    return Cells(steps, steps, empty, empty, empty, np.empty((0, num_sites), np.uint32))

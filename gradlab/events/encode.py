@@ -1,7 +1,7 @@
 """TensorBoard's messages as bytes, by hand: Event > Summary > Value > (SummaryMetadata, TensorProto).
 
 Belongs here: the protobuf wire format and the field numbers of TensorBoard's event, summary and tensor messages (2.21).
-Does not: files (`writer`), or the bytes of a whole step at speed (`layout`).
+Does not: files (`writer`), or the bytes of a whole step at speed (`templates`).
 """
 
 from __future__ import annotations

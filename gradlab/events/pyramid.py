@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradlab.events.templates import VectorLayout
+from gradlab.events.templates import VectorTemplate
 from gradlab.frame import ABSENT
 
 SIZES = (32, 512, 8192)
@@ -52,11 +52,11 @@ class Pyramid:
     def __init__(self) -> None:
         self._pending: dict[str, _Pending] = {}
 
-    def add(self, layout: VectorLayout, contents: Sequence[bytes]) -> list[str]:
+    def add(self, template: VectorTemplate, contents: Sequence[bytes]) -> list[str]:
         """Take one step's vectors; returns the tags that now have a full block waiting for `full`."""
         due = []
-        pooled = layout.pooled
-        for tag, content in zip(layout.tags, contents, strict=True):
+        pooled = template.pooled
+        for tag, content in zip(template.tags, contents, strict=True):
             if len(pooled) < len(contents) and tag not in pooled:
                 continue
             pending = self._pending.get(tag)

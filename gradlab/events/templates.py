@@ -1,4 +1,4 @@
-"""Layouts: the fixed bytes of a step that comes again and again, with slots for what changes.
+"""Templates: the fixed bytes of a step that comes again and again, with slots for what changes.
 
 A run logs the same metrics of the same sites on every step: all but the numbers, the step and the time is encoded once.
 """
@@ -15,11 +15,11 @@ from gradlab.events.encode import delimiter, event_head, scalar_value_head, tens
 from gradlab.frame import Schema
 
 
-class VectorLayout:
+class VectorTemplate:
     """An Event with one float32 vector a schema. It holds the schemas, so the ids of their parts stay theirs."""
 
     def __init__(self, schemas: Sequence[Schema], metadata: Mapping[str, bytes]) -> None:
-        """Lay out `schemas`, with the metadata field of those tags that have one in `metadata`."""
+        """Encode all but the numbers of `schemas`; a tag that has metadata in `metadata` gets it."""
         self.schemas = tuple(schemas)
         self.tags = tuple(schema.tag for schema in schemas)
         self.pooled = tuple(schema.tag for schema in schemas if not schema.edges)
@@ -68,7 +68,7 @@ def _shape(schema: Schema) -> list[int]:
     return [len(schema.sites), len(schema.edges) - 1] if schema.edges else [len(schema.sites)]
 
 
-class ScalarLayout:
+class ScalarTemplate:
     """An Event with one native scalar a tag."""
 
     def __init__(self, tags: Sequence[str]) -> None:

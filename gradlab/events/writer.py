@@ -1,7 +1,7 @@
 """EventWriter: one event file of one process, into which frames, scalars, pictures, texts and settings go.
 
 Belongs here: which Value a call becomes, when a tag's metadata is written, and the order of steps. Does not: the bytes
-of a message (`encode`, `layout`, `hparams`), the file's buffer and its errors (`file`).
+of a message (`encode`, `templates`, `hparams`), the file's buffer and its errors (`output_file`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gradlab.events.encode import DataClass
 from gradlab.events.image import png
 from gradlab.events.output_file import OutputFile
 from gradlab.events.pyramid import ROWS, Block, Pyramid
-from gradlab.events.templates import ScalarLayout, VectorLayout
+from gradlab.events.templates import ScalarTemplate, VectorTemplate
 from gradlab.events.tfrecord import record
 from gradlab.frame import Schema
 from gradlab.tags import HPARAMS_EXPERIMENT_TAG, HPARAMS_SESSION_TAG, SERIES_PLUGIN
@@ -32,9 +32,9 @@ from gradlab.tags import HPARAMS_EXPERIMENT_TAG, HPARAMS_SESSION_TAG, SERIES_PLU
 """Whose series the vectors of a frame are."""
 VERSION = 1
 """Version of the metadata of vectors."""
-_MOST_LAYOUTS = 64
+_MOST_TEMPLATES = 64
 _NO_STEP = -(2**63)
-_LayoutKey = tuple[tuple[str, int], ...]
+_TemplateKey = tuple[tuple[str, int], ...]
 """Metrics, and the ids of their tuples of site names: hashing 200 names would cost more than writing their values."""
 
 
@@ -73,8 +73,8 @@ class EventWriter:
         """
         folder = Path(logdir) / f"rank{rank}" if rank else Path(logdir)
         self._file = _create(folder, flush_seconds)
-        self._vector_layouts: dict[_LayoutKey, VectorLayout] = {}
-        self._scalar_layouts: dict[tuple[str, ...], ScalarLayout] = {}
+        self._vector_templates: dict[_TemplateKey, VectorTemplate] = {}
+        self._scalar_templates: dict[tuple[str, ...], ScalarTemplate] = {}
         self._block_heads: dict[str, bytes] = {}
         self._last_steps: dict[str, int] = {}
         self._newest_step = _NO_STEP
@@ -113,11 +113,11 @@ class EventWriter:
             return
         schemas = [schema for schema, _ in pairs]
         key = tuple([(schema.metric, id(schema.sites)) for schema in schemas])
-        layout = self._vector_layouts.get(key) or self._lay_out(key, schemas)
-        self._check_order(layout.tags, step)
-        contents, wall_time = layout.contents([values for _, values in pairs]), _or_now(wall_time)
-        self._write(layout.encode(contents, step, wall_time), layout.tags, step)
-        if self._pyramid is not None and (due := self._pyramid.add(layout, contents)):
+        template = self._vector_templates.get(key) or self._make_template(key, schemas)
+        self._check_order(template.tags, step)
+        contents, wall_time = template.contents([values for _, values in pairs]), _or_now(wall_time)
+        self._write(template.encode(contents, step, wall_time), template.tags, step)
+        if self._pyramid is not None and (due := self._pyramid.add(template, contents)):
             self._write_blocks(self._pyramid.full(due), step, wall_time)
 
     def scalars(self, values: Mapping[str, float], step: int, wall_time: float | None = None) -> None:
@@ -125,12 +125,12 @@ class EventWriter:
         if not values:
             return
         tags = tuple(values)
-        layout = self._scalar_layouts.get(tags)
-        if layout is None:
-            _make_room(self._scalar_layouts)
-            layout = self._scalar_layouts[tags] = ScalarLayout(tags)
+        template = self._scalar_templates.get(tags)
+        if template is None:
+            _make_room(self._scalar_templates)
+            template = self._scalar_templates[tags] = ScalarTemplate(tags)
         self._check_order(tags, step)
-        self._write(layout.encode(list(values.values()), step, _or_now(wall_time)), tags, step)
+        self._write(template.encode(list(values.values()), step, _or_now(wall_time)), tags, step)
 
     def image(self, tag: str, pixels: np.ndarray, step: int, wall_time: float | None = None) -> None:
         """Write a picture for the Images tab: [height, width, 3] uint8."""
@@ -223,14 +223,14 @@ class EventWriter:
             self._write_blocks(self._pyramid.rest(), self._newest_step, time.time())
         self._file.close()
 
-    def _lay_out(self, key: _LayoutKey, schemas: Sequence[Schema]) -> VectorLayout:
-        """The layout of `schemas`: kept for the next step, unless it holds metadata, which is written only once."""
+    def _make_template(self, key: _TemplateKey, schemas: Sequence[Schema]) -> VectorTemplate:
+        """The template of `schemas`: kept for the next step, unless it holds metadata, which is written only once."""
         heads = {schema.tag: self._metadata(schema.tag, SERIES_PLUGIN, _described(schema)) for schema in schemas}
-        layout = VectorLayout(schemas, heads)
+        template = VectorTemplate(schemas, heads)
         if not any(heads.values()):
-            _make_room(self._vector_layouts)
-            self._vector_layouts[key] = layout
-        return layout
+            _make_room(self._vector_templates)
+            self._vector_templates[key] = template
+        return template
 
     def _write_blocks(self, blocks: Iterable[Block], step: int, wall_time: float) -> None:
         """Write blocks of the pyramid as one record: tensors [4, sites], tags `<tag>/x<steps>`, their last step."""
@@ -304,10 +304,10 @@ def _create(folder: Path, flush_seconds: float) -> OutputFile:
     raise AssertionError("unreachable")
 
 
-def _make_room(layouts: dict[Any, Any]) -> None:
-    """Forget the layouts of old where there are many: callers that never repeat themselves must not fill the memory."""
-    if len(layouts) >= _MOST_LAYOUTS:
-        layouts.clear()
+def _make_room(templates: dict[Any, Any]) -> None:
+    """Forget old templates where there are many: callers that never repeat themselves must not fill the memory."""
+    if len(templates) >= _MOST_TEMPLATES:
+        templates.clear()
 
 
 def _or_now(wall_time: float | None) -> float:

@@ -1,5 +1,7 @@
 """Where results go: the Sink protocol, and sinks for TensorBoard, JSON lines, a table, memory and your function.
 
+Start at protocol.py, what a sink can do · scalars.py a frame as a few named numbers, for those that hold no vectors.
+
 Belongs here: whatever turns frames, scalars, findings and Jacobian blocks into a record. Does not: tensors.
 A sink that fails raises; the Monitor then switches it off, says so once, and training goes on.
 """

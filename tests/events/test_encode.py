@@ -11,7 +11,7 @@ from tensorboard.util import tensor_util
 from gradlab.errors import EventError
 from gradlab.events import decode, encode
 from gradlab.events.encode import DataClass
-from gradlab.events.templates import ScalarLayout, VectorLayout
+from gradlab.events.templates import ScalarTemplate, VectorTemplate
 from gradlab.frame import Schema
 
 WORDS = ["fc1.weight", "層.0/relu", "a b\tc", "loss", "🙂", "x" * 300, "encoder.0[1]", "∂L/∂x", "q" * 127, "r" * 128]
@@ -42,7 +42,7 @@ def test_random_vectors_are_what_protobuf_reads(seed):
         arrays.append(array)
     heads = {schemas[0].tag: encode.metadata("gradlab", b"{}", DataClass.TENSOR)}
     step, wall_time = draw.choice(STEPS), draw.random() * 2e9
-    event = parse(VectorLayout(schemas, heads).encode(arrays, step, wall_time))
+    event = parse(VectorTemplate(schemas, heads).encode(arrays, step, wall_time))
     assert (event.step, event.wall_time) == (step, wall_time)
     assert [value.tag for value in event.summary.value] == [schema.tag for schema in schemas]
     assert [value.HasField("metadata") for value in event.summary.value] == [True] + [False] * (len(schemas) - 1)
@@ -56,26 +56,29 @@ def test_random_scalars_are_what_protobuf_reads(seed):
     draw = random.Random(seed)
     tags = draw.sample(WORDS, draw.randint(1, len(WORDS)))
     values = [draw.choice([0.0, -1.5, math.nan, math.inf, 1e300, 1e-60, draw.gauss(0, 1)]) for _ in tags]
-    event = parse(ScalarLayout(tags).encode(values, draw.choice(STEPS), 1.5))
+    event = parse(ScalarTemplate(tags).encode(values, draw.choice(STEPS), 1.5))
     with np.errstate(over="ignore"):
         expected = np.array(values).astype(np.float32)
     assert [value.tag for value in event.summary.value] == tags
     np.testing.assert_array_equal([value.simple_value for value in event.summary.value], expected)
 
 
-def test_a_layout_keeps_nothing_of_the_step_before():
+def test_a_template_keeps_nothing_of_the_step_before():
     schema = Schema("m", ("a", "b"))
-    layout, scalars = VectorLayout([schema], {}), ScalarLayout(["x"])
-    first = layout.encode(layout.contents([np.ones(2, np.float32)]), 1, 1.0), scalars.encode([1.0], 1, 1.0)
-    layout.encode(layout.contents([np.zeros(2, np.float32)]), 300, 2.0)
+    template, scalars = VectorTemplate([schema], {}), ScalarTemplate(["x"])
+    first = template.encode(template.contents([np.ones(2, np.float32)]), 1, 1.0), scalars.encode([1.0], 1, 1.0)
+    template.encode(template.contents([np.zeros(2, np.float32)]), 300, 2.0)
     scalars.encode([0.0], 300, 2.0)
-    assert (layout.encode(layout.contents([np.ones(2, np.float32)]), 1, 1.0), scalars.encode([1.0], 1, 1.0)) == first
+    assert (
+        template.encode(template.contents([np.ones(2, np.float32)]), 1, 1.0),
+        scalars.encode([1.0], 1, 1.0),
+    ) == first
 
 
 def test_a_vector_of_the_wrong_length_is_refused_by_name():
-    layout = VectorLayout([Schema("weight.norm", ("a",)), Schema("output.norm", ("a", "b"))], {})
+    template = VectorTemplate([Schema("weight.norm", ("a",)), Schema("output.norm", ("a", "b"))], {})
     with pytest.raises(EventError, match=r"^output.norm has 2 sites but 3 values were given\.$"):
-        layout.contents([np.ones(1, np.float32), np.ones(3, np.float32)])
+        template.contents([np.ones(1, np.float32), np.ones(3, np.float32)])
 
 
 @pytest.mark.parametrize("dtype", [*encode.DATA_TYPES, ">f4"])

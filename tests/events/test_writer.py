@@ -72,7 +72,7 @@ def test_schemas_made_anew_each_step_are_recognised(writer):
     assert [(one.step, one.value[0], one.metadata["sites"][0]) for one in vectors] == [
         (step, step, f"s{step % 2}.0") for step in range(200)
     ]
-    assert len(writer._vector_layouts) <= 64
+    assert len(writer._vector_templates) <= 64
 
 
 @pytest.mark.parametrize("sites", [0, 1, 10_000])

@@ -7,6 +7,7 @@ from board.conftest import log_values, some_values
 from gradlab.board import metrics
 from gradlab.board.file_source import FileSource
 from gradlab.board.metrics import Metric
+from gradlab.board.reader import Range, RunReader
 from gradlab.board.source import Points
 
 SITES = ("a", "b", "c")
@@ -52,7 +53,7 @@ def metric_of(source) -> Metric:
 def test_no_spike_and_nothing_unfinite_is_lost_however_few_steps_are_kept(logged, columns, kept_steps):
     inner, values = logged
     source = Sampling(inner, kept_steps)
-    found = metrics.load(source, "run", metric_of(source), num_columns=columns)
+    found = RunReader(source, "run").load(metric_of(source), Range(columns))
     assert len(found.cells) <= columns
     assert not found.sampled
     finite = np.where(np.isfinite(values), values, np.nan)
@@ -66,7 +67,7 @@ def test_no_spike_and_nothing_unfinite_is_lost_however_few_steps_are_kept(logged
 
 def test_all_steps_are_exact_where_all_are_kept_and_there_is_room(logged):
     source, values = logged
-    found = metrics.load(source, "run", metric_of(source), num_columns=5000)
+    found = RunReader(source, "run").load(metric_of(source), Range(5000))
     assert (found.block, found.cells.single) == (1, True)
     np.testing.assert_array_equal(found.cells.mean, values)
 
@@ -75,14 +76,14 @@ def test_an_overview_reads_blocks_and_not_the_steps(logged):
     inner, _ = logged
     source = Sampling(inner, 1000)
     metric = metric_of(source)
-    found = metrics.load(source, "run", metric, num_columns=60)
+    found = RunReader(source, "run").load(metric, Range(60))
     assert found.block == 32
     assert metric.schemas[0].tag not in source.asked
 
 
 def test_a_range_of_steps_is_read_finer(logged):
     source, values = logged
-    found = metrics.load(source, "run", metric_of(source), num_columns=500, start=1200, end=1300)
+    found = RunReader(source, "run").load(metric_of(source), Range(500, 1200, 1300))
     assert found.block == 1
     np.testing.assert_array_equal(found.cells.mean, values[1200:1301])
 
@@ -97,14 +98,14 @@ def test_the_end_of_a_run_that_goes_on_is_read_from_below(tmp_path):
         writer.vectors([(Schema("weight_grad.norm", SITES), row)], step)
     writer.flush()
     source = FileSource(tmp_path / "run", "run")
-    found = metrics.load(Sampling(source, 40), "run", metric_of(source), num_columns=4)
+    found = RunReader(Sampling(source, 40), "run").load(metric_of(source), Range(4))
     assert found.cells.last[-1] == 69
     writer.close()
 
 
 def test_one_site_is_the_same_as_its_row(logged):
     source, values = logged
-    found = metrics.load(source, "run", metric_of(source), num_columns=5000, only="b")
+    found = RunReader(source, "run").load(metric_of(source), Range(5000), only="b")
     np.testing.assert_array_equal(found.cells.mean[:, 0], values[:, 1])
 
 
