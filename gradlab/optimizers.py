@@ -1,34 +1,26 @@
-"""What is given as an optimizer: one of torch's, a wrapper around one, or an object of another kind with a `step`.
+"""Optimizers: one of torch's, a wrapper around one, or any other object with a `step`, as a user may give them.
 
-Belongs here: which torch optimizer is inside a wrapper, which parameters an object steps, and how calls of a `step`
-are seen that no hook of torch's shows. Does not: the counting (`steps`).
+Belongs here: which of torch's optimizers are inside a wrapper, whether one runs hooks, which parameters it steps, and
+the scale of a GradScaler that its gradients carry. Does not: hooks on a `step` (`hooks`), or counting steps
+(`monitor.steps`).
 """
 
 from __future__ import annotations
 
-import functools
 import sys
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+# Wrappers, and what is inside of them.
+
 _WRAPPERS = {"AcceleratedOptimizer", "_FabricOptimizer", "LightningOptimizer"}
 """Classes whose attribute `optimizer` is the one that steps; hooks on the wrapper would never run."""
 _MOST_LEVELS = 3
-
-
-class Steps(Protocol):
-    """Who is told when a `step` begins and ends."""
-
-    def step_begins(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        """Before it; may give other arguments."""
-
-    def step_ends(self, optimizer: Any, *, has_stepped: bool) -> None:
-        """After it; not `has_stepped` where it raised."""
+"""How deep a wrapper is searched for optimizers."""
 
 
 def inner_optimizer(optimizer: Any) -> Any:
@@ -38,27 +30,13 @@ def inner_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
-def listed(given: Any) -> list[Any]:
-    """What was given as optimizers, one by one, without the wrappers of frameworks."""
+def optimizer_list(given: Any) -> list[Any]:
+    """What was given as an optimizer, a list or a mapping of them, as a list without the wrappers of frameworks."""
     if given is None:
         return []
     if hasattr(given, "step") or isinstance(given, Optimizer) or not isinstance(given, Iterable):
         return [inner_optimizer(given)]
     return [inner_optimizer(one) for one in (given.values() if isinstance(given, Mapping) else given)]
-
-
-def has_hooks(optimizer: Any) -> bool:
-    """Whether hooks can be put on an optimizer: a subclass may never have called `Optimizer.__init__`."""
-    return isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" in vars(optimizer)
-
-
-def runs_hooks(optimizer: Any) -> bool:
-    """Whether a call of `optimizer.step` runs hooks: not where the instance has a `step` of its own."""
-    if not has_hooks(optimizer) or not getattr(type(optimizer).step, "hooked", False):
-        return False
-    own = vars(optimizer).get("step")
-    own = getattr(own, "_torchdynamo_orig_callable", own)
-    return own is None or getattr(own, "hooked", False) or getattr(own, "_wrapped_by_lr_sched", False)
 
 
 def optimizers_inside(wrapper: Any) -> list[Optimizer]:
@@ -86,6 +64,26 @@ def _attributes(one: Any) -> Iterator[Any]:
             yield value
 
 
+# Hooks.
+
+
+def has_hooks(optimizer: Any) -> bool:
+    """Whether hooks can be put on an optimizer: a subclass may never have called `Optimizer.__init__`."""
+    return isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" in vars(optimizer)
+
+
+def runs_hooks(optimizer: Any) -> bool:
+    """Whether a call of `optimizer.step` runs hooks: not where the instance has a `step` of its own."""
+    if not has_hooks(optimizer) or not getattr(type(optimizer).step, "hooked", False):
+        return False
+    own = vars(optimizer).get("step")
+    own = getattr(own, "_torchdynamo_orig_callable", own)
+    return own is None or getattr(own, "hooked", False) or getattr(own, "_wrapped_by_lr_sched", False)
+
+
+# Parameters.
+
+
 def parameters_of(optimizer: Any) -> list[Tensor]:
     """The parameters that an optimizer steps, as far as its `param_groups` tell."""
     groups = getattr(optimizer, "param_groups", None)
@@ -100,18 +98,18 @@ def parameter_ids(optimizers: Iterable[Any]) -> set[int]:
     return {id(p) for one in optimizers for p in parameters_of(one)}
 
 
-def that_train(model: nn.Module, given: Any) -> list[Any] | None:
-    """Those of a framework's optimizers that train a model, itself or by what is inside of them; None without any.
+def training_optimizers(model: nn.Module, given: Any) -> list[Any] | None:
+    """Those of a framework's optimizers that step parameters of a model, or have one inside that does; None if none.
 
     A framework hands over what it has, dummies and optimizers of copies included, and must not be stopped by it.
     """
     ours = {id(p) for p in model.parameters()}
-    each = [(one, [one, *optimizers_inside(one)]) for one in listed(given)]
+    each = [(one, [one, *optimizers_inside(one)]) for one in optimizer_list(given)]
     return [one for one, all_of in each if not ours.isdisjoint(parameter_ids(all_of))] or None
 
 
-class ByHand:
-    """In the place of an optimizer where there is none of torch's kind: its parameters are all of the model's."""
+class UnknownOptimizer:
+    """In place of an optimizer of which only the steps are seen: it is taken to step all parameters of the model."""
 
     def __init__(self, name: str, parameters: Callable[[], Mapping[str, Tensor]]) -> None:
         self.name = name
@@ -123,67 +121,12 @@ class ByHand:
         return [{"params": list(self._parameters().values())}]
 
 
-class SeenStep:
-    """Shows the calls of a `step` that runs no hooks of torch's, by a method in its place on that one object.
-
-    It is a bound method like the one before, so that copies and pickles of the object, and the schedulers of torch,
-    find what they expect: a copy steps as it would have, and is not counted.
-    """
-
-    def __init__(self, shown: Any, optimizer: Any, steps: Steps) -> None:
-        """Not in place yet.
-
-        Args:
-            shown: what the calls are told for, `optimizer` itself or what stands for it.
-            optimizer: has a method `step`.
-            steps: is told.
-        """
-        self.shown = shown
-        self._optimizer = optimizer
-        self._had_own = "step" in getattr(optimizer, "__dict__", {})
-        self._original = original = optimizer.step
-        self._method: Any = None
-
-        @functools.wraps(original)
-        def step(one: Any, *args: Any, **kwargs: Any) -> Any:
-            if one is not self._optimizer:
-                return getattr(original, "__func__", type(one).step)(one, *args, **kwargs)
-            changed = steps.step_begins(shown, (one, *args), kwargs)
-            (_, *args), kwargs = changed or ((one, *args), kwargs)  # type: ignore[assignment]
-            has_stepped = False
-            try:
-                result = original(*args, **kwargs)
-                has_stepped = True
-            finally:
-                steps.step_ends(shown, has_stepped=has_stepped)
-            return result
-
-        self._function = step
-
-    def place(self) -> bool:
-        """Put it in place, which an object may refuse."""
-        self._method = types.MethodType(self._function, self._optimizer)
-        try:
-            self._optimizer.step = self._method
-        except (AttributeError, TypeError):
-            self._method = None
-        return self._method is not None
-
-    def remove(self) -> None:
-        """Give the object its own `step` back, unless somebody has put another one on top."""
-        own = getattr(self._optimizer, "__dict__", {})
-        if self._method is not None and own.get("step") is self._method:
-            if self._had_own:
-                self._optimizer.step = self._original
-            else:
-                del self._optimizer.step
-        self._method = None
-
+# The loss scale.
 
 _CALLERS = ("step", "_maybe_opt_step")
-
-
+"""Methods of a GradScaler that call an optimizer."""
 _MOST_FRAMES = 8
+"""How far up the callers of an optimizer are looked through for them."""
 
 
 class LossScale:

@@ -1,9 +1,11 @@
-"""Hooks of an optimizer whose `step` is compiled: they run as Python, before and after the graph of the step.
+"""Optimizer hooks under `torch.compile`: where a `step` is compiled, they run as Python before and after its graph.
 
-`torch.compile` traces what it meets, hooks on optimizers included; of ours, a graph can hold nothing. So a hook that
-is being traced breaks the graph and runs outside of it: an optimizer of torch's breaks it at the same place by itself,
-and what is compiled of the step is what is compiled of it unwatched. Under `fullgraph=True`, where nothing may break,
-the call of the compiled graph is surrounded by the hooks, and the graph stays as it is.
+`torch.compile` traces the hooks of an optimizer with its `step`, and of ours a graph can hold nothing. So a hook that
+is being traced breaks the graph and runs outside of it. An optimizer of torch's breaks the graph at the same place by
+itself, so that the same is compiled as without gradlab. Under `fullgraph=True`, where nothing may break, the backend is
+wrapped: the compiled graph is called between the hooks, and stays as it is.
+
+Not here: what the hooks do (`monitor.steps`), or models that are compiled (`taps.forward.compiled`).
 """
 
 from __future__ import annotations
@@ -16,32 +18,35 @@ import torch
 from gradlab.errors import warn
 
 is_traced = torch.compiler.is_dynamo_compiling
-"""Whether the code that asks is being traced by `torch.compile`, for which the answer is a constant."""
+"""Whether `torch.compile` is tracing the code that calls this; a constant to it, so that it traces one branch alone."""
 
 
 def outside_graph(owner: Any, name: str, optimizer: Any, args: Any, kwargs: Any) -> Any:
-    """Call `owner.name(optimizer, args, kwargs)` outside of the graph that is being traced; gives what it gives."""
+    """Call `owner.name(optimizer, args, kwargs)` outside of the graph that is being traced, and return what it does."""
     result: list[Any] = [None]
-    _break_here(owner, name, optimizer, lambda: _call(owner, name, optimizer, args, kwargs, result))
+    _leave_graph(owner, name, optimizer, lambda: _call(owner, name, optimizer, args, kwargs, result))
     return result[0]
 
 
-def _break_here(owner: Any, name: str, optimizer: Any, call: Callable[[], None]) -> None:
-    """Its own variables, which Dynamo is asked for, are of no closure."""
+def _leave_graph(owner: Any, name: str, optimizer: Any, call: Callable[[], None]) -> None:
+    """A function of its own, since Dynamo is asked for its variables, which must not be those of a closure."""
     from torch._dynamo.comptime import comptime
 
-    comptime(_break_or_surround, call)
+    comptime(_break_or_wrap, call)
 
 
 class untraced:
-    """`with untraced():` runs code whose calls Dynamo would else trace one by one: a frame that it leaves alone is
-    within what it compiles all the same. What `torch.compiler.disable` does, at a tenth of a microsecond."""
+    """`with untraced():` keeps Dynamo from tracing the functions that are called inside.
+
+    Where Dynamo does not compile a frame, it still tries to compile each function that the frame calls. Does what
+    `torch.compiler.disable` does, at a tenth of a microsecond.
+    """
 
     __slots__ = ("_callback",)
 
     def __enter__(self) -> None:
-        if is_traced():  # a frame that Dynamo has not left alone: a hook that the engine calls, say
-            _leave_alone()
+        if is_traced():  # by a frame that Dynamo compiles, such as that of a hook that the engine calls
+            _break_graph()
         self._callback = _set_eval_frame(None)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -56,8 +61,8 @@ def _call(owner: Any, name: str, optimizer: Any, args: Any, kwargs: Any, result:
         result[0] = getattr(owner, name)(optimizer, args, kwargs)
 
 
-def _break_or_surround(context: Any) -> None:
-    """Called by Dynamo while it traces `_break_here`: break the graph, or surround it where it may not break."""
+def _break_or_wrap(context: Any) -> None:
+    """Called by Dynamo while it traces `_leave_graph`: break the graph, or wrap the backend where it may not break."""
     try:
         tracer = context._ComptimeContext__tx
         root = tracer
@@ -66,7 +71,7 @@ def _break_or_surround(context: Any) -> None:
         if root.one_graph:
             value = {name: _value(tracer.symbolic_locals[name]) for name in ("owner", "name", "optimizer")}
             compiler = tracer.output.compiler_fn
-            tracer.output.compiler_fn = _surrounding(compiler, value["owner"], value["name"], value["optimizer"])
+            tracer.output.compiler_fn = _with_hooks(compiler, value["owner"], value["name"], value["optimizer"])
             return
     except Exception as error:  # a torch whose insides are others
         warn(f"this compiled step is not seen: {type(error).__name__}: {error}")
@@ -74,8 +79,8 @@ def _break_or_surround(context: Any) -> None:
     context.graph_break("gradlab reads the parameters")
 
 
-def _leave_alone() -> None:
-    """While Dynamo traces: it shall run this frame as it is."""
+def _break_graph() -> None:
+    """Traced by Dynamo: end the graph here."""
     from torch._dynamo.comptime import comptime
 
     comptime(_break)
@@ -91,8 +96,8 @@ def _value(variable: Any) -> Any:
     return variable.as_python_constant() if variable.is_python_constant() else variable.value
 
 
-def _surrounding(compiler: Callable[..., Any], owner: Any, name: str, optimizer: Any) -> Callable[..., Any]:
-    """A backend whose graphs call a hook before or after they run: that of a pre-hook before, that of others after."""
+def _with_hooks(compiler: Callable[..., Any], owner: Any, name: str, optimizer: Any) -> Callable[..., Any]:
+    """A backend whose graphs call the hook `owner.name` before they run, where its name begins so, or else after."""
 
     def compile_graph(graph: Any, inputs: Any, **options: Any) -> Callable[..., Any]:
         compiled = compiler(graph, inputs, **options)

@@ -14,7 +14,7 @@ from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement
 from gradlab.monitor.monitor import Monitor
 from gradlab.monitor.options import check_options
-from gradlab.optimizers import that_train
+from gradlab.optimizers import training_optimizers
 from gradlab.profiling.options import Profile
 from gradlab.sinks import CallbackSink, Sink
 from gradlab.taps.rule import Tap
@@ -82,7 +82,7 @@ class GradlabCallback(TrainerCallback):
         self._newest.clear()
         self.monitor = Monitor(
             kwargs["model"],
-            that_train(kwargs["model"], kwargs.get("optimizer")),
+            training_optimizers(kwargs["model"], kwargs.get("optimizer")),
             sinks=[*self._sinks, CallbackSink(self._take, name="trainer")],
             logdir=self._logdir or Path(args.output_dir or ".") / "gradlab",
             first_step=state.global_step,

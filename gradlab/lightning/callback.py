@@ -19,7 +19,7 @@ from gradlab.lightning.phases import PhaseActions
 from gradlab.monitor.monitor import Monitor
 from gradlab.monitor.options import check_options
 from gradlab.nonfinite.guard import NonFinite
-from gradlab.optimizers import inner_optimizer, that_train
+from gradlab.optimizers import inner_optimizer, training_optimizers
 from gradlab.perf.performance import Performance
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.profiling.out_of_memory import OutOfMemory, explain
@@ -102,7 +102,7 @@ class GradlabCallback(pl.Callback):
         self._own = self._own_file(trainer)
         self.monitor = Monitor(
             pl_module,
-            that_train(pl_module, trainer.optimizers),
+            training_optimizers(pl_module, trainer.optimizers),
             taps=self.taps if self.taps is not None else _declared_taps(pl_module),
             jacobians=self._measurements(pl_module),
             nonfinite=self.nonfinite,

@@ -13,7 +13,7 @@ What counts as a step is decided here, once, for every kind of optimizer:
    whose own `step` is never called. One that steps other parameters is counted where no optimizer was given, or where
    these parameters came, or began to be trained, later.
 3. **A `step` that runs no hooks of torch's** (an object of another kind, a `step` that is the instance's own) is seen
-   by a method in its place on the given object (`SeenStep`).
+   by a method in its place on the given object (`StepHook`).
 4. **What nobody can see is said** (`taps.unstepped`), and people count it with `stepping()`.
 """
 
@@ -35,8 +35,9 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.autograd_engine import is_in_backward
 from gradlab.errors import TapError
 from gradlab.hooks.compiled_step import is_traced, outside_graph, untraced
+from gradlab.hooks.step_hooks import StepHook
 from gradlab.monitor.missing_steps import Unstepped
-from gradlab.optimizers import ByHand, SeenStep, has_hooks, listed, optimizers_inside, parameters_of, runs_hooks
+from gradlab.optimizers import UnknownOptimizer, has_hooks, optimizer_list, optimizers_inside, parameters_of, runs_hooks
 
 
 class Listener(Protocol):
@@ -76,10 +77,10 @@ class Steps:
     def __init__(self, given: Any, parameters: Callable[[], Mapping[str, nn.Parameter]], listener: Listener) -> None:
         self._parameters = parameters
         self._listener = listener
-        each = [real for one in listed(given) for real in self._in_place_of(one)]
-        self._seen = [self._seen_step(one) for one in each if not runs_hooks(one)]
+        each = [real for one in optimizer_list(given) for real in self._in_place_of(one)]
+        self._step_hooks = [self._step_hook(one) for one in each if not runs_hooks(one)]
         ours = [one for one in each if runs_hooks(one)]
-        shown = [one.shown for one in self._seen]
+        shown = [one.known_as for one in self._step_hooks]
         self._refs: tuple[weakref.ref[Any], ...] = tuple(map(weakref.ref, [*ours, *shown]))
         self._own = tuple(map(weakref.ref, ours))
         """The given optimizers on which hooks of their own are put."""
@@ -111,14 +112,15 @@ class Steps:
         inside = [] if self._owned(given) else [one for one in optimizers_inside(given) if self._owned(one)]
         return inside if runs_hooks(given) and inside else [given]
 
-    def _seen_step(self, given: Any) -> SeenStep:
+    def _step_hook(self, given: Any) -> StepHook:
         """A given object whose `step` runs no hooks of torch's."""
-        shown = given if has_hooks(given) or self._owned(given) else ByHand(type(given).__name__, self._parameters)
+        unknown = UnknownOptimizer(type(given).__name__, self._parameters)
+        known_as = given if has_hooks(given) or self._owned(given) else unknown
         try:
-            weakref.ref(shown)
+            weakref.ref(known_as)
         except TypeError:
-            shown = ByHand(type(given).__name__, self._parameters)
-        return SeenStep(shown, given, self)
+            known_as = unknown
+        return StepHook(known_as, given, self)
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
@@ -140,8 +142,8 @@ class Steps:
         for ref in self._own:
             if (one := ref()) is not None:
                 self._hook(one)
-        for seen in self._seen:
-            seen.place()
+        for hook in self._step_hooks:
+            hook.install()
         self._hear_all()
 
     def _hear_all(self) -> None:
@@ -156,8 +158,8 @@ class Steps:
     def detach(self) -> None:
         """Stop counting. From within a step, hooks stay where they are until the next call, and do nothing."""
         self._is_on = False
-        for seen in self._seen:
-            seen.remove()
+        for hook in self._step_hooks:
+            hook.remove()
         if not _is_any_step_under_way():
             for handle in self._handles:
                 handle.remove()
@@ -332,7 +334,7 @@ class Steps:
             return "again"
         if outer is not None and not outer.shows(optimizer) and outer.is_open():
             return "inside"
-        is_seen = any(one.shown is optimizer for one in self._seen)
+        is_seen = any(one.known_as is optimizer for one in self._step_hooks)
         self._outer = _Running(optimizer, always_ends=is_seen, is_wrapper=self._is_wrapper(optimizer))
         return "outermost"
 
@@ -340,7 +342,7 @@ class Steps:
         """Whether it is for others to step inside of this optimizer's `step`."""
         known = self._wraps.get(id(optimizer))
         if known is None or known[0]() is not optimizer:
-            is_one = not isinstance(optimizer, ByHand) and bool(optimizers_inside(optimizer))
+            is_one = not isinstance(optimizer, UnknownOptimizer) and bool(optimizers_inside(optimizer))
             known = self._wraps[id(optimizer)] = (weakref.ref(optimizer), is_one)
         return known[1]
 
@@ -364,7 +366,7 @@ class Steps:
         if not self._is_on:
             yield
             return
-        everything: Any = ByHand("stepping()", self._parameters)
+        everything: Any = UnknownOptimizer("stepping()", self._parameters)
         if self._stepped:
             self.end()
         self._outer = mine = _Running(everything, always_ends=True, is_wrapper=False)
@@ -476,7 +478,7 @@ def _share(one: Any, other: Any) -> bool:
 
 
 def _name(optimizer: Any) -> str:
-    return optimizer.name if isinstance(optimizer, ByHand) else type(optimizer).__name__
+    return optimizer.name if isinstance(optimizer, UnknownOptimizer) else type(optimizer).__name__
 
 
 def _steps_under_way(optimizer: Any) -> int:

@@ -21,7 +21,7 @@ import gradlab
 from gradlab import Tap
 from gradlab.errors import GradlabWarning, TapError
 from gradlab.frame import is_absent
-from gradlab.optimizers import that_train
+from gradlab.optimizers import training_optimizers
 from gradlab.sinks import MemorySink
 
 TAPS = [Tap("*", of="weight_grad", stage=["final", "clipped"]), Tap("*", of=["weight", "update"])]
@@ -686,8 +686,8 @@ def test_a_framework_is_not_stopped_by_an_optimizer_that_trains_something_else()
     model = mlp()
     mine, strange, odd = sgd(model), sgd(mlp()), Noisy(sgd(model))
     dummy = Dummy({0: sgd(model)})
-    assert that_train(model, [strange, mine, odd, dummy]) == [mine, odd, dummy]
-    assert that_train(model, [strange]) is None and that_train(model, None) is None
+    assert training_optimizers(model, [strange, mine, odd, dummy]) == [mine, odd, dummy]
+    assert training_optimizers(model, [strange]) is None and training_optimizers(model, None) is None
 
 
 def test_hooks_that_update_in_the_backward_are_measured_within_stepping() -> None:
