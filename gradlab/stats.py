@@ -216,7 +216,7 @@ def parts_of(stats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for stat in stats for part in NEEDS.get(stat, (stat,))))
 
 
-def noise_scale(micro: np.ndarray, total: np.ndarray) -> np.ndarray:
+def noise_scale(squares: np.ndarray, k: np.ndarray, total: np.ndarray) -> np.ndarray:
     """The simple gradient noise scale tr(Σ) / |G|² of McCandlish et al. (2018), appendix A.1, in micro-batches.
 
     With k micro-batches of equal size, whose gradients g_i add up to the gradient used, |g|² is the mean of |g_i|² and
@@ -224,19 +224,14 @@ def noise_scale(micro: np.ndarray, total: np.ndarray) -> np.ndarray:
     depend on whether the losses were divided by k.
 
     Args:
-        micro: [k, sites] norms of the micro-batches' gradients, NaN where there is none; all of one loss scale.
-        total: [sites] norms of their sum.
+        squares: [sites] float64 squared norms of the micro-batches' gradients, added up; all of one loss scale.
+        k: [sites] float64, how many micro-batches these are.
+        total: [sites] float64 norms of the sums of the gradients.
     Returns:
         [sites + 1]: of each parameter, and of all together; NaN with fewer than two micro-batches. Multiply by the
         size of a micro-batch for a number of samples. One step's estimate is noisy and may be negative: average both
         of its parts over steps.
     """
-    k = np.sum(~np.isnan(micro), axis=0).astype(np.float64)
-    return noise_scale_of_sums(np.nansum(np.square(micro), axis=0), k, total)
-
-
-def noise_scale_of_sums(squares: np.ndarray, k: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """The same, from the [sites] sums of the squared norms and the [sites] numbers of micro-batches added up."""
     with np.errstate(invalid="ignore", divide="ignore"):
         small = squares / k
         big = np.square(total) / np.square(k)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +18,7 @@ from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
 from gradlab.frame import Finding, Frame, JacobianBlock, Metrics, Series
 from gradlab.sinks import Sink
 from gradlab.taps.plan import Plan
-from gradlab.taps.series import with_derived
-
-if TYPE_CHECKING:
-    from gradlab.taps.across_ranks.reduce import RankCopy
-    from gradlab.taps.buffer.transfer import HostCopy
+from gradlab.taps.series import Copy, with_derived
 
 _BATCH, _LATE_SECONDS = 16, 0.1
 """So many frames wait at most before they are handed out, and so long."""
@@ -36,7 +32,7 @@ class Pending(NamedTuple):
     step: int
     wall_time: float
     plan: Plan
-    copy: HostCopy | RankCopy
+    copy: Copy
     scaled: frozenset[str]
     """The quantities that carry the loss scale."""
 

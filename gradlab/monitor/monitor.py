@@ -49,7 +49,7 @@ from gradlab.values import few
 
 if TYPE_CHECKING:
     from gradlab.jacobians.scheduled import Schedule
-    from gradlab.taps.across_ranks.group import Exchange
+    from gradlab.taps.across_ranks.group import RankGroup
 
 _watched: WeakIdentityDict = WeakIdentityDict()
 """A weak reference to the monitor of each model that is watched."""
@@ -153,7 +153,7 @@ class Monitor:
             model,
             rules,
             scaler=scaler,
-            exchange=_exchange() if across_ranks and world_size() > 1 else None,
+            rank_group=_rank_group() if across_ranks and world_size() > 1 else None,
             strict=strict,
             optimizers=lambda: me().optimizers,
             on_failure=lambda site, error: me()._tap_failed(site, error),
@@ -343,8 +343,8 @@ class Monitor:
 
     def end(self) -> None:
         """Close, without waiting for other ranks for long: the process ends, or nobody has this monitor any more."""
-        if self._is_open and self._engine.exchange is not None:
-            self._engine.exchange.leave(seconds=1.0)
+        if self._is_open and self._engine.rank_group is not None:
+            self._engine.rank_group.leave(seconds=1.0)
         self.close()
 
     def flush(self) -> None:
@@ -397,8 +397,8 @@ class Monitor:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if isinstance(error, torch.OutOfMemoryError) and self._profiler is not None:
             self.report(self._profiler.out_of_memory(error).finding)
-        if error is not None and self._engine.exchange is not None:
-            self._engine.exchange.leave(seconds=1.0)
+        if error is not None and self._engine.rank_group is not None:
+            self._engine.rank_group.leave(seconds=1.0)
         self.close()
 
     # What people ask for.
@@ -700,11 +700,11 @@ def _writes(logdir: str | Path, *, told: bool) -> bool:
     return rank == 0
 
 
-def _exchange() -> Exchange:
+def _rank_group() -> RankGroup:
     """The way to the other ranks; imported only where there are any."""
-    from gradlab.taps.across_ranks.group import Exchange
+    from gradlab.taps.across_ranks.group import RankGroup
 
-    return Exchange()
+    return RankGroup()
 
 
 def _tensorboard(logdir: Path) -> Sink:

@@ -31,12 +31,13 @@ from gradlab.taps.forward.modules import ModuleHooks
 from gradlab.taps.forward.torchscript import scripting
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
 from gradlab.taps.rule import Tap, check_own_stats
+from gradlab.taps.series import Copy
 from gradlab.taps.structure import Structure, weights_are_lent
 from gradlab.taps.unmatched import unmatched, why_unmatched
 
 if TYPE_CHECKING:
-    from gradlab.taps.across_ranks.group import Exchange
-    from gradlab.taps.across_ranks.reduce import RankCopy, Ranks
+    from gradlab.taps.across_ranks.group import RankGroup
+    from gradlab.taps.across_ranks.reduce import RankReducer
 
 
 class _Armed(NamedTuple):
@@ -45,14 +46,14 @@ class _Armed(NamedTuple):
     plan: Plan
     hooks: ModuleHooks
     parameters: ParameterWatch
-    ranks: Ranks | None
+    reducer: RankReducer | None
 
 
 class Taken(NamedTuple):
     """The values of a step, on their way to the host."""
 
     plan: Plan
-    copy: HostCopy | RankCopy
+    copy: Copy
     scaled: frozenset[str]
     """The quantities that carry the loss scale."""
 
@@ -87,7 +88,7 @@ class Engine:
         model: the model, wrapped or not.
         taps: the rules.
         scaler: the GradScaler in use, where it is known.
-        exchange: the way to the other ranks, where numbers are those of all.
+        rank_group: the other ranks, where numbers are those of all.
         strict: raise where a pattern meets nothing.
         optimizers: gives those whose steps are counted.
         on_failure: called with a site ("" for all) and the error of its tap.
@@ -105,7 +106,7 @@ class Engine:
         taps: Sequence[Tap],
         *,
         scaler: Any,
-        exchange: Exchange | None,
+        rank_group: RankGroup | None,
         strict: bool,
         optimizers: Callable[[], Sequence[Optimizer]],
         on_failure: Callable[[str, BaseException], None],
@@ -114,13 +115,13 @@ class Engine:
         on_skipped: Callable[[int], None],
     ) -> None:
         self.model = model
-        self.taps = tuple(taps) if exchange is None else combinable(taps, model)
+        self.taps = tuple(taps) if rank_group is None else combinable(taps, model)
         self.parameters = parameter_names(model)
         self._structure = Structure(model)
         self._is_sharded = False
         self.on_model_changed: Callable[[], None] | None = None
         """Called when the model has been found to have other modules or parameters than before."""
-        self.exchange = exchange
+        self.rank_group = rank_group
         self._strict = strict
         self._optimizers = optimizers
         self._failed = on_failure
@@ -144,8 +145,8 @@ class Engine:
     def attach(self) -> None:
         """Begin to listen, and let the other ranks know; `arm` puts taps in place."""
         self._is_late = any(p.is_leaf and p.grad is not None for p in self.parameters.values())
-        if self.exchange is not None:
-            self.exchange.announce()
+        if self.rank_group is not None:
+            self.rank_group.announce()
         listeners.append(self._listener)
         scripting.attach()
         self.recorder.on_first_pass = _weakly(self._look_again)
@@ -154,8 +155,8 @@ class Engine:
     def detach(self) -> None:
         """Leave no hook and no reference, and let the other ranks know."""
         self._disarm()
-        if self.exchange is not None:
-            self.exchange.leave()
+        if self.rank_group is not None:
+            self.rank_group.leave()
         self.recorder.start(None)
         self.recorder.on_first_pass = None
         self.recorder.ignore_parameters()
@@ -183,7 +184,7 @@ class Engine:
             plan = Plan([self.taps[number] for number in due])
             hooks = ModuleHooks(self.model, module_names(self.model), plan, self.recorder)
             armed = self._plans[due] = _Armed(
-                plan, hooks, ParameterWatch(self._measurable(), plan, self._failed), self._ranks(plan)
+                plan, hooks, ParameterWatch(self._measurable(), plan, self._failed), self._reducer(plan)
             )
         if armed is not self._armed:
             self._disarm()
@@ -199,12 +200,12 @@ class Engine:
             self._armed.parameters.disarm()
             self._armed = None
 
-    def _ranks(self, plan: Plan) -> Ranks | None:
-        if self.exchange is None:
+    def _reducer(self, plan: Plan) -> RankReducer | None:
+        if self.rank_group is None:
             return None
-        from gradlab.taps.across_ranks.reduce import Ranks
+        from gradlab.taps.across_ranks.reduce import RankReducer
 
-        return Ranks(plan, lambda: self.parameters, self.exchange)
+        return RankReducer(plan, lambda: self.parameters, self.rank_group)
 
     def _look_again(self) -> None:
         """At the first forward of a step: is the model what it was? It may have been sharded, grown or pruned by now.
@@ -252,7 +253,7 @@ class Engine:
 
     def _measurable(self) -> dict[str, nn.Parameter]:
         with_shape = {name: p for name, p in self.parameters.items() if not is_lazy(p)}
-        return measurable(with_shape, across_ranks=self.exchange is not None)
+        return measurable(with_shape, across_ranks=self.rank_group is not None)
 
     # What people ask for.
 
@@ -371,12 +372,12 @@ class Engine:
         """
         if self._armed is None:
             return None
-        if self.exchange is not None:
-            self.exchange.check(self.model)
-        plan, ranks = self._armed.plan, self._armed.ranks
+        if self.rank_group is not None:
+            self.rank_group.refuse_join(self.model)
+        plan, reducer = self._armed.plan, self._armed.reducer
         rows = self.recorder.rows()
         own = HostCopy(rows, self.recorder.finished)
-        copy = own if ranks is None else ranks.copy(own, step)
+        copy: Copy = own if reducer is None else reducer.reduce(own, step)
         taken = Taken(plan, copy, frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused}))
         self._fused.clear()
         self._armed.parameters.step_ended()

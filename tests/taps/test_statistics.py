@@ -174,7 +174,7 @@ def test_the_noise_scale_estimates_the_ratio_of_variance_to_signal() -> None:
     grads = signal + deviation * rng.standard_normal((4000, k, 50))
     small = np.square(np.linalg.norm(grads, axis=2)).mean()
     big = np.square(np.linalg.norm(grads.sum(1), axis=1)).mean()
-    (scale, _) = noise_scale(np.full((k, 1), np.sqrt(small)), np.array([np.sqrt(big)]))
+    (scale, _) = noise_scale(np.array([k * small]), np.array([float(k)]), np.array([np.sqrt(big)]))
     assert scale == pytest.approx(50 * deviation**2 / np.square(signal).sum(), rel=0.02)
 
 

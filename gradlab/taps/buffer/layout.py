@@ -71,3 +71,12 @@ def slots_of(part: str, entries: Sequence[Entry]) -> np.ndarray:
     starts = np.array([e.start + sum(e.widths[: e.parts.index(part)]) for e in entries])
     width = WIDTHS.get(part, 1)
     return starts if width == 1 else starts[:, None] + np.arange(width)
+
+
+def padded(values: np.ndarray, width: int) -> np.ndarray:
+    """A row, or its counts of elements, with zeros up to `width`: it is shorter where the layout has grown since."""
+    if len(values) >= width:
+        return values
+    longer = np.zeros(width, values.dtype)
+    longer[: len(values)] = values
+    return longer

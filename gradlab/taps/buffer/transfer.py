@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradlab.taps.buffer.finished_passes import FinishedPasses, MergedRows
-from gradlab.taps.buffer.layout import NEVER, SAFE, TRIAL, Entry
+from gradlab.taps.buffer.layout import NEVER, SAFE, TRIAL, Entry, padded
 from gradlab.taps.buffer.rows import Row
 
 
@@ -52,6 +52,8 @@ class HostCopy:
         finished: the passes of the step that no backward can reach any more, where there are any.
     """
 
+    world_size = 1
+
     def __init__(self, rows: Sequence[Row], finished: FinishedPasses | None = None) -> None:
         for row in rows:
             row.flush()
@@ -59,6 +61,7 @@ class HostCopy:
         self.merged: MergedRows | None = None
         """The finished passes as one row, once `rows` has been called."""
         self._finished = finished
+        self._rows: list[np.ndarray] = []
         self._widths = [row.width for row in rows]
         self._trials = [(number, entries) for number, row in enumerate(rows) for entries, _ in row.trials]
         chunks = [chunk for row in rows for chunk in row.chunks]
@@ -73,12 +76,13 @@ class HostCopy:
 
         After the row of the step comes that of the finished passes, where there are any.
         """
-        rows = self._own_rows()
-        if self._finished is not None:
-            self.merged, self._finished = self._finished.merged(), None
+        if not self._rows:
+            self._rows = self._own_rows()
+            self.merged = self._finished.merged() if self._finished is not None else None
             if self.merged is not None:
                 self.numel[1:1] = self.merged.numel
-        return rows if self.merged is None else [rows[0], *self.merged.rows(), *rows[1:]]
+                self._rows[1:1] = self.merged.rows()
+        return self._rows
 
     def _own_rows(self) -> list[np.ndarray]:
         values = self._transfer.values()
@@ -89,8 +93,26 @@ class HostCopy:
         rows, tried = pieces[: len(self._widths)], pieces[len(self._widths) :]
         for (number, entries), norms in zip(self._trials, tried, strict=True):
             _end_trial(entries, rows[number], norms)
-        self._trials = []
         return rows
+
+    def micro_squares(self, indices: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The squared norms of single backwards added up, and how many these are, as `series.Copy` says it."""
+        rows = self.rows()
+        if len(rows) == 1:
+            return None
+        num_entries, width = indices.max() + 1, slots.max() + 1
+        seen = np.stack([padded(np.array(one), num_entries)[indices] for one in self.numel]) != 0
+        norms = np.stack([padded(row, width)[slots] for row in rows]).astype(np.float64)
+        if self.merged is not None:
+            seen[1] = False  # of all these one norm was left
+        squares, times = np.where(seen, np.square(norms), 0.0).sum(0), seen.sum(0).astype(np.float64)
+        if self.merged is not None:
+            squares += padded(self.merged.squares, width)[slots]
+            times += padded(self.merged.times, num_entries)[indices]
+        return squares, times
+
+    def norms_by_rank(self, indices: np.ndarray) -> None:
+        """None: of one process there are no others."""
 
 
 def _end_trial(entries: Sequence[Entry], row: np.ndarray, waited: np.ndarray) -> None:

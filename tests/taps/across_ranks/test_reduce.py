@@ -27,7 +27,7 @@ from gradlab import Tap
 from gradlab.errors import GradlabWarning
 from gradlab.frame import is_absent
 from gradlab.taps.across_ranks import bucket, group
-from gradlab.taps.across_ranks.reduce import RankCopy
+from gradlab.taps.across_ranks.reduce import ReducedCopy
 
 SIZE, STEPS = 2, 4
 STATS = ["norm", "rms", "mean", "std", "max_abs", "zeros", "nonfinite", "hist"]
@@ -182,10 +182,10 @@ def a_rank_goes(rank: int, how: str, **options: Any) -> dict[str, Any]:
 
 def not_on_all(rank: int) -> dict[str, Any]:
     """Rank 0 alone watches over ranks."""
-    patience, group._PATIENCE = group._PATIENCE, timedelta(seconds=1)
+    patience, group._JOIN_TIMEOUT = group._JOIN_TIMEOUT, timedelta(seconds=1)
     said, weights = told(lambda: alone(model(), 3, across_ranks=rank == 0))
-    group._PATIENCE = patience
-    group._made += rank  # in a real run, that rank would go on being one behind
+    group._JOIN_TIMEOUT = patience
+    group._num_made += rank  # in a real run, that rank would go on being one behind
     _, bare = told(lambda: alone(model(), 3))
     return {"said": said, "same": all(map(torch.equal, weights, bare))}
 
@@ -290,12 +290,12 @@ def own_norms(network: Net, batches: list[Tensor]) -> dict[str, float]:
 
 def in_the_background(rank: int) -> list[Any]:
     """As on a GPU, where the values of a step come to the host only later."""
-    at_once = RankCopy.on_host
-    RankCopy.on_host = lambda self: False  # type: ignore[method-assign]
+    at_once = ReducedCopy.is_on_host
+    ReducedCopy.is_on_host = lambda self: False  # type: ignore[method-assign]
     try:
         return train(DistributedDataParallel(model()), [rank], FULL, rare=1)
     finally:
-        RankCopy.on_host = at_once  # type: ignore[method-assign]
+        ReducedCopy.is_on_host = at_once  # type: ignore[method-assign]
 
 
 def large_table(rank: int) -> list[Any]:
