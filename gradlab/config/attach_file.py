@@ -11,8 +11,7 @@ from gradlab.config.schema import LoggedSlice, WatchRule, Windows
 from gradlab.config.validation.annotations import keys_of
 from gradlab.config.validation.keys import Keys
 from gradlab.config.yaml.nodes import Mapping, Setting
-from gradlab.config.yaml.reader import compose
-from gradlab.config.yaml.text import decode, read, source_of
+from gradlab.config.yaml.reader import read_document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +34,13 @@ def load_attach(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem, each at its line and column.
     """
-    text = decode(path, read(path))
-    source = source_of(str(path), text)
-    root, problems = compose(source, text)
+    document = read_document(path)
+    root, problems = document.root, document.problems
     keys = Keys(keys_of(AttachFile), "the file has no setting", "the file needs")
     if isinstance(root, Mapping):
         values = keys.check(Setting(root), problems)
     elif not problems:
-        problems = [Problem(Position(source), "this file is a mapping of settings, such as `taps: [...]`.")]
+        problems = [Problem(Position(document.source), "this file is a mapping of settings, such as `taps: [...]`.")]
     if problems:
         raise refusal(problems)
     given = {entry.key.text for entry in root.entries} if isinstance(root, Mapping) else set()

@@ -1,10 +1,14 @@
-"""Load an experiment: the file, the overrides, every check, and then what can be done with it."""
+"""Load an experiment: read the file, set the overrides, check every setting, and then build what it names.
+
+`read_draft` gives what was read with all that is wrong with it, for a caller that can find more problems (patterns
+against the built model); `load` gives the experiment or raises. The checks themselves are in `check`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +20,8 @@ from gradlab.config.schema import Experiment
 from gradlab.config.sections import Bound
 from gradlab.config.validation.types import seen
 from gradlab.config.write import to_yaml
-from gradlab.config.yaml.nodes import Mapping, Node, Setting, nearest
-from gradlab.config.yaml.reader import compose
-from gradlab.config.yaml.text import decode, read, source_of
-from gradlab.errors import ConfigError
+from gradlab.config.yaml import nodes
+from gradlab.config.yaml.reader import Document, read_document
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -37,19 +39,82 @@ class Built:
     """From parameters to the optimizer; None where the model configures its own."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """An experiment file that was read and checked, whether it is right or wrong."""
+
+    path: Path
+    """The file, as it was given."""
+    source: bytes
+    """The file's content, as it was read."""
+    folder: Path
+    """From which the experiment's modules are imported."""
+    root: nodes.Mapping = field(repr=False)
+    """The settings with their places, overrides included."""
+    problems: tuple[Problem, ...]
+    """All that is wrong."""
+    values: Mapping[str, Any]
+    """The values of those settings that are right, by name."""
+    classes: Mapping[str, Bound]
+    """The classes of model, data and optimizer with their arguments; empty where they were not looked at."""
+
+    def accepted(self) -> Loaded:
+        """The experiment.
+
+        Raises:
+            ConfigError: with every problem, if there is one.
+        """
+        if self.problems:
+            raise refusal(self.problems)
+        return Loaded(Experiment(**self.values), self)
+
+    @property
+    def can_build(self) -> bool:
+        """Whether model and data are right, whatever else is wrong."""
+        return "model" in self.classes and ("data" in self.classes or is_off(self.root.entry("data")))
+
+    def build(self) -> Built:
+        """Make the model, the data and what makes the optimizer, where that is right.
+
+        Raises:
+            ConfigError: if a constructor raises, at the place of the class path.
+        """
+        data, optimizer = self.classes.get("data"), self.classes.get("optimizer")
+        model = self.classes["model"].make()
+        return Built(model, data.make() if data else None, optimizer.make if optimizer else None)
+
+    def wrong_patterns(self, sites: Iterable[str], parameters: Iterable[str]) -> list[Problem]:
+        """Every pattern that matches none of the model's names, and every Jacobian's site that does not exist."""
+        return pattern_problems(self.values, list(sites), list(parameters), self.setting)
+
+    def setting(self, keys: Sequence[str | int]) -> nodes.Setting:
+        """The setting of a path of keys; the nearest one above it that was written."""
+        return nodes.nearest(self.root, tuple(map(str, keys)))
+
+    def checked(self, *, deep: bool) -> Draft:
+        """This draft after the checks of its settings; what they find is added to its problems."""
+        check, problems = Check(self.folder, deep=deep), list(self.problems)
+        values = check.root(self.root, problems)
+        return replace(self, problems=tuple(problems), values=values, classes=check.bound)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """An experiment that passed its checks."""
 
     experiment: Experiment
     """All settings, overrides and defaults included."""
-    path: Path
-    """The file, as it was given."""
-    source: bytes
-    """The file's content, as it was read."""
-    _root: Mapping = field(repr=False)
-    _bound: dict[str, Bound] | None = field(repr=False)
-    _folder: Path = field(repr=False)
+    _draft: Draft = field(repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The file, as it was given."""
+        return self._draft.path
+
+    @property
+    def source(self) -> bytes:
+        """The file's content, as it was read."""
+        return self._draft.source
 
     def resolved(self) -> str:
         """The experiment as YAML with every value written out; it loads back equal, without overrides."""
@@ -62,13 +127,13 @@ class Loaded:
             ConfigError: if a constructor raises, at the place of the class path; and, after `deep=False`, whatever
                 the deep checks find.
         """
-        bound = _checked(self._folder, self._root, [], deep=True)[1] if self._bound is None else self._bound
-        data, optimizer = bound.get("data"), bound.get("optimizer")
-        return Built(bound["model"].make(), data.make() if data else None, optimizer.make if optimizer else None)
+        draft = self._draft
+        return (draft if draft.classes else draft.checked(deep=True).accepted()._draft).build()
 
     def problem(self, key_path: str | Sequence[str | int], message: str) -> Problem:
         """A problem at a setting, `taps.0.at` or `("taps", 0, "at")`; at the nearest one above it that was written."""
-        return Problem(self._setting(key_path).position, message)
+        keys = key_path.split(".") if isinstance(key_path, str) else key_path
+        return Problem(self._draft.setting(keys).position, message)
 
     def check_patterns(self, sites: Iterable[str], parameters: Iterable[str] = ()) -> None:
         """Hold every tap's patterns and every Jacobian's sites against the real names.
@@ -80,25 +145,12 @@ class Loaded:
         Raises:
             ConfigError: with every pattern that matches nothing and every site that does not exist.
         """
-        if found := pattern_problems(vars(self.experiment), list(sites), list(parameters), self._setting):
+        if found := self._draft.wrong_patterns(sites, parameters):
             raise refusal(found)
-
-    def _setting(self, key_path: str | Sequence[str | int]) -> Setting:
-        parts = key_path.split(".") if isinstance(key_path, str) else key_path
-        return nearest(self._root, _texts(parts))
-
-
-NamesOf = Callable[[Built], tuple[Sequence[str], Sequence[str]]]
-"""From built objects to the names of the model's tensors and of its parameters."""
 
 
 def load(
-    path: str | os.PathLike[str],
-    overrides: Sequence[str] = (),
-    *,
-    deep: bool = True,
-    names_of: NamesOf | None = None,
-    beside: Path | None = None,
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, deep: bool = True, beside: Path | None = None
 ) -> Loaded:
     """Load an experiment file and check everything that can be known before anything runs.
 
@@ -107,63 +159,45 @@ def load(
         overrides: `key=value` arguments, set in order; no key twice.
         deep: also import the classes and hold their arguments against their signatures, and the Trainer's against its
             own. Without it only the shape is checked, and neither torch nor Lightning is imported.
-        names_of: tells a model's names, so that wrong patterns are among the problems of a file that has others too.
-            A file without other problems is held against its model by `check_patterns`, once that is built.
         beside: the folder of the experiment's modules, where the file is a copy that lies elsewhere.
     Raises:
         ConfigError: with every problem, each at its line and column.
     """
+    return read_draft(path, overrides, deep=deep, beside=beside).accepted()
+
+
+def read_draft(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, deep: bool = True, beside: Path | None = None
+) -> Draft:
+    """Read an experiment file and check it, as `load` does; what is wrong with its settings is in the draft.
+
+    Raises:
+        ConfigError: where there are no settings: it is no file, no text, no YAML or no mapping.
+    """
     path = Path(path)
-    content = read(path)
-    root, problems = _root_of(path, decode(path, content))
-    root, found = apply(root, overrides)
-    folder = beside or path.absolute().parent
-    experiment, bound = _checked(folder, root, [*problems, *found], deep=deep, names_of=names_of)
-    return Loaded(experiment, path, content, root, bound if deep else None, folder)
+    document = read_document(path)
+    root, problems = apply(_settings_in(document), overrides)
+    draft = Draft(
+        path=path,
+        source=document.content,
+        folder=beside or path.absolute().parent,
+        root=root,
+        problems=(*document.problems, *problems),
+        values={},
+        classes={},
+    )
+    return draft.checked(deep=deep)
 
 
-def _root_of(path: Path, text: str) -> tuple[Mapping, list[Problem]]:
-    source = source_of(str(path), text)
-    root, problems = compose(source, text)
-    if isinstance(root, Mapping):
-        return root, problems
-    raise refusal(problems or [_not_settings(root, Position(source))])
-
-
-def _not_settings(root: Node | None, whole: Position) -> Problem:
+def _settings_in(document: Document) -> nodes.Mapping:
+    """The mapping that an experiment file is."""
+    root = document.root
+    if isinstance(root, nodes.Mapping):
+        return root
+    if document.problems:
+        raise refusal(document.problems)
     if root is None:
-        return Problem(whole, "holds no settings, only comments. An experiment needs at least `name:` and `model:`.")
-    return Problem(root.position, f"an experiment is a mapping of settings, `name: ...`, not {seen(root)}.")
-
-
-def _checked(
-    folder: Path, root: Mapping, found: list[Problem], *, deep: bool, names_of: NamesOf | None = None
-) -> tuple[Experiment, dict[str, Bound]]:
-    """The experiment and its classes, if nothing is wrong."""
-    check, problems = Check(folder, deep=deep), list(found)
-    values = check.root(root, problems)
-    if problems:
-        if names_of is not None:
-            problems += _patterns_beside(values, check.bound, root, names_of)
-        raise refusal(problems)
-    return Experiment(**values), check.bound
-
-
-def _patterns_beside(
-    values: dict[str, Any], bound: dict[str, Bound], root: Mapping, names_of: NamesOf
-) -> list[Problem]:
-    """The wrong patterns of an experiment that is wrong elsewhere, where model and data can be built all the same."""
-    if "model" not in bound or ("data" not in bound and not is_off(root.entry("data"))):
-        return []
-    try:
-        data = bound.get("data")
-        sites, parameters = names_of(Built(bound["model"].make(), data.make() if data else None, None))
-    except ConfigError as error:
-        return list(error.problems)
-    except Exception:
-        return []  # what keeps the model from running on this data is for the run to say, once the file is right
-    return pattern_problems(values, list(sites), list(parameters), lambda keys: nearest(root, _texts(keys)))
-
-
-def _texts(keys: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(map(str, keys))
+        message = "holds no settings, only comments. An experiment needs at least `name:` and `model:`."
+        raise refusal([Problem(Position(document.source), message)])
+    message = f"an experiment is a mapping of settings, `name: ...`, not {seen(root)}."
+    raise refusal([Problem(root.position, message)])

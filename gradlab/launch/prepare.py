@@ -1,4 +1,8 @@
-"""From an experiment file to a model and data that are known to fit each other, before anything is written to disk."""
+"""From an experiment file to a model and data that are known to fit each other, before anything is written to disk.
+
+In this order: read the file, set the overrides, check every setting, look at this machine, build model and data, and
+match every pattern against the names that the model has.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,23 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 
-from gradlab.errors import MachineError
+from gradlab.config.class_paths import importable
+from gradlab.config.load import Draft, Loaded, read_draft
+from gradlab.config.problems import Problem, refusal
+from gradlab.config.trainer_trial import refusal_of
+from gradlab.errors import ConfigError, MachineError
 from gradlab.launch.first_batch import OnceOnlyError, first_batch
 from gradlab.launch.machine import device_options
 from gradlab.launch.messages import quiet_lightning
 from gradlab.launch.optimizer import use_optimizer
 from gradlab.launch.random_state import undisturbed
 from gradlab.lightning.module import GradlabModule
+from gradlab.sites.forward import Site, sites_of
 from gradlab.taps.rule import Tap
-
-if TYPE_CHECKING:
-    from gradlab.config.load import Built, Loaded
-    from gradlab.sites.forward import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +59,20 @@ def prepare(path: Path, overrides: Sequence[str] = (), *, beside: Path | None = 
         MachineError: where this machine lacks what is asked for.
         TapError: where a pattern matches nothing.
     """
-    from gradlab.config.class_paths import importable
-
     home = beside or path.absolute().parent
     with importable(home):
         return _prepare(path, overrides, home)
 
 
 def _prepare(path: Path, overrides: Sequence[str], home: Path) -> Prepared:
-    from gradlab.config.load import load
-    from gradlab.config.trainer_trial import refusal_of
-
-    loaded = load(path, overrides, names_of=_names_of, beside=home)
+    draft = read_draft(path, overrides, beside=home)
+    if draft.problems:
+        raise refusal([*draft.problems, *_wrong_patterns(draft)])
+    loaded = draft.accepted()
     experiment = loaded.experiment
     devices = device_options(experiment.trainer, experiment.resources)
-    if refusal := refusal_of({**experiment.trainer, **devices}):
-        raise MachineError(f"the Trainer cannot be built on this machine: {refusal.text}")
+    if refused := refusal_of({**experiment.trainer, **devices}):
+        raise MachineError(f"the Trainer cannot be built on this machine: {refused.text}")
     with quiet_lightning():
         pl.seed_everything(experiment.seed, workers=True)
         built = loaded.build()
@@ -79,7 +82,7 @@ def _prepare(path: Path, overrides: Sequence[str], home: Path) -> Prepared:
         with undisturbed():
             sites = list_sites(model, data)
     if sites:
-        loaded.check_patterns(*_split(sites))
+        loaded.check_patterns(*_names(sites))
     return Prepared(
         loaded=loaded,
         model=model,
@@ -90,13 +93,23 @@ def _prepare(path: Path, overrides: Sequence[str], home: Path) -> Prepared:
     )
 
 
-def _names_of(built: Built) -> tuple[list[str], list[str]]:
-    """The names of a model's tensors and of its parameters, for the patterns of a file that has other problems."""
-    with quiet_lightning(), undisturbed():
-        return _split(list_sites(built.model, built.data))
+def _wrong_patterns(draft: Draft) -> list[Problem]:
+    """The wrong patterns of a file that is wrong elsewhere, where its model and data can be built all the same."""
+    if not draft.can_build:
+        return []
+    try:
+        built = draft.build()
+        with quiet_lightning(), undisturbed():
+            sites = list_sites(built.model, built.data)
+    except ConfigError as error:
+        return list(error.problems)
+    except Exception:
+        return []  # what keeps the model from running on this data is for the run to say, once the file is right
+    return draft.wrong_patterns(*_names(sites))
 
 
-def _split(sites: Sequence[Site]) -> tuple[list[str], list[str]]:
+def _names(sites: Sequence[Site]) -> tuple[list[str], list[str]]:
+    """The names of a model's tensors, and of its parameters."""
     parameters = [site.name for site in sites if site.kind == "parameter"]
     return [site.name for site in sites if site.kind != "parameter"], parameters
 
@@ -107,8 +120,6 @@ def list_sites(model: pl.LightningModule, data: pl.LightningDataModule | None) -
     Only a GradlabModule says what its `forward` takes. For any other module the batch's first item is tried, and where
     that fails the patterns are left to be checked by the first training step.
     """
-    from gradlab.sites.forward import sites_of
-
     try:
         batch = first_batch(model, data)
     except OnceOnlyError as error:

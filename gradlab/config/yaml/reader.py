@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from gradlab.config.problems import Position, Problem, Source, quoted
 from gradlab.config.yaml.errors import explained
 from gradlab.config.yaml.nodes import Broken, Entry, Listing, Mapping, Node, Scalar
 from gradlab.config.yaml.scalars import resolve
-from gradlab.config.yaml.text import control_character
+from gradlab.config.yaml.text import control_character, decode, read, source_of
 
 DEEPEST = 60
 """The most levels of lists and mappings, aliases expanded."""
@@ -31,6 +32,31 @@ _SCALAR_TAGS: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (float, int),
 }
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file of settings as it was read."""
+
+    content: bytes
+    source: Source
+    """Its text, for messages."""
+    root: Node | None
+    """None where the text is no single YAML document."""
+    problems: list[Problem]
+    """What is wrong with the text as YAML."""
+
+
+def read_document(path: Path) -> Document:
+    """Read a file of settings.
+
+    Raises:
+        ConfigError: in one sentence, if there is no such file or it is no text.
+    """
+    content = read(path)
+    text = decode(path, content)
+    source = source_of(str(path), text)
+    return Document(content, source, *compose(source, text))
 
 
 def compose(source: Source, text: str) -> tuple[Node | None, list[Problem]]:
