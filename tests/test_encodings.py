@@ -13,7 +13,7 @@ import gradlab
 from gradlab.config.overrides import apply
 from gradlab.config.problems import Position, Source
 from gradlab.config.yaml.nodes import Mapping, plain
-from gradlab.launch.card import run_card
+from gradlab.launch.outputs import run_card
 from gradlab.runs.folder import RunFolder, read_from_disk, spelled_on_disk
 
 SOURCES = sorted(Path(gradlab.__file__).parent.rglob("*.py"))

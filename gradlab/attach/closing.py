@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gradlab.attach.options import AttachOptions
 from gradlab.attach.rendezvous import take_address
-from gradlab.launch.processes import Failure, first_failure
+from gradlab.launch.rank_failures import Failure, first_failure
 from gradlab.runs.folder import RunFolder
 
 

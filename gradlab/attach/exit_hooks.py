@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 import gradlab
-from gradlab.launch.processes import Failure
+from gradlab.launch.rank_failures import Failure
 
 _OURS = str(Path(gradlab.__file__).parent) + os.sep
 

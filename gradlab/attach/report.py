@@ -21,8 +21,8 @@ from gradlab.attach.options import AttachOptions
 from gradlab.attach.rendezvous import ask, folder_at, tell
 from gradlab.errors import RunError
 from gradlab.frame import Finding
-from gradlab.launch.layers import Layer, layer_table
-from gradlab.launch.processes import note_failure
+from gradlab.launch.layer_table import Layer, layer_table
+from gradlab.launch.rank_failures import note_failure
 from gradlab.launch.summary import Summary
 from gradlab.monitor.monitor import Monitor
 from gradlab.runs.folder import RunFolder, read_json, write_json

@@ -75,18 +75,18 @@ def _readable(experiment: Path) -> None:
 
 def _start(experiment: Path, overrides: tuple[str, ...], root: Path) -> Outcome:
     _readable(experiment)
-    from gradlab.launch.run import Voice, start
+    from gradlab.launch.run import Display, start
 
-    return start(experiment, overrides, root=root, argv=sys.argv, voice=Voice(say=_say, bar=on_terminal()))
+    return start(experiment, overrides, root=root, argv=sys.argv, display=Display(say=_say, bar=on_terminal()))
 
 
 def _resume(run: str, root: Path) -> Outcome:
     from gradlab.runs.find import find_run
 
     folder = find_run(run, root)
-    from gradlab.launch.run import Voice, resume
+    from gradlab.launch.run import Display, resume
 
-    return resume(folder, argv=sys.argv, voice=Voice(say=_say, bar=on_terminal()))
+    return resume(folder, argv=sys.argv, display=Display(say=_say, bar=on_terminal()))
 
 
 def _say(line: str) -> None:
@@ -98,7 +98,7 @@ def _finish(outcome: Outcome) -> None:
     from gradlab.launch.terminal import print_summary
 
     if outcome.error is not None:
-        from gradlab.launch.blame import users_traceback
+        from gradlab.launch.messages import users_traceback
 
         click.echo(users_traceback(outcome.error), err=True, nl=False)
     if outcome.summary is not None:

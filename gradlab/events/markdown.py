@@ -1,6 +1,6 @@
 """Texts of others inside Markdown, as TensorBoard's Text tab renders it.
 
-Belongs here: what has to be escaped so that a text is shown as it is. Does not: what the cards say (`launch.card`).
+Belongs here: what has to be escaped so that a text is shown as it is. Does not: what the cards say (`launch.outputs`).
 """
 
 from __future__ import annotations

@@ -1,17 +1,20 @@
 """Who speaks on the terminal during a run, and what goes to `log.txt` alone.
 
 Everything that any library logs or warns about is written to the log. The terminal gets warnings that concern the
-user; Lightning's tips, its banner of devices and its advice on workers stay in the log.
+user; Lightning's tips, its banner of devices and its advice on workers stay in the log. Of a failure it gets the part
+of the traceback that lies in the user's code.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from lightning_fabric.utilities.warnings import PossibleUserWarning
@@ -77,3 +80,26 @@ def _divert_warnings(logger: logging.Logger) -> None:
 def _is_noise(category: type[Warning], filename: str) -> bool:
     """Whether a warning is about Lightning's own affairs, or advice that may not apply."""
     return issubclass(category, PossibleUserWarning) or any(f"/{module}/" in filename for module in _LIGHTNING)
+
+
+_CALLERS = ("gradlab", "pytorch_lightning", "lightning_fabric", "torch", "contextlib")
+
+
+def users_traceback(error: BaseException) -> str:
+    """The traceback of `error` without the frames of gradlab and Lightning that lead to the user's code.
+
+    All of it where no code of the user takes part.
+    """
+    start = _first_of_user(error.__traceback__) or error.__traceback__
+    return "".join(traceback.format_exception(type(error), error, start))
+
+
+def _first_of_user(frames: TracebackType | None) -> TracebackType | None:
+    """The first frame of a traceback that lies in no package which calls users' code."""
+    while frames is not None:
+        name = frames.tb_frame.f_globals.get("__name__", "")
+        # Models that ship with gradlab are users' code as much as anybody's.
+        if name.startswith(("gradlab.models", "gradlab.data")) or name.partition(".")[0] not in _CALLERS:
+            return frames
+        frames = frames.tb_next
+    return None

@@ -15,7 +15,7 @@ from gradlab.runs.folder import RunFolder
 _SEVERE = ("warning", "error")
 
 
-class FindingReaction(pl.Callback):
+class ActOnFinding(pl.Callback):
     """Acts once, after the step at which the first finding above `info` has become known.
 
     `checkpoint` saves one beside the last, `profile` records the next three steps, `stop` ends the run with RunError.

@@ -2,7 +2,7 @@
 
 Lightning starts the same command once more for each further rank, which is told the folder by its environment; where
 torchrun has started all of them, by torchrun's own store. A rank that fails leaves a note, by which rank zero, which
-sees no more than a lost connection, can say who was first.
+sees no more than a lost connection, can say who was first (`rank_failures`).
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from gradlab.distributed import is_under_torchrun, launched_rank, launched_world
 from gradlab.errors import UsageError
-from gradlab.runs.folder import RunFolder, read_json, write_json
+from gradlab.runs.folder import RunFolder
 
 _FOLDER = "GRADLAB_RUN_FOLDER"
-_PATIENCE_SECONDS = 3.0
 _STORE_SECONDS = 300
 _LAUNCHERS = ("NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "SLURM_", "LSB_", "OMPI_", "PMI_", "TORCHELASTIC_")
 """What launchers call their variables."""
@@ -124,56 +121,3 @@ def _store() -> Any:
 
 def _key() -> str:
     return f"gradlab/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """How a further rank ended."""
-
-    rank: int
-    code: int
-    reason: str
-    at: float
-    """When, in seconds since the epoch."""
-
-    @classmethod
-    def of_process(cls, rank: int, code: int) -> Failure:
-        """What is known of a process by the code that it ended with, negative where a signal has killed it."""
-        reason = f"killed by signal {-code}" if code < 0 else f"left with exit code {code}"
-        return cls(rank=rank, code=code if code > 0 else 128 - code, reason=reason, at=time.time())
-
-
-def note_failure(folder: RunFolder, *, code: int, reason: str) -> None:
-    """This rank has failed: leave word for rank zero."""
-    path = folder.path / f"exit-rank{launched_rank()}.json"
-    write_json(path, {"rank": launched_rank(), "code": code, "reason": reason, "at": time.time()})
-
-
-def blame(failure: Failure, folder: RunFolder) -> str:
-    """One sentence."""
-    log = folder.path / f"log-rank{failure.rank}.txt"
-    return f"rank {failure.rank} failed, {failure.reason} ({log})"
-
-
-def first_failure(folder: RunFolder, processes: Sequence[Any] = (), *, since: float, patience: bool) -> Failure | None:
-    """The further rank that failed first, by its note or by what its process ended with.
-
-    Args:
-        folder: of the run.
-        processes: of ranks 1, 2, ..., where this one has started them.
-        since: when this attempt began.
-        patience: wait a little, where this rank itself knows no more than that another one is gone.
-    """
-    deadline = time.monotonic() + (_PATIENCE_SECONDS if patience else 0.0)
-    while True:
-        notes = [note for path in folder.path.glob("exit-rank*.json") if (note := read_json(path))]
-        failures = [Failure(**note) for note in notes if note["at"] >= since]
-        if failures:
-            return min(failures, key=lambda failure: failure.at)
-        for rank, process in enumerate(processes, start=1):
-            code = process.poll()
-            if code:
-                return Failure.of_process(rank, code)
-        if time.monotonic() >= deadline:
-            return None
-        time.sleep(0.05)

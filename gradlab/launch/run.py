@@ -13,21 +13,13 @@ import torch
 
 from gradlab.distributed import launched_rank
 from gradlab.errors import GradlabError, RunError, UsageError
-from gradlab.launch.card import hyperparameters
 from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
-from gradlab.launch.outputs import Outputs, outputs
+from gradlab.launch.outputs import Outputs, hyperparameters, outputs
 from gradlab.launch.prepare import Prepared, prepare
-from gradlab.launch.processes import (
-    announced,
-    announced_folder,
-    blame,
-    first_failure,
-    followed,
-    note_failure,
-    refuse_lonely_node,
-)
+from gradlab.launch.processes import announced, announced_folder, followed, refuse_lonely_node
+from gradlab.launch.rank_failures import failure_sentence, first_failure, note_failure
 from gradlab.launch.resume.checkpoints import saved_step
 from gradlab.launch.resume.origin import Origin
 from gradlab.launch.session import Session, open_session
@@ -62,7 +54,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voice:
+class Display:
     """How a run speaks while it goes on."""
 
     say: Callable[[str], None]
@@ -71,36 +63,36 @@ class Voice:
     """Whether the terminal can show Lightning's progress bar in place of lines."""
 
 
-def start(path: Path, overrides: Sequence[str], *, root: Path, argv: Sequence[str], voice: Voice) -> Outcome:
+def start(path: Path, overrides: Sequence[str], *, root: Path, argv: Sequence[str], display: Display) -> Outcome:
     """Check and build the experiment of a file, make a run folder below `root`, and train."""
     origin = Origin.here(path)
     with origin.importing():
         prepared = prepare(path, overrides)
         refuse_lonely_node(prepared.device_options)
         if launched_rank():
-            return _follow(prepared, voice)
-        return _begin(prepared, origin, root=root, argv=argv, voice=voice)
+            return _follow(prepared, display)
+        return _begin(prepared, origin, root=root, argv=argv, display=display)
 
 
-def _begin(prepared: Prepared, origin: Origin, *, root: Path, argv: Sequence[str], voice: Voice) -> Outcome:
+def _begin(prepared: Prepared, origin: Origin, *, root: Path, argv: Sequence[str], display: Display) -> Outcome:
     """Make a run folder below `root` and train in it."""
     experiment = prepared.loaded.experiment
     folder = RunFolder.create(root, experiment.name)
     record = {**describe(argv, seed=experiment.seed), **origin.record()}
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locked(folder.lock, _warning(voice)))
+            held.enter_context(locked(folder.lock, _warning(display)))
             folder.experiment.write_bytes(prepared.loaded.source)
             folder.resolved.write_text(prepared.loaded.resolved(), encoding="utf-8")
             write_record(folder, record)
         except BaseException as error:
             folder.remove()
             raise machine_fault(error) or error from error
-        voice.say(f"run {folder.path}")
-        return _attempt(prepared, folder, record, voice=voice, resumed_step=None)
+        display.say(f"run {folder.path}")
+        return _attempt(prepared, folder, record, display=display, resumed_step=None)
 
 
-def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
+def resume(folder: RunFolder, *, argv: Sequence[str], display: Display) -> Outcome:
     """Go on with a run in its own folder, from its last checkpoint, with the settings that it had.
 
     Raises:
@@ -110,31 +102,31 @@ def resume(folder: RunFolder, *, argv: Sequence[str], voice: Voice) -> Outcome:
     origin = Origin.of(folder)
     with origin.importing(), origin.naming_folder():
         if launched_rank():
-            return _follow(prepare(folder.resolved, beside=origin.home), voice)
-        return _go_on(folder, origin, argv=argv, voice=voice)
+            return _follow(prepare(folder.resolved, beside=origin.home), display)
+        return _go_on(folder, origin, argv=argv, display=display)
 
 
-def _go_on(folder: RunFolder, origin: Origin, *, argv: Sequence[str], voice: Voice) -> Outcome:
+def _go_on(folder: RunFolder, origin: Origin, *, argv: Sequence[str], display: Display) -> Outcome:
     """Train in a run folder that is there, from its last checkpoint."""
     step = _step_to_resume(folder)
     prepared = prepare(folder.resolved, beside=origin.home)
     experiment = prepared.loaded.experiment
     code = origin.folder if origin.folder.is_dir() else Path.cwd()
     record = {**describe(argv, seed=experiment.seed, folder=code), "folder": str(Path.cwd())}
-    with locked(folder.lock, _warning(voice)) as attempt:
+    with locked(folder.lock, _warning(display)) as attempt:
         folder.set_aside_exit()
-        _say_what_changed(folder, record, voice)
+        _say_what_changed(folder, record, display)
         classes = {key: value for key, value in hyperparameters(experiment).items() if key in _CLASSES}
         for sentence in origin.moved_paths(classes):
-            voice.say(f"warning: {sentence}")
+            display.say(f"warning: {sentence}")
         append_attempt(folder, record)
         begins = f"from step {step}" if step else "from the start: it has no checkpoint"
-        voice.say(f"run {folder.path}, attempt {attempt}, {begins}")
-        return _attempt(prepared, folder, record, voice=voice, resumed_step=step, origin=origin)
+        display.say(f"run {folder.path}, attempt {attempt}, {begins}")
+        return _attempt(prepared, folder, record, display=display, resumed_step=step, origin=origin)
 
 
-def _warning(voice: Voice) -> Callable[[str], None]:
-    return lambda line: voice.say(f"warning: {line}")
+def _warning(display: Display) -> Callable[[str], None]:
+    return lambda line: display.say(f"warning: {line}")
 
 
 def _attempt(
@@ -142,13 +134,13 @@ def _attempt(
     folder: RunFolder,
     record: Mapping[str, Any],
     *,
-    voice: Voice,
+    display: Display,
     resumed_step: int | None,
     origin: Origin | None = None,
 ) -> Outcome:
     """Train once in a folder whose lock is held, and write how it ended."""
-    progress = None if voice.bar else voice.say
-    watch = FolderWatch(folder, voice.say)
+    progress = None if display.bar else display.say
+    watch = FolderWatch(folder, display.say)
     with messages_to(folder.log) as log, StopRequest() as request, announced(folder):
         try:
             with outputs(prepared, folder, record, resumed_step=resumed_step, watch=watch) as results:
@@ -184,9 +176,9 @@ def _incomplete(outcome: Outcome, watch: FolderWatch) -> Outcome:
     return replace(outcome, code=FAILED, reason=f"{trained}, but {watch.problem}")
 
 
-def _follow(prepared: Prepared, voice: Voice) -> Outcome:
+def _follow(prepared: Prepared, display: Display) -> Outcome:
     """Take part in a run as one of its further ranks: train, and write nothing but a log of this rank's own."""
-    with followed(announced_folder(), voice.say) as folder:
+    with followed(announced_folder(), display.say) as folder:
         return _train_along(prepared, folder)
 
 
@@ -218,15 +210,15 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
     """Train, and say how that ended."""
     folder = opened.folder
     try:
-        with opened.lookout():
+        with opened.watching_ranks():
             opened.fit()
     except STOPS as error:
-        return _blamed(opened, error) or _stopped(folder, request, f"after step {opened.trainer.global_step}")
+        return _failed_rank(opened, error) or _stopped(folder, request, f"after step {opened.trainer.global_step}")
     except (Exception, SystemExit) as error:
         if request.at_once:  # Lightning makes a SystemExit of the second SIGINT
             raise KeyboardInterrupt from error
-        if (blamed := _blamed(opened, error)) is not None:
-            return blamed
+        if (failed := _failed_rank(opened, error)) is not None:
+            return failed
         full = opened.gradlab.out_of_memory
         if full is not None and isinstance(error, torch.OutOfMemoryError):
             return Outcome(code=FAILED, reason=full.sentence, folder=folder, error=error, explained=True)
@@ -234,7 +226,7 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
     return Outcome(code=DONE, reason="done", folder=folder)
 
 
-def _blamed(opened: Session, error: BaseException) -> Outcome | None:
+def _failed_rank(opened: Session, error: BaseException) -> Outcome | None:
     """On rank zero of several: the outcome of the rank that failed first, where that is another one."""
     if launched_rank() or opened.trainer.world_size == 1:
         return None
@@ -242,7 +234,7 @@ def _blamed(opened: Session, error: BaseException) -> Outcome | None:
     failure = first_failure(opened.folder, opened.processes(), since=opened.began, patience=is_lost)
     if failure is None:
         return None
-    return Outcome(code=failure.code, reason=blame(failure, opened.folder), folder=opened.folder)
+    return Outcome(code=failure.code, reason=failure_sentence(failure, opened.folder), folder=opened.folder)
 
 
 def _stopped(folder: RunFolder, request: StopRequest, when: str) -> Outcome:
@@ -285,11 +277,11 @@ def _write_exit(outcome: Outcome, request: StopRequest) -> None:
     outcome.folder.write_exit(code=outcome.code, reason=outcome.reason, **facts)
 
 
-def _say_what_changed(folder: RunFolder, record: Mapping[str, Any], voice: Voice) -> None:
+def _say_what_changed(folder: RunFolder, record: Mapping[str, Any], display: Display) -> None:
     """Warn where the code is not that of the first attempt."""
     before, now = (read_json(folder.record) or {}).get("git"), record["git"]
     if _commit(before) != _commit(now):
-        voice.say(f"warning: the run began with commit {_commit(before)}, the code here is at {_commit(now)}.")
+        display.say(f"warning: the run began with commit {_commit(before)}, the code here is at {_commit(now)}.")
 
 
 def _commit(git: Mapping[str, Any] | None) -> str:

@@ -12,14 +12,13 @@ import pytorch_lightning as pl
 import torch
 
 from gradlab.distributed import launched_rank
-from gradlab.launch.card import answers_card
 from gradlab.launch.folder_watch import FolderWatch
-from gradlab.launch.layers import layer_table
-from gradlab.launch.lookout import Lookout
-from gradlab.launch.on_finding import FindingReaction
-from gradlab.launch.outputs import Outputs
+from gradlab.launch.layer_table import layer_table
+from gradlab.launch.on_finding import ActOnFinding
+from gradlab.launch.outputs import Outputs, answers_card
 from gradlab.launch.prepare import Prepared
 from gradlab.launch.progress import PlainProgress
+from gradlab.launch.rank_failures import RankFailureWatch
 from gradlab.launch.resume.checkpoints import LastCheckpoint
 from gradlab.launch.resume.continuation import Continuation
 from gradlab.launch.signals import StopAfterStep, StopRequest
@@ -62,11 +61,11 @@ class Session:
         """Those of ranks 1, 2, ..., as far as this process has started them."""
         return tuple(getattr(self.trainer.strategy.launcher, "procs", ()))
 
-    def lookout(self) -> AbstractContextManager[object]:
+    def watching_ranks(self) -> AbstractContextManager[object]:
         """On rank zero of several: what writes down that another rank has failed while this one may wait for it."""
         if launched_rank() or self.trainer.world_size == 1:
             return nullcontext()
-        return Lookout(self.folder, self.processes, since=self.began)
+        return RankFailureWatch(self.folder, self.processes, since=self.began)
 
     def summarize(self) -> Summary:
         """What there is to say now; also shows the model's answers in TensorBoard."""
@@ -124,9 +123,9 @@ def open_session(
         sinks=results.sinks,
         profile_dir=folder.events,
     )
-    reaction = FindingReaction(experiment.diagnose.on_finding, gradlab, folder)
+    on_finding = ActOnFinding(experiment.diagnose.on_finding, gradlab, folder)
     options = _trainer_options(prepared, folder, bar=progress is None)
-    callbacks = [gradlab, reaction, *_run_callbacks(folder, request, progress, options, watch)]
+    callbacks = [gradlab, on_finding, *_run_callbacks(folder, request, progress, options, watch)]
     trainer = pl.Trainer(**options, logger=results.logger or False, callbacks=callbacks)
     return Session(
         prepared=prepared,

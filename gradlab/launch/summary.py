@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradlab.frame import Finding
-from gradlab.launch.layers import Layer
+from gradlab.launch.layer_table import Layer
 from gradlab.runs.folder import RunFolder, read_json, write_json
 
 if TYPE_CHECKING:

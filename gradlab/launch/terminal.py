@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradlab.launch.hints import hint
-from gradlab.launch.layers import Layer
+from gradlab.launch.layer_table import Layer
 from gradlab.launch.summary import Summary, number_text
 
 _PIPE_WIDTH = 200

@@ -12,7 +12,7 @@ from gradlab.attach.closing import close_command
 from gradlab.attach.exit_hooks import failed_rank
 from gradlab.attach.options import AttachOptions
 from gradlab.attach.rendezvous import _mark
-from gradlab.launch.processes import Failure, note_failure
+from gradlab.launch.rank_failures import Failure, note_failure
 from gradlab.runs.folder import RunFolder
 
 

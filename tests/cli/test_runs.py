@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gradlab.frame import Finding
-from gradlab.launch.layers import Layer
+from gradlab.launch.layer_table import Layer
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, write_json
 from gradlab.runs.lock import locked

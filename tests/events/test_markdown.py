@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from gradlab.events.markdown import cell, code_cell
-from gradlab.launch.card import answers_card, run_card
+from gradlab.launch.outputs import answers_card, run_card
 from gradlab.runs.folder import RunFolder
 
 with warnings.catch_warnings():

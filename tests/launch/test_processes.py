@@ -12,16 +12,8 @@ import pytest
 
 from gradlab.distributed import launched_rank
 from gradlab.errors import UsageError
-from gradlab.launch.lookout import Lookout
-from gradlab.launch.processes import (
-    announced,
-    announced_folder,
-    first_failure,
-    followed,
-    launched_devices,
-    note_failure,
-    refuse_lonely_node,
-)
+from gradlab.launch.processes import announced, announced_folder, followed, launched_devices, refuse_lonely_node
+from gradlab.launch.rank_failures import RankFailureWatch, first_failure, note_failure
 from gradlab.runs.folder import RunFolder, write_json
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
@@ -105,7 +97,7 @@ def wait_for_exit(folder: RunFolder) -> dict[str, object]:
 def test_a_failure_is_written_down_while_rank_zero_waits(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     processes: list[SimpleNamespace] = []
-    with Lookout(folder, lambda: processes, since=time.time()):
+    with RankFailureWatch(folder, lambda: processes, since=time.time()):
         assert folder.read_exit() is None
         processes.append(ended(9))
         left = wait_for_exit(folder)
@@ -115,7 +107,7 @@ def test_a_failure_is_written_down_while_rank_zero_waits(tmp_path: Path) -> None
 def test_a_signal_is_written_down_before_anybody_handles_it(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        with Lookout(RunFolder(tmp_path), list, since=time.time()):
+        with RankFailureWatch(RunFolder(tmp_path), list, since=time.time()):
             os.kill(os.getpid(), signal.SIGTERM)
             left = wait_for_exit(RunFolder(tmp_path))
     finally:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradlab.frame import Finding
-from gradlab.launch.layers import Layer, layer_table
+from gradlab.launch.layer_table import Layer, layer_table
 from gradlab.launch.summary import Summary, answer_text, final_metrics, load_summary
 from gradlab.runs.folder import RunFolder
 
