@@ -41,7 +41,7 @@ from gradlab.perf.phases import Phase
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.sites.names import parameter_names, unwrapped
-from gradlab.stats import PartError
+from gradlab.stats.parts import PartError
 from gradlab.taps.engine import Engine, check_taps
 from gradlab.taps.rule import Tap
 from gradlab.torch_arguments import OPTIMIZER

@@ -13,7 +13,9 @@ from typing import Any
 
 from gradlab.frame import Series
 from gradlab.sites.patterns import chooser
-from gradlab.stats import CosineWithPrevious, PartError, parts_of, user_part
+from gradlab.stats.cosine import CosineWithPrevious
+from gradlab.stats.derive import parts_of
+from gradlab.stats.parts import PartError, user_part
 from gradlab.taps.buffer.layout import Entry
 from gradlab.taps.buffer.rows import Row, Rows
 from gradlab.taps.rule import Tap

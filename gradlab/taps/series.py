@@ -15,7 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradlab.frame import ABSENT, Schema, Series, is_absent
-from gradlab.stats import HIST_EDGES, UNITS, combine, derive, noise_scale, parts_of, shift_bins
+from gradlab.stats.combine import combine, shift_bins
+from gradlab.stats.derive import UNITS, derive, parts_of
+from gradlab.stats.noise_scale import noise_scale
+from gradlab.stats.parts import HIST_EDGES
 from gradlab.taps.buffer.layout import Entry, padded, slots_of
 
 PER_RANK_LABELS = ("output", "output_grad", "weight_grad@micro")

@@ -21,7 +21,7 @@ import gradlab
 from gradlab import Tap
 from gradlab.frame import is_absent
 from gradlab.sites.forward import forward_walk
-from gradlab.stats import NEEDS
+from gradlab.stats.derive import NEEDS
 
 pytestmark = pytest.mark.gpu
 # Asked for by deterministic algorithms; read when cuBLAS is first used.

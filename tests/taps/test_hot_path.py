@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import gradlab
 from gradlab import Tap
-from gradlab.stats import NEEDS, PARTS
+from gradlab.stats.derive import NEEDS
+from gradlab.stats.parts import PARTS
 
 EVERYTHING = [
     Tap(["*", "input*"], of=["output", "output_grad"], stats=list(NEEDS)),
@@ -70,7 +71,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def slow_part(kind: str) -> Callable[[Tensor, Tensor], None]:
     """A part of gradlab's that reads a scalar, for the tests of these tests."""
     namespace: dict[str, Any] = {}
-    exec(compile(f"def part(x, out): out.fill_({kind})", f"{SOURCE}/stats.py", "exec"), namespace)
+    exec(compile(f"def part(x, out): out.fill_({kind})", f"{SOURCE}/stats/parts.py", "exec"), namespace)
     return namespace["part"]
 
 

@@ -13,7 +13,9 @@ import gradlab
 from gradlab import Tap
 from gradlab.errors import GradlabWarning, TapError
 from gradlab.events import event_files, read_events
-from gradlab.stats import HIST_EDGES, LONG, PARTS, noise_scale, norm_into
+from gradlab.stats.noise_scale import noise_scale
+from gradlab.stats.norms import LONG, norm_into
+from gradlab.stats.parts import HIST_EDGES, PARTS
 
 
 def mlp() -> nn.Sequential:

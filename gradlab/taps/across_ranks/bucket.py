@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradlab.stats import LINEAR, PARTS
+from gradlab.stats.parts import LINEAR, PARTS
 from gradlab.taps.buffer.finished_passes import MergedRows
 from gradlab.taps.buffer.layout import NO_ELEMENTS, Entry, padded
 from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan

@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.errors import shortlist, warn
 from gradlab.hooks.interpreter import is_batched, must_not_record, own_ops
 from gradlab.optimizers import parameter_ids
-from gradlab.stats import LONG, PartError, dense_values
+from gradlab.stats.norms import LONG, dense_values
+from gradlab.stats.parts import PartError
 from gradlab.taps.buffer.batching import Grouping
 from gradlab.taps.buffer.layout import NORM_IN_ONE, Entry
 from gradlab.taps.buffer.rows import Row

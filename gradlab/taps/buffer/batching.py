@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gradlab.stats import LONG, norm_into
+from gradlab.stats.norms import LONG, norm_into
 from gradlab.taps.buffer.layout import Entry
 
 T = TypeVar("T")

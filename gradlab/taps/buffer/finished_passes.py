@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradlab.stats import PARTS, combine
+from gradlab.stats.combine import combine
+from gradlab.stats.parts import PARTS
 from gradlab.taps.buffer.layout import NO_ELEMENTS, Entry, Layout, slots_of
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gradlab.stats import PARTS, WIDTHS, Part
+from gradlab.stats.parts import PARTS, WIDTHS, Part
 
 NEVER, TRIAL, SAFE = -1, 0, 1
 """Whether the tensors of a site wait: no, not before they have shown that they may, and yes."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gradlab.hooks.interpreter import own_ops
-from gradlab.stats import LINEAR, LONG, PartError, dense_values, norm_into
+from gradlab.stats.norms import LONG, dense_values, norm_into
+from gradlab.stats.parts import LINEAR, PartError
 from gradlab.taps.buffer.batching import (
     MOST_ELEMENTS,
     Grouping,
