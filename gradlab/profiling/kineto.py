@@ -1,7 +1,7 @@
 """Reads what kineto, the recorder inside torch.profiler, has recorded into the records of `analysis/events.py`.
 
-Belongs here: every look into torch's `_ProfilerResult`. Does not: what is made of the records. Never `key_averages()`
-or `events()` of torch.profiler: those cost about fifty times more per event.
+Belongs here: everything that reads torch's `_ProfilerResult`. Does not: what is made of the records. Never
+`key_averages()` or `events()` of torch.profiler: those cost about fifty times more per event.
 """
 
 from __future__ import annotations

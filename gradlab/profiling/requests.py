@@ -51,7 +51,7 @@ def request_window(folder: Path, *, active: int) -> str:
     return request_id
 
 
-def request_from_ranks(folder: Path, reason: Reason, *, active: int) -> None:
+def request_from_all_ranks(folder: Path, reason: Reason, *, active: int) -> None:
     """Ask all ranks, as rank zero, to open a window at the same step."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / REQUEST).exists():

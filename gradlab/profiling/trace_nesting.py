@@ -59,9 +59,9 @@ def nest_ranges(events: bytes) -> bytes:
 
     One that begins in a range and outlives it begins when that range ends. One that ends in a range which has begun
     inside it ends with that range or before it, or begins with it: whichever moves it least; but a step holds its
-    optimizer to the end. With Python's stacks the ranges of `record_function` are moved likewise
-    out of the frames in which they are opened and closed. What was still open when recording stopped ends there, the
-    inner ones first. Every other range stays where it is.
+    optimizer to the end. With Python's stacks the ranges of `record_function` are moved likewise out of the frames in
+    which they are opened and closed. What was still open when recording stopped ends there, the inner ones first.
+    Every other range stays where it is.
 
     Cost: about 20 ms a megabyte.
     """
@@ -70,22 +70,24 @@ def nest_ranges(events: bytes) -> bytes:
         threads[match[3]].append(_Range(match))
     for ranges in threads.values():
         _nest(ranges)
-    return _with_moved(events, [one for ranges in threads.values() for one in ranges if one.is_moved])
+    return _with_moved(events, [range_ for ranges in threads.values() for range_ in ranges if range_.is_moved])
 
 
 def _nest(ranges: list[_Range]) -> None:
     """Move the ranges of one thread until they nest."""
-    ranges.sort(key=lambda one: (one.start, -one.end))
-    frames = [one for one in ranges if one.kind == b"python_function"]
-    stop = max(one.end for one in frames or ranges)
-    for one in ranges:
-        one.end = min(one.end, max(stop, one.start))  # of what is open then, frames end a little earlier than ranges
-    own = [one for one in ranges if one.is_own]
-    movable = [one for one in own if one.name != _STEP_BODY]
+    ranges.sort(key=lambda range_: (range_.start, -range_.end))
+    frames = [range_ for range_ in ranges if range_.kind == b"python_function"]
+    stop = max(range_.end for range_ in frames or ranges)
+    for range_ in ranges:
+        range_.end = min(
+            range_.end, max(stop, range_.start)
+        )  # of what is open then, frames end a little earlier than ranges
+    own = [range_ for range_ in ranges if range_.is_own]
+    movable = [range_ for range_ in own if range_.name != _STEP_BODY]
     if frames:
-        annotations = [one for one in ranges if one.kind == b"user_annotation" and not one.is_own]
+        annotations = [range_ for range_ in ranges if range_.kind == b"user_annotation" and not range_.is_own]
         _move_all(annotations, frames)
-    _move_all(movable, [one for one in ranges if not one.is_own])
+    _move_all(movable, [range_ for range_ in ranges if not range_.is_own])
     _keep_bodies_in_their_steps(own)
     _end_together(ranges, stop)
 
@@ -93,20 +95,20 @@ def _nest(ranges: list[_Range]) -> None:
 def _move_all(movable: Sequence[_Range], others: Iterable[_Range]) -> None:
     """Move each of `movable` out of those of `others` that it intersects; both by the time at which they begin."""
     around = _around(movable, others)
-    steps = [one for one in movable if one.is_step]
+    steps = [range_ for range_ in movable if range_.is_step]
     latest = {id(step): after.end for step, after in pairwise(steps)}
     reached = 0
-    for one in movable:
-        _move(one, around[one.start], around[one.end], latest=latest.get(id(one)))
-        if one.is_step:
-            one.start = max(one.start, reached)
-            reached = one.end = max(one.end, one.start)
+    for range_ in movable:
+        _move(range_, around[range_.start], around[range_.end], latest=latest.get(id(range_)))
+        if range_.is_step:
+            range_.start = max(range_.start, reached)
+            reached = range_.end = max(range_.end, range_.start)
             reached += _APART_NS
 
 
 def _around(movable: Iterable[_Range], others: Iterable[_Range]) -> dict[int, list[_Range]]:
     """For each time at which one of `movable` begins or ends, those of `others` that are open then, outermost first."""
-    times = sorted({time for one in movable for time in (one.start, one.end)})
+    times = sorted({time for range_ in movable for time in (range_.start, range_.end)})
     around: dict[int, list[_Range]] = {time: [] for time in times}
     for other in others:
         index = bisect_right(times, other.start)
@@ -116,58 +118,58 @@ def _around(movable: Iterable[_Range], others: Iterable[_Range]) -> dict[int, li
     return around
 
 
-def _move(one: _Range, at_start: Iterable[_Range], at_end: Iterable[_Range], *, latest: int | None) -> None:
+def _move(range_: _Range, at_start: Iterable[_Range], at_end: Iterable[_Range], *, latest: int | None) -> None:
     """Move a range out of others.
 
     Args:
-        one: the range.
+        range_: the range.
         at_start: those that are open where it begins, the outermost first.
         at_end: those that are open where it ends.
         latest: where the next step ends: a step is not drawn out over it.
     """
-    start, end = one.start, one.end
-    apart = _APART_NS if one.is_own else 4 * _APART_NS  # after a step that ends there, and the next one that begins
-    one.start = next((other.end + apart for other in at_start if other.end < end), start)
+    start, end = range_.start, range_.end
+    apart = _APART_NS if range_.is_own else 4 * _APART_NS  # after a step that ends there, and the next one that begins
+    range_.start = next((other.end + apart for other in at_start if other.end < end), start)
     for other in at_end:
-        if other.start <= one.start:
+        if other.start <= range_.start:
             continue
         begin_with, end_before, end_with = other.start - start, end - other.start, other.end - end
         if latest is not None and other.end >= latest:
             end_with = max(begin_with, end_before)
-        elif one.is_step and other.name.startswith(_OPTIMIZER):
+        elif range_.is_step and other.name.startswith(_OPTIMIZER):
             end_with = 0
         if end_with <= min(begin_with, end_before):
-            one.end = other.end + 2 * _APART_NS
+            range_.end = other.end + 2 * _APART_NS
             break
         if end_before < begin_with:
-            one.end = other.start - _APART_NS
+            range_.end = other.start - _APART_NS
             break
-        one.start = other.start + _APART_NS
-    one.end = max(one.end, one.start)
+        range_.start = other.start + _APART_NS
+    range_.end = max(range_.end, range_.start)
 
 
 def _keep_bodies_in_their_steps(own: Iterable[_Range]) -> None:
     """The body of a step that was moved begins and ends with it, and so begins its wait for data."""
     step: _Range | None = None
-    for one in own:
-        if one.is_step:
-            step = one
-        elif step is not None and one.name in (_STEP_BODY, _DATA_WAIT):
+    for range_ in own:
+        if range_.is_step:
+            step = range_
+        elif step is not None and range_.name in (_STEP_BODY, _DATA_WAIT):
             start, end = _recorded_times(step.match)
             if step.start != start:
-                one.start = step.start + (_APART_NS if one.name == _STEP_BODY else 2 * _APART_NS)
-            if step.end != end and one.name == _STEP_BODY:
-                one.end = step.end - _APART_NS
-            one.end = max(one.end, one.start)
+                range_.start = step.start + (_APART_NS if range_.name == _STEP_BODY else 2 * _APART_NS)
+            if step.end != end and range_.name == _STEP_BODY:
+                range_.end = step.end - _APART_NS
+            range_.end = max(range_.end, range_.start)
 
 
 def _end_together(ranges: Iterable[_Range], stop: int) -> None:
     """End what was still open when recording stopped, the inner ranges before the outer ones."""
-    still_open = [one for one in ranges if one.end >= stop > one.start]
+    still_open = [range_ for range_ in ranges if range_.end >= stop > range_.start]
     if len(still_open) > 1:
-        still_open.sort(key=lambda one: (one.start, -one.end), reverse=True)
-        for index, one in enumerate(still_open):
-            one.end = stop + index * _APART_NS
+        still_open.sort(key=lambda range_: (range_.start, -range_.end), reverse=True)
+        for index, range_ in enumerate(still_open):
+            range_.end = stop + index * _APART_NS
 
 
 def _recorded_times(match: re.Match[bytes]) -> tuple[int, int]:
@@ -182,8 +184,8 @@ def _nanoseconds(microseconds: bytes) -> int:
 
 def _with_moved(events: bytes, moved: Iterable[_Range]) -> bytes:
     parts, reached = [], 0
-    for one in sorted(moved, key=lambda one: one.match.start()):
-        for group, time in ((4, one.start), (5, one.end - one.start)):
-            parts += [events[reached : one.match.start(group)], b"%d.%03d" % divmod(time, 1000)]
-            reached = one.match.end(group)
+    for range_ in sorted(moved, key=lambda range_: range_.match.start()):
+        for group, time in ((4, range_.start), (5, range_.end - range_.start)):
+            parts += [events[reached : range_.match.start(group)], b"%d.%03d" % divmod(time, 1000)]
+            reached = range_.match.end(group)
     return b"".join((*parts, events[reached:]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 
 from gradlab.profiling.options import Profile, Trigger
-from gradlab.profiling.requests import RequestPoller, request_from_ranks
+from gradlab.profiling.requests import RequestPoller, request_from_all_ranks
 from gradlab.profiling.window import Reason, Window
 
 _MEGABYTE = 10**6
@@ -51,7 +51,7 @@ class WindowScheduler:
         if self._world_size == 1:
             self._reason = reason
         elif self._rank == 0:
-            request_from_ranks(self._folder, reason, active=self._options.active)
+            request_from_all_ranks(self._folder, reason, active=self._options.active)
 
     def step_measured(self, step: int, seconds: float, data_seconds: float) -> None:
         """A step outside windows and pauses took this long: its time may be a reason for a window."""

@@ -17,13 +17,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gradlab.frame import Finding
 from gradlab.profiling.analysis.ranks import with_ranks
-from gradlab.profiling.analysis.summary import summarize
+from gradlab.profiling.analysis.summary import NO_KERNELS, summarize
 from gradlab.profiling.files import summary_name
 from gradlab.profiling.kineto import read_window
 from gradlab.profiling.recording import RecordedWindow
@@ -98,7 +98,7 @@ def write_window(
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarize(read_window(recorded), rank=rank, world_size=world_size)
-    summary |= {"reason": {"kind": window.reason.kind, "detail": window.reason.detail}}
+    summary["reason"] = asdict(window.reason)
     summary["notes"] = [*_notes(recorded, window), *summary["notes"]]
     name, stamp = f"step_{recorded.steps[0]:06d}", time.time_ns()
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
@@ -113,7 +113,7 @@ def write_window(
         folder=target,
         window=window,
         finding=finding_of(summary),
-        missing=tuple(note for note in summary["notes"] if note.startswith("no kernels")),
+        missing=tuple(note for note in summary["notes"] if note == NO_KERNELS),
         num_bytes=sum(path.stat().st_size for path in target.iterdir()) if target.is_dir() else 0,
         seconds=seconds,
     )

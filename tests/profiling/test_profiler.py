@@ -280,3 +280,12 @@ def test_outside_windows_a_step_costs_only_the_schedule(run, tmp_path, monkeypat
     with pytest.warns(GradlabWarning, match="no profile was recorded"):
         profiler.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_that_was_cut_short_says_so(tmp_path):
+    run = Run()
+    profiler = Profiler(Profile(wait=0, warmup=0, active=50), tmp_path, run.model, strict=True)
+    run.train(profiler, 3)
+    profiler.close()
+    (note,) = read_summary(profiler.windows[0])["notes"]
+    assert note == "closed early, with 3 of 50 steps: training was interrupted or ended."

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -6,6 +7,7 @@ from profiling.example import Run, read_trace
 from torch_tb_profiler.profiler.data import RunProfileData
 from torch_tb_profiler.profiler.event_parser import ProfileRole
 
+import gradlab
 from gradlab.profiling.options import Profile
 from gradlab.profiling.recording import Recording
 from gradlab.profiling.trace_file import tensorboard_dialect
@@ -127,3 +129,12 @@ def test_saving_fails_without_a_trace_of_it(run, tmp_path):
         write(recorded, tmp_path / "profile")
     assert list((tmp_path / "profile").iterdir()) == []
     assert not torch.autograd._profiler_enabled()
+
+
+def test_the_untouched_trace_is_kept_on_request(run, tmp_path):
+    with gradlab.profile(tmp_path, run.model, raw=True, strict=True) as profiler:
+        run.step()
+    (found,) = profiler.windows
+    raw = json.loads(gzip.decompress((found / "rank0.kineto.json.gz").read_bytes()))
+    categories = {event.get("cat") for event in raw["traceEvents"]}
+    assert {"fwdbwd", "cpu_op"} <= categories and "forward_backward" not in categories

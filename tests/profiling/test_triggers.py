@@ -1,25 +1,14 @@
-"""Windows that something other than the schedule opens: a slow step, a wait, a finding, somebody at a keyboard."""
-
-import json
-import threading
-import time
+"""Windows that something other than the schedule opens, and the limits to them: a slow step, a wait, a finding."""
 
 import pytest
-from profiling.example import Run, read_summary, recorded_steps
+from profiling.example import read_summary, recorded_steps
 
 import gradlab
 from gradlab.frame import Finding
 from gradlab.profiling import profiler as profiler_module
-from gradlab.profiling import requests
-from gradlab.profiling.options import ON_DEMAND, Profile, Trigger
+from gradlab.profiling.options import Profile, Trigger
 from gradlab.profiling.profiler import Profiler
-from gradlab.profiling.requests import (
-    RequestPoller,
-    read_answer,
-    read_request,
-    request_from_ranks,
-    request_window,
-)
+from gradlab.profiling.triggers import Limits, StepTimeTriggers
 from gradlab.profiling.window import Reason
 from gradlab.sinks import MemorySink
 
@@ -121,134 +110,64 @@ def test_the_first_window_by_every_is_early_however_dear(run, tmp_path):
     assert [recorded_steps(path) for path in profiler.windows] == [[1, 2]]
 
 
-# On demand.
+def reasons(trigger, steps):
+    triggers = StepTimeTriggers(trigger)
+    found = {number: triggers.reason_of(number, *step) for number, step in enumerate(steps)}
+    return {number: reason for number, reason in found.items() if reason is not None}
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(requests, "_POLL_SECONDS", 0.0)
+def test_a_slow_step_is_seen_against_the_median_of_those_before():
+    steps = [(0.010, 0.0)] * 15 + [(0.035, 0.0)] + [(0.010, 0.0)] * 5 + [(0.029, 0.0)]
+    found = reasons(Trigger(slow_step=3), steps)
+    assert found == {15: Reason("slow_step", "step 15 took 35 ms, 3.5 times the median")}
 
 
-def test_a_request_is_answered_with_a_window_and_taken_away(run, tmp_path, impatient):
-    profiler = Profiler(ON_DEMAND, tmp_path, run.model, strict=True)
-    run.train(profiler, 3)
-    request = request_window(tmp_path, active=2)
-    assert read_answer(tmp_path, request) is None
-    run.train(profiler, 8)
-    profiler.close()
-    answer = read_answer(tmp_path, request)
-    assert answer == {"id": request, "window": profiler.windows[0].name}
-    assert len(profiler.windows) == 1 and len(recorded_steps(profiler.windows[0])) == 2
-    assert read_request(tmp_path) is None
-    assert read_summary(profiler.windows[0])["reason"]["kind"] == "demand"
+def test_a_slow_step_among_the_first_is_no_reason():
+    assert reasons(Trigger(slow_step=3), [(1.0, 0.0)] + [(0.01, 0.0)] * 40) == {}
 
 
-def test_a_request_during_a_window_waits_for_its_end(run, tmp_path, impatient):
-    profiler = Profiler(Profile(wait=1, warmup=0, active=3), tmp_path, run.model, strict=True)
-    profiler.begin(0)
-    for number in range(12):
-        if number == 2:
-            request = request_window(tmp_path, active=1)
-        run.step()
-        profiler.step(number)
-    profiler.close()
-    assert [read_summary(path)["reason"]["kind"] for path in profiler.windows] == ["schedule", "demand"]
-    assert read_answer(tmp_path, request)["window"] == profiler.windows[1].name
+def test_the_median_follows_a_run_that_becomes_slower_for_good():
+    steps = [(0.01, 0.0)] * 60 + [(0.025, 0.0)] * 60 + [(0.06, 0.0)]
+    assert reasons(Trigger(slow_step=3), steps) == {}
 
 
-def test_a_request_that_cannot_be_met_is_answered_with_a_sentence(run, tmp_path, impatient):
-    profiler = Profiler(Profile(repeat=0, max_megabytes=1), tmp_path, run.model, strict=True)
-    profiler.scheduler.limits.num_bytes = 2_000_000
-    request = request_window(tmp_path, active=2)
-    run.train(profiler, 3)
-    assert read_answer(tmp_path, request)["error"] == "no window: the windows' files take 2 MB (max_megabytes=1)."
-    profiler.close()
+def test_one_slow_stretch_is_one_reason():
+    assert list(reasons(Trigger(slow_step=3), [(0.01, 0.0)] * 20 + [(0.05, 0.0)] * 9)) == [20]
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"id": "a"}', '{"id": "a", "active": "many"}', '{"id": 1, "x": 2}']
-)
-def test_a_broken_request_is_no_request(content, run, tmp_path, impatient):
-    (tmp_path / "request.json").write_text(content)
-    profiler = Profiler(ON_DEMAND, tmp_path, run.model, strict=True)
-    run.train(profiler, 3)
-    profiler.close()
-    assert profiler.windows == []
+def test_waiting_for_data_is_seen_over_twenty_steps():
+    found = reasons(Trigger(data_wait=0.25), [(0.01, 0.001)] * 30 + [(0.02, 0.01)] * 20)
+    (number,) = found
+    assert 30 < number < 50
+    assert found[number].kind == "data_wait" and "of the 20 steps" in found[number].detail
 
 
-def test_a_run_that_ends_before_it_could_answer_says_so(run, tmp_path, impatient):
-    profiler = Profiler(ON_DEMAND, tmp_path, run.model, strict=True)
-    run.train(profiler, 2)
-    request = request_window(tmp_path, active=2)
-    run.train(profiler, 1)
-    profiler.close()
-    assert read_answer(tmp_path, request)["error"] == "no window: training ended before a whole step was recorded."
+def test_the_limits_count_windows_but_not_those_asked_for_by_hand():
+    limits = Limits(Profile(max_windows=2))
+    limits.run_began()
+    for kind in ("schedule", "demand", "finding"):
+        limits.window_opened(Reason(kind))
+        limits.window_closed()
+    limits.seconds = 0.0
+    assert limits.refusal(Reason("schedule")) == "there have been 2 windows (max_windows=2)"
+    assert limits.refusal(Reason("demand")) == ""
 
 
-def test_looking_for_requests_is_rare(tmp_path, monkeypatch):
-    looks = []
-    monkeypatch.setattr(requests, "read_request", lambda folder: looks.append(folder))
-    poller = RequestPoller(tmp_path, rank=0, world_size=1)
-    for step in range(1000):
-        poller.due(step, 0.01)
-    assert len(looks) == 1
+def test_the_windows_end_with_the_disk_that_they_may_use():
+    limits = Limits(Profile(max_megabytes=1))
+    limits.run_began()
+    limits.num_bytes = 1_200_000
+    assert limits.refusal(Reason("demand")) == "the windows' files take 1 MB (max_megabytes=1)"
 
 
-def test_all_ranks_open_a_window_at_the_same_step(tmp_path, impatient):
-    pollers = [RequestPoller(tmp_path, rank=rank, world_size=3) for rank in range(3)]
-    request = request_window(tmp_path, active=2)
-    assert pollers[1].due(10, 0.01) is None  # before rank zero has chosen
-    assert pollers[0].due(10, 0.01) is None
-    chosen = read_request(tmp_path).step
-    assert chosen > 10
-    for poller in pollers:
-        assert [step for step in range(11, chosen + 5) if poller.due(step, 0.01)] == [chosen]
-    pollers[1].answer(request, window="x")
-    assert read_request(tmp_path) is not None  # only rank zero answers
-    pollers[0].answer(request, window="x")
-    assert read_request(tmp_path) is None
-    request_from_ranks(tmp_path, Reason("slow_step", "because"), active=3)
-    assert read_request(tmp_path).reason == Reason("slow_step", "because")
-
-
-def test_a_request_can_come_from_another_thread_while_the_loop_goes_on(run, tmp_path, impatient):
-    profiler = Profiler(ON_DEMAND, tmp_path, run.model, strict=True)
-    profiler.begin(0)
-    done = threading.Event()
-    answers = []
-
-    def somebody():
-        request = request_window(tmp_path, active=1)
-        deadline = time.monotonic() + 60
-        while not answers and time.monotonic() < deadline:
-            if answer := read_answer(tmp_path, request):
-                answers.append(answer)
-            time.sleep(0.01)
-        done.set()
-
-    threading.Thread(target=somebody, daemon=True).start()
-    while not done.is_set():
-        run.step()
-        profiler.step()
-    profiler.close()
-    assert (tmp_path / answers[0]["window"] / "summary.json").exists()
-
-
-def test_the_untouched_trace_is_kept_on_request(run, tmp_path):
-    with gradlab.profile(tmp_path, run.model, raw=True, strict=True) as profiler:
-        run.step()
-    (found,) = profiler.windows
-    import gzip
-
-    raw = json.loads(gzip.decompress((found / "rank0.kineto.json.gz").read_bytes()))
-    categories = {event.get("cat") for event in raw["traceEvents"]}
-    assert {"fwdbwd", "cpu_op"} <= categories and "forward_backward" not in categories
-
-
-def test_a_window_that_was_cut_short_says_so(tmp_path):
-    run = Run()
-    profiler = Profiler(Profile(wait=0, warmup=0, active=50), tmp_path, run.model, strict=True)
-    run.train(profiler, 3)
-    profiler.close()
-    (note,) = read_summary(profiler.windows[0])["notes"]
-    assert note == "closed early, with 3 of 50 steps: training was interrupted or ended."
+def test_the_share_of_time_limits_what_repeats_without_end():
+    limits = Limits(Profile(every=100))
+    limits.run_began()
+    limits.seconds = 1000.0
+    assert "of the run's time (max_share=0.05)" in limits.refusal(Reason("schedule"))
+    assert "of the run's time" in limits.refusal(Reason("slow_step"))
+    assert limits.refusal(Reason("demand")) == ""
+    numbered = Limits(Profile(repeat=3))
+    numbered.run_began()
+    numbered.seconds = 1000.0
+    assert numbered.refusal(Reason("schedule")) == ""

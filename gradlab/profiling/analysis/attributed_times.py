@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from gradlab.perf.phases import Phase
 from gradlab.profiling.analysis.events import Span
-from gradlab.profiling.analysis.idle import IdleGap
+from gradlab.profiling.analysis.idle import Cause, IdleGap
 
 TRACED_PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer", "other")
-"""The phases of a step that a trace tells apart: nothing in it marks a copy to the device, a loss or a callback."""
+"""The phases of a step that a trace tells apart: it has no range around a copy to the device, a loss or a callback."""
 
 
 class Owner(NamedTuple):
@@ -103,6 +103,14 @@ class AttributedTimes:
     """How much of `span` at least one collective was under way, on the device or in a thread of the host."""
     outside_operators: int = 0
     """Host time in no operator and not waiting for data: Python, the autograd engine, other waits."""
+
+    @property
+    def idle_by_cause(self) -> Counter[Cause]:
+        """How long the device was idle, by cause."""
+        times: Counter[Cause] = Counter()
+        for gap, _ in self.gaps:
+            times[gap.cause] += gap.end - gap.start
+        return times
 
     @property
     def overhead(self) -> int:

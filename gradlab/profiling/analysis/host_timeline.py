@@ -69,6 +69,7 @@ class HostTimeline:
         self._close_until(None)
 
     def _push(self, event: Event, owner: Owner) -> _OpenEvent:
+        """Open an event inside those that are open."""
         around = self._stack[-1] if self._stack else None
         step = self._steps.get(event.name, around.step if around is not None else None)
         # The backward may run on a thread of its own while the training thread waits: cut to what is around it, the
@@ -119,11 +120,12 @@ class HostTimeline:
             self._close(self._stack.pop())
 
     def _close(self, opened: _OpenEvent) -> None:
+        """Credit an event that has ended with the time in which nothing inside it was open."""
         if opened.step is None:
             return
         own = opened.end - opened.event.start - opened.children_ns
         self._credit(opened.owner, own, opened.step)
-        if is_operator(opened.event.name):
+        if _is_operator(opened.event.name):
             operator = self.times.operators[opened.event.name]
             operator.calls += 1
             operator.host_self += own
@@ -196,8 +198,8 @@ class _OpenEvent:
         self.follows_node = False  # whether that child was a backward node
 
 
-def is_operator(name: str) -> bool:
-    """Whether an event's name is that of an operator, such as `aten::mm`, and no mark."""
+def _is_operator(name: str) -> bool:
+    """Whether an event's name is that of an operator, such as `aten::mm`, and not that of a range."""
     if "::" in name:
         return not name.startswith(("autograd::", "torch::autograd::"))
     return name == "record_param_comms"

@@ -26,7 +26,7 @@ SCHEMA = 2
 TOP_OPERATORS = TOP_KERNELS = 20
 TOP_GAPS = 10
 
-_NO_KERNELS = (
+NO_KERNELS = (
     "no kernels were recorded although the model is on a GPU, so device times are missing: CUPTI is absent or may not "
     "be used (`gradlab doctor`; nvidia.com/ERR_NVGPUCTRPERM)."
 )
@@ -42,7 +42,7 @@ def summarize(window: WindowEvents, *, rank: int = 0, world_size: int = 1) -> di
     peak = peak_by_category(window.allocations, window.memory_before, window.memory_after, attributed)
     summary = _describe(window, attributed, memory, peak, rank=rank, world_size=world_size)
     if window.expects_kernels and not attributed.device:
-        summary["notes"].append(_NO_KERNELS)
+        summary["notes"].append(NO_KERNELS)
     return summary
 
 
@@ -189,9 +189,7 @@ def _kernel_times(attributed: AttributedTimes) -> tuple[int, int, int]:
 
 def _idle(attributed: AttributedTimes, modules: Mapping[str, ProfiledModule]) -> dict[str, Any]:
     num_steps = len(attributed.steps)
-    by_cause = Counter[str]()
-    for gap, _ in attributed.gaps:
-        by_cause[gap.cause] += gap.end - gap.start
+    by_cause = attributed.idle_by_cause
     longest = sorted(attributed.gaps, key=lambda pair: pair[0].start - pair[0].end)[:TOP_GAPS]
     rows = [
         {
@@ -220,14 +218,13 @@ def _memory(peak: PeakMemory | None) -> dict[str, Any] | None:
 def _verdict(attributed: AttributedTimes, mean: Mapping[str, float]) -> dict[str, Any]:
     computing = max(mean["ms"] - mean["data_ms"], 1e-9)
     on_device = bool(attributed.device)
-    idle = sum(gap.end - gap.start for gap, _ in attributed.gaps)
-    after_sync = sum(gap.end - gap.start for gap, _ in attributed.gaps if gap.cause == "sync")
+    idle = attributed.idle_by_cause
     shares = Shares(
         data=mean["data_ms"] / mean["ms"],
         overhead=_ms(attributed.overhead, len(attributed.steps)) / computing,
         device_busy=_share_of_span(attributed.device_busy, attributed) if on_device else None,
         dense=_dense_share(attributed),
-        sync=after_sync / idle if on_device and idle else None,
+        sync=idle["sync"] / idle.total() if on_device and idle.total() else None,
         communication=_share_of_span(attributed.exposed_collectives, attributed) if on_device else None,
     )
     return judge(shares, step_ms=mean["ms"], largest=_largest_part(attributed)).record(asdict(shares))
