@@ -16,8 +16,8 @@ from gradlab.sites.patterns import chooser
 from gradlab.stats.cosine import CosineWithPrevious
 from gradlab.stats.derive import parts_of
 from gradlab.stats.parts import PartError, user_part
-from gradlab.taps.buffer.layout import Entry
-from gradlab.taps.buffer.rows import Row, Rows
+from gradlab.taps.buffer.layout import Entry, Layout
+from gradlab.taps.buffer.rows import Row, RowPool
 from gradlab.taps.rule import Tap
 from gradlab.taps.series import PER_RANK_LABELS, Copy, SeriesMaker
 
@@ -43,8 +43,9 @@ class Plan:
     def __init__(self, rules: Sequence[Tap]) -> None:
         self.rules = tuple(rules)
         self.choosers = [chooser(rule.patterns) for rule in self.rules]
-        self.rows = Rows()
-        self.scale = self.rows.layout.add("", "loss_scale", ("sum",))
+        self.layout = Layout()
+        self.row_pool = RowPool(self.layout)
+        self.scale = self.layout.add("", "loss_scale", ("sum",))
         self.targets: dict[str, Target | None] = {}
         self._lock = threading.Lock()  # several threads may meet a site at once
         self.without_tensors: dict[str, str] = {}
@@ -85,7 +86,7 @@ class Plan:
             self.memories.append(CosineWithPrevious())
             own["cosine"] = self.memories[-1]
         label = quantity if stage == "final" else f"{quantity}@{stage}"
-        entry = self.rows.layout.add(site, label, parts_of(stats), own)
+        entry = self.layout.add(site, label, parts_of(stats), own)
         for stat in stats:
             self.metrics.setdefault((label, stat), []).append(entry)
         if label in PER_RANK_LABELS and any(rule.per_rank and "norm" in rule.statistics for rule in rules):

@@ -16,6 +16,8 @@ from gradlab.events import event_files, read_events
 from gradlab.stats.noise_scale import noise_scale
 from gradlab.stats.norms import LONG, norm_into
 from gradlab.stats.parts import HIST_EDGES, PARTS
+from gradlab.taps.buffer.layout import Layout
+from gradlab.taps.buffer.rows import Row
 
 
 def mlp() -> nn.Sequential:
@@ -181,11 +183,9 @@ def test_the_noise_scale_estimates_the_ratio_of_variance_to_signal() -> None:
 
 
 def test_a_tensor_on_another_device_is_reduced_there_and_its_result_copied() -> None:
-    from gradlab.taps.buffer.rows import Rows
-
-    rows = Rows()
-    entry = rows.layout.add("a", "output", ("norm", "hist", "min"))
-    row, x = rows.take(torch.device("cpu")), torch.randn(100)
+    layout = Layout()
+    entry = layout.add("a", "output", ("norm", "hist", "min"))
+    row, x = Row(layout, torch.device("cpu")), torch.randn(100)
     row._reduce_elsewhere(entry, x)
     elsewhere = torch.cat([view[None] for view in row.views]).clone()
     row.write(entry, x)

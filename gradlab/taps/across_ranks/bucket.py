@@ -110,9 +110,9 @@ class Bucket:
 
     def __init__(self, keys: Sequence[Key], plan: Plan, weights: Mapping[str, float], *, rank: int, size: int) -> None:
         """Combine the entries of these keys; `weights` has what this rank's pieces of sharded parameters count for."""
-        found = {(entry.quantity, entry.site): entry for entry in plan.rows.layout.entries}
+        found = {(entry.quantity, entry.site): entry for entry in plan.layout.entries}
         self.rank, self.size = rank, size
-        self.num_entries, self.width = len(plan.rows.layout.entries), plan.rows.layout.width
+        self.num_entries, self.width = len(plan.layout.entries), plan.layout.width
         self._slots, self._entries = _tables(
             [found[key] for key in keys],
             [_weight(quantity, site, weights, size) for quantity, site in keys],

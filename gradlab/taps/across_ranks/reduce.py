@@ -60,7 +60,7 @@ class RankReducer:
         self.group.finish_earlier()
         if self._bucket is None or self._has_grown:
             self._bucket, self._has_grown = self._agree(step), False
-        has_grown = len(self.plan.rows.layout.entries) > self._bucket.num_entries
+        has_grown = len(self.plan.layout.entries) > self._bucket.num_entries
         copy = ReducedCopy(self, self._bucket, host, has_grown=has_grown)
         self.group.start(copy)
         return copy
@@ -88,7 +88,7 @@ class RankReducer:
         return Bucket(union, self.plan, weights, rank=self.group.rank, size=self.group.size)
 
     def _own_keys(self) -> list[Key]:
-        return [(entry.quantity, entry.site) for entry in self.plan.rows.layout.entries]
+        return [(entry.quantity, entry.site) for entry in self.plan.layout.entries]
 
     def _require_keys(self, watched: Sequence[_Watched]) -> None:
         have = set(self._own_keys())

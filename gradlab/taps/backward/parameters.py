@@ -19,7 +19,7 @@ from gradlab.hooks.interpreter import is_batched, must_not_record, own_ops
 from gradlab.optimizers import parameter_ids
 from gradlab.stats.norms import LONG, dense_values
 from gradlab.stats.parts import PartError
-from gradlab.taps.buffer.batching import Grouping
+from gradlab.taps.buffer.batching import Batching
 from gradlab.taps.buffer.layout import NORM_IN_ONE, Entry
 from gradlab.taps.buffer.rows import Row
 from gradlab.taps.plan import Plan
@@ -271,7 +271,7 @@ class Quantity:
             and p.numel() > 0
             for entry, p in zip(self.entries, values, strict=True)
         )
-        self._grouping = Grouping(self.entries, values) if names and self._is_plain else None
+        self._batching = Batching(self.entries, values) if names and self._is_plain else None
 
     def leave_out(self, bad: Mapping[str, tuple[Entry, Exception]]) -> None:
         """Some parameters, or some of their stats, are left aside from now on."""
@@ -311,14 +311,14 @@ class Quantity:
 
     def _write_norms_at_once(self, row: Row, tensors: list[Any]) -> bool:
         """The usual case, where every parameter has a dense gradient and norms are all that is wanted."""
-        if self._grouping is None:
+        if self._batching is None:
             return False
         try:
-            norms = self._grouping.norms(tensors)
+            norms = self._batching.norms(tensors)
         except (AttributeError, TypeError, RuntimeError):
             return False  # a gradient is missing or sparse
         row.grow()
-        row.put(self._grouping, norms)
+        row.write_norms(self._batching, norms)
         index = self.entries[0].index
         row.numel[index : index + len(self._numel)] = self._numel
         return True

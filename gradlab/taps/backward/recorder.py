@@ -128,7 +128,7 @@ class Recorder:
             rows = {row for one in self.passes for row in (one.row, *one.task_rows.values())}
             if self._row is not None:
                 rows.add(self._row)
-            self.plan.rows.give_back(list(rows))
+            self.plan.row_pool.give_back(list(rows))
         self.plan, self._row, self.finished = plan, None, None
         self.leaf_hooks.remove()
         self.here = Here()  # for all threads: what one of them has begun belongs to the step before
@@ -196,14 +196,14 @@ class Recorder:
             elif row is not self._row:
                 if last := self._last_counted(task_rows):
                     over.append(_with_gradients_of(row, last, self.plan))
-                self.plan.rows.give_back([one for one in {row, *task_rows.values()} if one not in over])
+                self.plan.row_pool.give_back([one for one in {row, *task_rows.values()} if one not in over])
         self.passes = sorted(kept, key=attrgetter("order"))
         self._sweep_at = max(_MANY, 2 * len(kept))
         if over:
             if self.finished is None:
-                self.finished = FinishedPasses(self.plan.rows.layout)
+                self.finished = FinishedPasses(self.plan.layout)
             self.finished.add(HostCopy(over))
-            self.plan.rows.give_back(over)
+            self.plan.row_pool.give_back(over)
 
     def _put_away(self, one: Pass) -> None:
         """A pass whose forward has ended, or whose backward has gone on to another, may be one of very many."""
@@ -417,7 +417,7 @@ class Recorder:
     def _extra_row(self) -> Row:
         """A row of its own for a pass or a further backward, where anything is written there."""
         assert self.plan is not None
-        return self.plan.rows.take(self.device) if self.plan.writes_in_passes else self.step_row()
+        return self.plan.row_pool.take(self.device) if self.plan.writes_in_passes else self.step_row()
 
     def _open(self, task: int, noticed_by: nn.Parameter | None = None) -> None:
         grads = list(map(self._grad_of, self.parameters))
@@ -530,7 +530,7 @@ class Recorder:
                 self._first = None
                 self.plan.forget_tensors(one.row)
             elif one.row is not self._row:
-                self.plan.rows.give_back([one.row])
+                self.plan.row_pool.give_back([one.row])
 
     def _discard(self, task: int) -> None:
         """A task that changed no gradient was a probe: forget the gradients that it wrote."""
@@ -573,7 +573,7 @@ class Recorder:
         """The row of the step: the parameters' entries, and those of its first pass."""
         assert self.plan is not None
         if self._row is None:
-            self._row = self.plan.rows.take(self.device)
+            self._row = self.plan.row_pool.take(self.device)
         return self._row
 
 

@@ -14,14 +14,14 @@ import torch
 from gradlab.stats.parts import PARTS, WIDTHS, Part
 
 NEVER, TRIAL, SAFE = -1, 0, 1
-"""Whether the tensors of a site wait: no, not before they have shown that they may, and yes."""
+"""Whether small tensors wait to be reduced together: never; not before a trial shows they may; yes (`batching`)."""
 
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
 """Dtypes whose norm torch reduces in float32 straight into a slot."""
 
 
 NO_ELEMENTS = -1
-"""Stands in the counts of elements for a tensor that was seen and is empty; 0 stands for none that was seen."""
+"""In the counts of elements: a tensor was seen and is empty, where 0 says that none was seen."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +44,7 @@ class Entry:
     quantity: str
     """`output`, `output_grad`, `weight`, `weight_grad`, `update`, with `@stage` where it is not `final`."""
     waits: int
-    """Whether its small tensors wait to be reduced together: `gather.SAFE`, `TRIAL` or `NEVER`."""
+    """Whether its small tensors wait to be reduced together: `NEVER`, `TRIAL` or `SAFE`."""
 
 
 class Layout:

@@ -18,45 +18,43 @@ from torch.autograd import forward_ad
 from gradlab.hooks.interpreter import own_ops
 from gradlab.stats.norms import LONG, dense_values, norm_into
 from gradlab.stats.parts import LINEAR, PartError
-from gradlab.taps.buffer.batching import (
-    MOST_ELEMENTS,
-    Grouping,
-    Groupings,
-    Waiting,
-    apart,
-    can_wait,
-    norms_of,
-)
+from gradlab.taps.buffer.batching import Batching, BatchingCache, Waiting, most_waiting, small_numel, split_changed
 from gradlab.taps.buffer.layout import NEVER, NO_ELEMENTS, NORM_IN_ONE, SAFE, Entry, Layout
 
-_vector_norm = torch.linalg.vector_norm
+_MOST_FREE = 64
+"""So many rows are kept for later steps at most."""
+_vector_norm = torch.linalg.vector_norm  # without two look-ups a call
 
 
 class Row:
-    """One row of slots on the device, and how many elements each entry was computed from (0: nothing was written).
+    """One row of slots on the device, and how many elements each entry was computed from: 0 where nothing was written.
 
     A row that is one of very many is packed while nobody writes to it: a view a slot takes a hundred times as much
     memory as the slot. The next write unpacks it.
     """
 
     __slots__ = (
-        "chunks", "device", "groupings", "layout", "numel", "packed", "room", "small", "trials", "views", "waiting",
+        "batchings", "chunks", "device", "layout", "numel", "packed", "room", "small_numel", "trials", "views",
+        "waiting",
     )  # fmt: skip
 
-    def __init__(self, layout: Layout, device: torch.device, groupings: Groupings | None = None) -> None:
+    def __init__(self, layout: Layout, device: torch.device, batchings: BatchingCache | None = None) -> None:
         self.layout = layout
         self.device = device
-        self.groupings = Groupings() if groupings is None else groupings
-        self.small = can_wait(device)
+        self.batchings = BatchingCache() if batchings is None else batchings
+        self.small_numel = small_numel(device)
         self.chunks: list[Tensor] = []
+        """The slots: one piece, and a further one for each time that the layout has grown."""
         self.views: list[Tensor] = []
+        """A 0-d view of each slot; empty while the row is packed."""
         self.numel: list[int] = []
+        """How many elements each entry was computed from; empty while the row is packed."""
         self.waiting: list[Waiting] = []
-        """Small tensors that are to be reduced together."""
-        self.room = MOST_ELEMENTS.get(device.type, 0)
+        """Small tensors that are to be reduced together, at `flush`."""
+        self.room = most_waiting(device)
         """How many more elements may wait."""
         self.trials: list[tuple[list[Entry], Tensor]] = []
-        """Norms of tensors that did wait, to be compared with those that were taken at once."""
+        """Norms that were taken at the end of the wait, to be compared with those that were taken at once."""
         self.packed: list[int] | None = None
         """The counts of elements of a packed row."""
         self.grow()
@@ -78,7 +76,7 @@ class Row:
             self.packed, self.numel, self.views = self.numel, [], []
 
     def unpack(self) -> None:
-        """The opposite."""
+        """Make a packed row ready to be written to."""
         if self.packed is not None:
             self.numel, self.packed = self.packed, None
             self.views = [view for chunk in self.chunks for view in chunk.unbind()]
@@ -109,7 +107,7 @@ class Row:
         """Reduce a tensor into its slots, on the device, without a host read; a small one with others, at `flush`."""
         if entry.waits != NEVER:
             count = tensor.numel()
-            if 0 < count <= self.small and entry.index < len(self.numel):
+            if 0 < count <= self.small_numel and entry.index < len(self.numel):
                 if entry.waits == SAFE:
                     self.waiting.append((entry, tensor, tensor._version))
                     self.numel[entry.index] = count
@@ -117,10 +115,11 @@ class Row:
                     if self.room < 0:
                         self.flush()
                     return
-                self._try_to_wait(entry, tensor, count)
+                self._wait_on_trial(entry, tensor, count)
         self.write_now(entry, tensor)
 
-    def _try_to_wait(self, entry: Entry, tensor: Tensor, count: int) -> None:
+    def _wait_on_trial(self, entry: Entry, tensor: Tensor, count: int) -> None:
+        """Let a tensor wait whose norm is also taken at once."""
         if not _may_wait(tensor):
             entry.waits = NEVER
         else:
@@ -134,43 +133,43 @@ class Row:
         if not self.waiting:
             return
         waiting, self.waiting = self.waiting, []
-        self.room = MOST_ELEMENTS.get(self.device.type, 0)
+        self.room = most_waiting(self.device)
         with own_ops():
-            entries, tensors, changed = apart(waiting)
+            entries, tensors, changed = split_changed(waiting)
             for entry in changed:
-                self._give_up(entry)
+                self._never_wait_again(entry)
             if not entries:
                 return
             try:
                 self._reduce_together(entries, tensors)
             except (RuntimeError, TypeError):
-                self._reduce_apart(entries, tensors)
+                self._reduce_one_by_one(entries, tensors)
 
-    def _give_up(self, entry: Entry) -> None:
-        """A tensor cannot be read any more, or not with the others: those of its site never wait again."""
+    def _never_wait_again(self, entry: Entry) -> None:
+        """A tensor that waited cannot be read, or not with the others: those of its entry are reduced at once now."""
         if entry.waits == SAFE:
             self.numel[entry.index] = 0
         entry.waits = NEVER
 
     def _reduce_together(self, entries: list[Entry], tensors: list[Tensor]) -> None:
-        grouping, norms = norms_of(entries, tensors, self.groupings)
-        ordered = grouping.ordered(entries)
+        batching, norms = self.batchings.norms(entries, tensors)
+        ordered = batching.in_order(entries)
         if any([entry.waits != SAFE for entry in entries]):
             self.trials.append((ordered, norms))
             for number, entry in enumerate(ordered):
                 if entry.waits == SAFE:
                     self.views[entry.start].copy_(norms[number])
         else:
-            self.put(grouping, norms)
+            self.write_norms(batching, norms)
 
-    def put(self, grouping: Grouping, norms: Tensor) -> None:
-        """Write results, in the order of their grouping, into their slots."""
+    def write_norms(self, batching: Batching, norms: Tensor) -> None:
+        """Write [n] norms, in the order of their batching, into their slots."""
         if len(self.chunks) == 1:
-            self.chunks[0].index_copy_(0, grouping.slots(self.device), norms)
+            self.chunks[0].index_copy_(0, batching.slots(self.device), norms)
         else:
-            torch._foreach_copy_([self.views[start] for start in grouping.starts], list(norms.unbind()))
+            torch._foreach_copy_([self.views[start] for start in batching.starts], list(norms.unbind()))
 
-    def _reduce_apart(self, entries: list[Entry], tensors: list[Tensor]) -> None:
+    def _reduce_one_by_one(self, entries: list[Entry], tensors: list[Tensor]) -> None:
         """For tensors that turn out to be of several kinds or devices."""
         for entry, tensor in zip(entries, tensors, strict=True):
             if entry.waits != SAFE:
@@ -179,7 +178,7 @@ class Row:
             try:
                 self.write_now(entry, tensor)
             except (RuntimeError, TypeError):
-                self._give_up(entry)  # On the next step it fails by itself, and is reported.
+                self._never_wait_again(entry)  # On the next step it fails by itself, and is reported.
 
     def write_now(self, entry: Entry, tensor: Tensor) -> None:
         """Reduce a tensor into its slots at once."""
@@ -256,7 +255,7 @@ class Row:
     def drop_waiting(self) -> None:
         """Let go of the tensors that wait."""
         self.waiting = []
-        self.room = MOST_ELEMENTS.get(self.device.type, 0)
+        self.room = most_waiting(self.device)
 
     def forget_entries(self, entries: set[Entry]) -> None:
         """Some entries count as not written."""
@@ -280,25 +279,25 @@ def _may_wait(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and ordinary and tensor.layout is torch.strided and not tensor.is_inference()
 
 
-class Rows:
-    """A layout, and the rows of it that are free."""
+class RowPool:
+    """The rows of one layout that are free to be written again."""
 
-    def __init__(self) -> None:
-        self.layout = Layout()
-        self.free: list[Row] = []
-        self.groupings = Groupings()
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._free: list[Row] = []
+        self._batchings = BatchingCache()
 
     def take(self, device: torch.device) -> Row:
         """A row in which nothing is written yet. One that grew in pieces is replaced by one in one piece."""
-        while self.free:
-            row = self.free.pop()
-            if len(row.chunks) == 1 and row.width == self.layout.width and row.device == device:
+        while self._free:
+            row = self._free.pop()
+            if len(row.chunks) == 1 and row.width == self._layout.width and row.device == device:
                 row.forget()
                 return row
-        return Row(self.layout, device, self.groupings)
+        return Row(self._layout, device, self._batchings)
 
     def give_back(self, rows: Sequence[Row]) -> None:
         """Rows whose copy is under way may be written again: the stream keeps the order."""
         for row in rows:
             row.drop_waiting()
-        self.free.extend(rows[: max(0, 64 - len(self.free))])
+        self._free.extend(rows[: max(0, _MOST_FREE - len(self._free))])
