@@ -1,4 +1,4 @@
-"""Every exception that gradlab raises on purpose, and the exit code that the command line gives it.
+"""What goes wrong: every exception that gradlab raises on purpose, with its exit code, and how it warns instead.
 
     GradlabError (1)
     ├── UsageError (2)          a command or a call that cannot mean anything
@@ -7,6 +7,7 @@
     ├── UnknownNameError (2)    a mapping was asked for a name that it does not have; a KeyError too
     ├── CopyError (1)           an object that is tied to this process was copied or pickled; a TypeError too
     ├── TapError (2)            a pattern, a tap or a statistic is wrong for this model
+    ├── RanksError (1)          the ranks of a distributed run no longer watch together
     ├── JacobianError (1)       a Jacobian that does not exist or cannot be computed
     ├── ProfileError (1)        a profile window that cannot be opened or written
     ├── EventError (1)          an event file that cannot be written or read
@@ -14,7 +15,8 @@
     │   └── UnknownRunError (2) no run of that name
     └── MachineError (3)        this machine cannot do it
 
-A message says what is wrong, where, what was seen and the nearest fix.
+A message says what is wrong, where, what was seen and the nearest fix. A training goes on whatever happens to gradlab:
+what it has to switch off then it says by one warning.
 """
 
 from __future__ import annotations
@@ -110,9 +112,29 @@ class GradlabWarning(UserWarning):
     """Something of gradlab was switched off so that training goes on; the text names it."""
 
 
+# Words for a message.
+
+
+def did_you_mean(word: object, known: Iterable[str], *, most: int = 3) -> str:
+    """A sentence with the words of `known` nearest to `word`, led by a space; "" where none is near."""
+    near = difflib.get_close_matches(str(word), list(map(str, known)), n=most, cutoff=0.6)
+    if not near:
+        return ""
+    return " Did you mean " + " or ".join(repr(name) for name in near) + "?"
+
+
+def shortlist(names: Iterable[str], most: int = 12) -> str:
+    """The first few names, and how many more there are, for an error message."""
+    names = list(names)
+    tail = f", ... ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + tail if names else "nothing"
+
+
+# Warnings in place of errors.
+
 voices: list[Callable[[str], None]] = []
-"""Who takes warnings in place of Python's `warnings`: in a script that knows nothing of gradlab they are lines of ours,
-whatever the script has made of its warnings."""
+"""The last one takes gradlab's warnings in place of Python's `warnings`. `gradlab attach` prints them itself, whatever
+the script that it runs has made of warnings."""
 
 
 def warn(message: str) -> None:
@@ -194,7 +216,7 @@ class without_warnings:
 
 
 class _OnThisThread:
-    """Stands where a filter has its pattern, and matches on the thread that made it alone."""
+    """The pattern of a filter of warnings, which matches on the thread that made it alone."""
 
     def __init__(self, message: str) -> None:
         self._thread = threading.get_ident()
@@ -203,18 +225,3 @@ class _OnThisThread:
     def match(self, text: str) -> bool:
         """Whether a warning of this text is one to drop."""
         return threading.get_ident() == self._thread and self._pattern.match(text) is not None
-
-
-def did_you_mean(word: object, known: Iterable[str], *, most: int = 3) -> str:
-    """A sentence with the words of `known` nearest to `word`, led by a space; "" where none is near."""
-    near = difflib.get_close_matches(str(word), list(map(str, known)), n=most, cutoff=0.6)
-    if not near:
-        return ""
-    return " Did you mean " + " or ".join(repr(name) for name in near) + "?"
-
-
-def shortlist(names: Iterable[str], most: int = 12) -> str:
-    """The first few names, and how many more there are, for an error message."""
-    names = list(names)
-    tail = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + tail if names else "nothing"

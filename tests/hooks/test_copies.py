@@ -376,7 +376,7 @@ def test_no_hook_of_any_part_of_a_monitor_follows_a_copy(way: str, tmp_path: Any
                 assert not type(hook).__module__.startswith("gradlab")
 
 
-def test_a_copy_that_shares_the_hooks_of_a_visit_is_not_shown() -> None:
+def test_a_copy_that_shares_the_hooks_of_a_walk_is_not_shown() -> None:
     class CallsItsCopy(nn.Module):
         def __init__(self) -> None:
             super().__init__()

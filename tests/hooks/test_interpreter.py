@@ -669,19 +669,3 @@ def test_threads_that_each_run_a_forward_for_one_backward_are_one_batch() -> Non
     assert sorted(logged["output.norm"]) == ["0", "1", "2", "output"]
     assert logged["output.norm"]["0"] == pytest.approx(hidden.norm().item(), rel=1e-6)
     assert logged["output_grad.norm"]["0"] == pytest.approx(grad.norm().item(), rel=1e-6)
-
-
-def test_muting_counts_every_thread() -> None:
-    from gradlab.hooks import mute
-
-    def mute_often() -> None:
-        for _ in range(2000):
-            with mute.muting():
-                pass
-
-    threads = [threading.Thread(target=mute_often) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert mute.depth == 0
