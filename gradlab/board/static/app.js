@@ -1,35 +1,19 @@
 /**
- * The page: what the user has chosen, the head with the views, and the address that keeps the choice.
+ * The page: its head with the views, the choice of the user, and the answers that the views share.
  *
  * @import { Answers, Index, MetricInfo, Query, Run } from "../answers"
- * @import { Statistic } from "./heat.js"
+ * @import { Choice } from "./choice.js"
  * @import { Source } from "./source.js"
- * @typedef {object} Choice what the user has chosen, by the names that the address has for it; "" or null where nothing
- * @property {string} view
- * @property {string} run
- * @property {string} metric
- * @property {string} minus the run to compare with
- * @property {string} match the pattern that sites have to fit
- * @property {string} site
- * @property {number | null} step
- * @property {number | null} start the first step that is shown
- * @property {number | null} end the last step that is shown
- * @property {string} cut the share of values that is cut off at each end of the colour map
- * @property {number | null} low the value at the low end of the colour map
- * @property {number | null} high
- * @property {Statistic} pixel
- * @property {string} rows "fit" to the page, or high enough to "read"
- * @property {string} jacobian
  * @typedef {{root: HTMLElement, update(choice: Choice, run: Run): unknown}} View
  */
 
+import { changed, fromAddress, settle, START, toAddress } from "./choice.js";
 import { debounced, el, emptyState, fillSelect, put } from "./dom.js";
 import { FlowView } from "./flow.js";
 import { count } from "./format.js";
 import { Host } from "./host.js";
 import { JacobianView } from "./jacobian.js";
 import { LayerView } from "./layer.js";
-import { sortMetrics } from "./metric.js";
 import { ProfileView } from "./profile.js";
 import { RunsView } from "./runs.js";
 
@@ -37,12 +21,6 @@ const POLL_MS = 4000;
 /** How long to wait before files are checked for damage, so that everything else comes first. */
 const HEALTH_MS = 800;
 const MOST_ANSWERS = 60;
-/** @type {Choice} */
-const START = {
-  view: "flow", run: "", metric: "", minus: "", match: "", site: "", step: null, start: null, end: null, cut: "0.005",
-  low: null, high: null, pixel: "high", rows: "fit", jacobian: "",
-};
-const NUMBERS = ["step", "start", "end", "low", "high"];
 /** @type {[string, string, new (app: App) => View][]} */
 const VIEWS = [
   ["flow", "Flow", FlowView],
@@ -88,7 +66,7 @@ export class App {
   /** Show what there is, and keep looking for more. */
   async start() {
     this.host.followTheme();
-    Object.assign(this.choice, this.#fromAddress());
+    Object.assign(this.choice, fromAddress(this.host.address()));
     await this.refresh();
     if (this.source.live) window.setInterval(() => !document.hidden && this.refresh(), POLL_MS);
   }
@@ -107,7 +85,7 @@ export class App {
     if (JSON.stringify(before) !== JSON.stringify(index)) {
       this.index = index;
       this.#answers.clear();
-      this.#settle(index, before === null);
+      this.#missing = settle(this.choice, index, Object.keys(this.views), before === null);
       this.#paintTabs();
       this.#draw();
     }
@@ -126,9 +104,9 @@ export class App {
     return this.index?.kept_steps || 0;
   }
 
-  /** The run that is shown, or another one. @param {string} [name] */
-  run(name = this.choice.run) {
-    return this.runs.find((one) => one.name === name) || null;
+  /** The run that is shown, null where there is none. */
+  get run() {
+    return this.runs.find((one) => one.name === this.choice.run) || null;
   }
 
   /** The names of the sites of a metric. @param {MetricInfo} metric */
@@ -161,52 +139,10 @@ export class App {
   /** Choose something, and show it. @param {Partial<Choice>} change */
   choose(change) {
     const before = this.choice;
-    this.choice = { ...before, ...change };
-    if (this.choice.run !== before.run) this.#leaveRun(change);
-    this.#toAddress();
+    this.choice = changed(before, change, this.index);
+    this.host.setAddress(toAddress(this.choice));
     if (before.view !== this.choice.view) this.#paintTabs();
     this.#draw();
-  }
-
-  /**
-   * After another run was chosen: forget what was chosen for the one before.
-   * @param {Partial<Choice>} change is kept
-   */
-  #leaveRun(change) {
-    if (this.choice.minus === this.choice.run) this.choice.minus = "";
-    for (const key of /** @type {const} */ (["start", "end", "low", "high", "step"])) {
-      if (!(key in change)) this.choice[key] = null;
-    }
-    const run = this.run();
-    if (run && !(this.choice.metric in run.metrics)) this.choice.metric = firstMetric(run);
-  }
-
-  /**
-   * Replace what is chosen but not there, and say so; by the newest run and its first metric.
-   * @param {Index} index @param {boolean} isFirst whether the choice is still that of the address
-   */
-  #settle(index, isFirst) {
-    const { choice } = this;
-    this.#missing = [];
-    const names = index.runs.map((one) => one.name);
-    if (choice.run && !names.includes(choice.run)) {
-      const why = index.others.includes(choice.run) ? "holds no gradlab data" : "is not here";
-      this.#missing.push(`The run “${choice.run}” ${why}; another one is shown.`);
-      choice.run = "";
-    }
-    if (!choice.run) choice.run = newestRun(index);
-    const run = this.run();
-    if (!run) return;
-    if (choice.metric && !(choice.metric in run.metrics)) {
-      if (isFirst) this.#missing.push(`This run has no metric “${choice.metric}”; another one is shown.`);
-      choice.metric = "";
-    }
-    if (!choice.metric) choice.metric = firstMetric(run);
-    if (choice.minus && !names.includes(choice.minus)) {
-      this.#missing.push(`The run “${choice.minus}” to compare with is not here.`);
-      choice.minus = "";
-    }
-    if (!Object.hasOwn(this.views, choice.view)) choice.view = "flow";
   }
 
   // What is drawn
@@ -214,7 +150,7 @@ export class App {
   #draw() {
     if (!this.index) return;
     document.body.dataset.theme = this.host.theme;
-    const run = this.run();
+    const { run } = this;
     const damage = this.#damage && this.#damage.run === run?.name ? this.#damage.notes : [];
     const notes = new Set([...this.#missing, ...(run ? run.notes : []), ...damage]);
     put(this.notes, ...Array.from(notes, (text) => el("div", { class: "note", text })));
@@ -267,29 +203,6 @@ export class App {
     this.choose({ view: id.replace("gl-tab-", "") });
     document.getElementById(id)?.focus();
   }
-
-  // The address
-
-  /** @returns {Partial<Choice>} */
-  #fromAddress() {
-    const known = Object.entries(this.host.address()).filter(([key]) => Object.hasOwn(START, key));
-    const found = known.map(([key, value]) => [key, NUMBERS.includes(key) ? finite(value) : value]);
-    return Object.fromEntries(found.filter(([, value]) => value !== null));
-  }
-
-  /** Only what is not as at the start. */
-  #toAddress() {
-    const start = new Map(Object.entries(START));
-    const changed = Object.entries(this.choice).filter(([key, value]) => {
-      return value !== null && value !== "" && value !== start.get(key);
-    });
-    this.host.setAddress(Object.fromEntries(changed.map(([key, value]) => [key, String(value)])));
-  }
-}
-
-/** @param {string} text @returns {number | null} */
-function finite(text) {
-  return text !== "" && Number.isFinite(Number(text)) ? Number(text) : null;
 }
 
 /** @param {number} numOthers how many runs there are that are not ours */
@@ -299,16 +212,4 @@ function nothingHere(numOthers) {
   const none = "TensorBoard has not found a run yet. It looks again every few seconds, and so does this page.";
   const line = el("pre", { text: 'gradlab.watch(model, optimizer, logdir="runs/mlp")' });
   return emptyState("No gradlab data here yet", numOthers ? others : none, line);
-}
-
-/** The metric to begin with. @param {Run} run */
-function firstMetric(run) {
-  const names = Object.keys(run.metrics).filter((name) => !run.metrics[name].hist);
-  return names.includes("weight_grad.norm") ? "weight_grad.norm" : sortMetrics(names)[0] || "";
-}
-
-/** The run to begin with: the last by name that has metrics, else the last. @param {Index} index */
-function newestRun(index) {
-  const withMetrics = index.runs.filter((one) => Object.keys(one.metrics).length);
-  return (withMetrics.at(-1) || index.runs.at(-1))?.name || "";
 }

@@ -3,7 +3,8 @@
  * cell beside it. Belongs here: what is requested when, and how the parts (`flow_*.js`) are put together.
  *
  * @import { Finding, Heat, Run } from "../answers"
- * @import { App, Choice } from "./app.js"
+ * @import { App } from "./app.js"
+ * @import { Choice } from "./choice.js"
  * @import { FoundFindings } from "./findings.js"
  * @import { Table } from "./heat_table.js"
  */
@@ -254,7 +255,7 @@ export class FlowView {
     const { app, choice, heat } = this;
     const block = arrange([finding.site || ""], () => true, new Set()).blocks[0]?.name;
     if (block) this.#folded.delete(block);
-    const metrics = app.run()?.metrics || {};
+    const metrics = app.run?.metrics || {};
     const metric = Object.keys(finding.evidence || {}).find((name) => name in metrics) || choice.metric;
     const isOutside = heat.data && (finding.step < heat.data.from || finding.step >= heat.data.to);
     const zoom = isOutside ? { start: null, end: null } : {};

@@ -2,7 +2,8 @@
  * The controls of the flow: which run, metric, sites and colours; and the ends of the colour map, to be typed over.
  *
  * @import { Run } from "../answers"
- * @import { App, Choice } from "./app.js"
+ * @import { App } from "./app.js"
+ * @import { Choice } from "./choice.js"
  * @import { Statistic } from "./heat.js"
  * @import { Scale } from "./metric.js"
  */

@@ -4,8 +4,13 @@
  *
  * @import { HeatMap } from "./heat.js"
  * @import { Block } from "./sites.js"
- * @typedef {{context: CanvasRenderingContext2D, heat: HeatMap, font: string, muted: string, text: string, rule:
- *   string}} Pen what the functions below draw with; colours and font of the theme
+ * @typedef {object} Pen what the functions below draw with: the font and the colours of the theme
+ * @property {CanvasRenderingContext2D} context
+ * @property {HeatMap} heat laid out
+ * @property {string} font
+ * @property {string} muted
+ * @property {string} text
+ * @property {string} rule
  */
 
 import { cssVariable, sizeCanvas } from "./dom.js";

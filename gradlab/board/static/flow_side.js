@@ -2,7 +2,8 @@
  * The side of the flow: every number of the chosen site at the chosen step, and the findings of the run.
  *
  * @import { Finding, Layer, LayerMetric } from "../answers"
- * @import { App, Choice } from "./app.js"
+ * @import { App } from "./app.js"
+ * @import { Choice } from "./choice.js"
  * @import { FoundFindings } from "./findings.js"
  */
 

@@ -22,7 +22,8 @@ const BAD = 2;
 const COLOUR = 3; // and 255 more
 
 /**
- * Which columns each device pixel shows: [first, last] of each, -1 where none.
+ * The columns that each device pixel shows, from `begin` to `end`, -1 where none. A column reaches to the next one;
+ * where that is farther off than usual there is a gap.
  * @param {Table} data @param {number} width
  */
 function pixelColumns(data, width) {
@@ -32,11 +33,11 @@ function pixelColumns(data, width) {
   const gaps = [];
   for (let c = 1; c < columns; c += 1) gaps.push(first[c] - last[c - 1]);
   gaps.sort((a, b) => a - b);
-  const usual = 1.5 * (gaps[gaps.length >> 1] || 1);
+  const median = gaps[gaps.length >> 1] || 1;
   const scale = width / (to - from);
   for (let c = 0; c < columns; c += 1) {
-    const next = c + 1 < columns ? first[c + 1] : last[c] + Math.max(1, gaps[gaps.length >> 1] || 1);
-    const stop = next - last[c] <= usual ? next : last[c] + 1;
+    const next = c + 1 < columns ? first[c + 1] : last[c] + Math.max(1, median);
+    const stop = next - last[c] <= 1.5 * median ? next : last[c] + 1;
     const x0 = Math.floor((first[c] - from) * scale + 1e-6);
     const x1 = Math.max(x0 + 1, Math.ceil((stop - from) * scale - 1e-6));
     for (let x = Math.max(0, x0); x < Math.min(width, x1); x += 1) {

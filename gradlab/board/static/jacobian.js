@@ -3,7 +3,8 @@
  * layer; and what was logged of it at all steps.
  *
  * @import { Jacobian, JacobianHeader, JacobianInfo, Run } from "../answers"
- * @import { App, Choice } from "./app.js"
+ * @import { App } from "./app.js"
+ * @import { Choice } from "./choice.js"
  * @import { Options } from "./chart.js"
  */
 

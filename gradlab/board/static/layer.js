@@ -3,7 +3,8 @@
  * steps.
  *
  * @import { Layer, Run, Scalars } from "../answers"
- * @import { App, Choice } from "./app.js"
+ * @import { App } from "./app.js"
+ * @import { Choice } from "./choice.js"
  * @import { Options } from "./chart.js"
  * @import { Panel } from "./layer_panels.js"
  */

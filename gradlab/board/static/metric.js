@@ -42,7 +42,10 @@ const DERIVED = {
 };
 /** @type {Record<string, string>} */
 const STAGE = { clipped: "after clipping", micro: "of the last backward alone", ranks: "each rank by itself" };
-const SHARE = ["zeros", "underflow"];
+/** The order of what is not in OF. */
+const LAST = 9;
+/** Shares are from 0 to 1, on a linear scale. */
+const SHARES = ["zeros", "underflow"];
 /** What the server calls a difference of two runs as log2 of their ratio. */
 export const LOG_RATIO = "log2 ratio";
 
@@ -54,14 +57,14 @@ export function parseMetric(name) {
   const stat = dot < 0 ? plain : plain.slice(dot + 1);
   const group = of in OF ? OF[of] : DERIVED[plain] ? "Ratios" : "Other";
   const meaning = DERIVED[plain] || STAT[stat] || stat;
-  const order = [...Object.keys(OF)].indexOf(of);
+  const order = Object.keys(OF).indexOf(of);
   const whole = stage === "final" ? meaning : `${meaning}, ${STAGE[stage] || stage}`;
-  return { of, stat, stage, group, meaning: whole, order: order < 0 ? 9 : order };
+  return { of, stat, stage, group, meaning: whole, order: order < 0 ? LAST : order };
 }
 
 /** The metrics in the order in which people look for them. @param {string[]} names */
 export function sortMetrics(names) {
-  const stats = [...Object.keys(STAT)];
+  const stats = Object.keys(STAT);
   const rank = (/** @type {string} */ name) => {
     const one = parseMetric(name);
     const group = one.group === "Ratios" ? 1.5 : one.order;
@@ -81,7 +84,7 @@ export function kindOf(name, difference, negative) {
   if (difference) return { kind: "diverging", log: false, centre: 0 };
   if (stat === "gain") return { kind: "diverging", log: true, centre: 1 };
   if (stat === "cosine" || negative) return { kind: "diverging", log: false, centre: 0 };
-  if (SHARE.includes(stat) || stat === "nonfinite") return { kind: "linear", log: false, centre: 0 };
+  if (SHARES.includes(stat) || stat === "nonfinite") return { kind: "linear", log: false, centre: 0 };
   return { kind: "log", log: true, centre: 0 };
 }
 

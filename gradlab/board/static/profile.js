@@ -3,7 +3,8 @@
  * windows of a few steps, by phase, module and operator.
  *
  * @import { ProfileWindow, Run, Summary } from "../answers"
- * @import { App, Choice } from "./app.js"
+ * @import { App } from "./app.js"
+ * @import { Choice } from "./choice.js"
  * @import { Child } from "./dom.js"
  * @import { Pass } from "./profile_modules.js"
  */

@@ -3,7 +3,8 @@
  * differ.
  *
  * @import { Heat, Quantiles, Run, Setting } from "../answers"
- * @import { App, Choice } from "./app.js"
+ * @import { App } from "./app.js"
+ * @import { Choice } from "./choice.js"
  * @typedef {{run: Run, node: HTMLElement, last: HTMLElement, loss: HTMLCanvasElement, heat: HeatMap}} Card
  */
 
