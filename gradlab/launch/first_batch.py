@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from gradlab.errors import UsageError
 from gradlab.launch.random_state import restore, snapshot
-from gradlab.launch.resume.data_state import DataState, States, find
-from gradlab.launch.resume.loaders import roots_of, what_is_hidden
+from gradlab.launch.resume.data_state import DataState, States
+from gradlab.launch.resume.loader_kinds import roots_of, what_is_hidden
+from gradlab.launch.resume.pipeline_search import search_pipeline
 from gradlab.launch.resume.workers import same_state
 
 
@@ -79,7 +80,7 @@ def _put_back(loaders: list[Any]) -> Iterator[None]:
     before = []
     for loader in loaders:
         data = DataState(roots_of(loader))
-        objects = [value for value in find(data.roots).objects.values() if hasattr(value, "__dict__")]
+        objects = [value for value in search_pipeline(data.roots).objects.values() if hasattr(value, "__dict__")]
         before.append((data, data.take(), [(value, dict(vars(value))) for value in objects if not callable(value)]))
     process = snapshot()
     try:

@@ -2,7 +2,7 @@
 
 Lightning restores model, optimizers, schedulers, callbacks and counters. Here are the place in the data and everything
 random: the process's random numbers, the loaders of training (`loaders`) and of validation; and what an epoch has
-gathered so far (`under_way`). Each rank has its own.
+gathered so far (`mid_epoch`). Each rank has its own.
 
 When things are put back matters as much as what. A run that was not stopped draws, in this order: what hooks draw when
 an epoch begins, what the loader draws for its order and workers, then batch, step, batch, step. A resumed one calls
@@ -24,7 +24,10 @@ from pytorch_lightning.plugins import DoublePrecision
 from gradlab.errors import warn
 from gradlab.launch.random_state import restore, snapshot
 from gradlab.launch.resume.data_state import States
-from gradlab.launch.resume.loaders import Batches, FollowedLoader, Place, follow, what_is_hidden
+from gradlab.launch.resume.epoch import EpochBatches
+from gradlab.launch.resume.followed_loader import FollowedLoader, Place
+from gradlab.launch.resume.loader_kinds import what_is_hidden
+from gradlab.launch.resume.loaders import follow
 from gradlab.launch.resume.mid_epoch import Gathered, add_means, gathered, give_back, log_means, metric_states
 from gradlab.launch.signals import RunStopped, StopRequest
 
@@ -39,7 +42,7 @@ class Continuation(pl.Callback):
         self._trainer: pl.Trainer | None = None
         self._training: list[FollowedLoader] = []
         self._validation: list[FollowedLoader] = []
-        self._epochs: WeakValueDictionary[int, Batches] = WeakValueDictionary()
+        self._epochs: WeakValueDictionary[int, EpochBatches] = WeakValueDictionary()
         """The epoch that each loader is in, by its index in training."""
         self._saved: dict[str, Any] | None = None
         """What the checkpoint holds."""
@@ -137,7 +140,7 @@ class Continuation(pl.Callback):
         """What comes now comes after the validation."""
         self._before_validation = None
 
-    def iterated(self, batches: Batches) -> None:
+    def iterated(self, batches: EpochBatches) -> None:
         """An epoch of a loader was begun, of training or of validation."""
         batches.followed.is_begun = True
         if batches.followed in self._training:
@@ -154,7 +157,7 @@ class Continuation(pl.Callback):
             metrics = metric_states(trainer.lightning_module)
             self._before_validation = {**self._take(), "metrics": metrics}
 
-    def before_fetch(self, batches: Batches) -> None:
+    def before_fetch(self, batches: EpochBatches) -> None:
         """Get every loader where it was, once, before the first batch is drawn."""
         if batches.waits:
             self._go_on()
