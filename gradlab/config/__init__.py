@@ -1,9 +1,12 @@
 """experiment.yaml: everything checked before anything runs, every problem at once, each at its line and column.
 
-load.py the way in · files.py bytes to text · yaml.py, syntax.py, scalars.py text to nodes with positions (nodes.py) ·
-overrides.py · check.py the whole experiment, by rules.py, limits.py, annotations.py, records.py and schema.py ·
-sections.py what must be imported: classes.py, signatures.py, trainer.py · sweep.py axes · patterns.py against the built
-model · render.py problems with carets · resolved.py and json_schema.py the way out.
+A reader starts at load.py: it reads a file (yaml/), sets overrides (overrides.py) and has every setting checked
+(check.py), which gives an Experiment or a list of problems (problems.py).
+
+- schema.py which settings there are, with types and limits · validation/ the rules that these mean
+- sections.py what must be imported to be checked: class_paths.py, trainer.py, trainer_trial.py · sweep.py its axes
+- patterns.py taps and Jacobians against the names of the built model, which `launch.prepare` builds
+- write.py an experiment as YAML · json_schema.py for editors · attach_file.py the file of `gradlab attach --config`
 """
 
 from __future__ import annotations

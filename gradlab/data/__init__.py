@@ -1,6 +1,6 @@
 """Real data with no download: scikit-learn's digits, the bytes of Python's own sources, and generated sets.
 
-digits.py, bytes.py, synthetic.py the data · memory.py what they share: tensors in memory, batches, their order.
+digits.py, bytes.py, synthetic.py the data · in_memory.py what they share: tensors in memory, batches, their order.
 """
 
 from gradlab.data.bytes import Bytes

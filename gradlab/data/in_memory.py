@@ -127,7 +127,7 @@ class TensorData(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             generator=torch.Generator().manual_seed(self.seed),  # else each pass draws one global random number
             **options,
         )
@@ -154,5 +154,5 @@ class TensorData(pl.LightningDataModule):
         return (inputs[train], targets[train]), (inputs[val], targets[val])
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

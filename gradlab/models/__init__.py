@@ -1,7 +1,7 @@
 """Lightning modules built from nn layers and functional activations.
 
 classifier.py what the classifiers share · mlp.py, convnet.py, rnn.py, transformer.py the models ·
-notebook.py three tiny ones whose gradients can be checked by hand · arguments.py checks of their arguments.
+lessons.py three tiny ones whose gradients can be checked by hand · checks.py checks of their arguments.
 """
 
 from gradlab.models.convnet import ConvNet

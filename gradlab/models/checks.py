@@ -1,4 +1,4 @@
-"""Checks of what a model is made with: a wrong argument is named, with what was seen and the nearest fix."""
+"""Checks of the arguments of a model: a wrong argument is named, with what was seen and the nearest fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three tiny models of the kind that introduces autograd in a notebook: their gradients can be checked by hand.
+"""Three tiny models of the kind that lessons on autograd begin with: their gradients can be checked by hand.
 
 Each works out its answers with autograd itself when the run is over, on copies, so that nothing of the model changes.
 The first two bring their own single batch and an optimizer of learning rate 0: the numbers stay what they are.
@@ -21,7 +21,7 @@ from gradlab.sites.named import tap
 from gradlab.taps.rule import Tap
 
 
-class Worked(GradlabModule):
+class FixedInputModel(GradlabModule):
     """A model with one fixed input, which is its data, and parameters that stay."""
 
     lr = 0.0
@@ -54,7 +54,7 @@ class _Single(torch.utils.data.Dataset[Tensor]):
         return self.sample
 
 
-class ScalarLine(Worked):
+class ScalarLine(FixedInputModel):
     """z = w * x + b. w and b are leaves; y = w * x and z are not, so only retain_grad shows their gradients."""
 
     def __init__(self, w: float = 3.0, b: float = 1.0, x: float = 2.0) -> None:
@@ -103,7 +103,7 @@ class ScalarLine(Worked):
         return w, b, y, y + b
 
 
-class TwoByTwo(Worked):
+class TwoByTwo(FixedInputModel):
     """y1 = x1² + a x2 and y2 = x2² + b x1: two inputs, two outputs, so backward needs a vector and gives vᵀJ."""
 
     def __init__(self, x: Sequence[float] = (1.0, 2.0), a: float = 3.0, b: float = 2.0) -> None:

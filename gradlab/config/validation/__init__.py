@@ -1,3 +1,8 @@
-"""What a value may be: types.py the rules, annotations.py which rule an annotation means, records.py, limits.py,
-signatures.py.
+"""What the value of a setting may be: from type annotations to rules, and from nodes to values or problems.
+
+A reader starts at types.py, what a rule is; annotations.py says which rule an annotation means.
+
+- limits.py conditions in `Annotated` · converted.py values that a file writes as text · records.py dataclasses
+- keys.py mappings whose keys are known · signatures.py the arguments of a class · type_hints.py reading annotations
+- guilty.py which argument a constructor refuses
 """
