@@ -38,8 +38,13 @@ num_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 has_function_modes: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 """Whether a function mode would see a torch function that is called now, gradlab's own included."""
 _num_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
-_pop_function_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
-_push_function_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
+pop_function_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
+"""Takes off the innermost function mode, and gives it."""
+push_function_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
+"""Puts a function mode on, as the innermost."""
+without_torch_function: Any = torch._C.DisableTorchFunction
+"""`with without_torch_function():` what is asked of a tensor inside is seen by no function mode, as a torch function of
+the user's would be, nor by the tensor's own class."""
 _pop_dispatch_mode: Callable[[None], Any] = torch._C._pop_torch_dispatch_stack
 _push_dispatch_mode: Callable[[Any], None] = torch._C._push_on_torch_dispatch_stack
 _set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
@@ -108,16 +113,16 @@ class outside_modes:
 
     def __enter__(self) -> None:
         self._dispatch: Sequence[Any] = [_pop_dispatch_mode(None) for _ in range(num_dispatch_modes())]
-        self._function: Sequence[Any] = [_pop_function_mode() for _ in range(_num_function_modes())]
+        self._function: Sequence[Any] = [pop_function_mode() for _ in range(_num_function_modes())]
         self._kept: Sequence[Any] = [mode for mode in self._function if type(mode) is DeviceContext]
         for mode in reversed(self._kept):
-            _push_function_mode(mode)
+            push_function_mode(mode)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         for _ in self._kept:
-            _pop_function_mode()
+            pop_function_mode()
         for mode in reversed(self._function):
-            _push_function_mode(mode)
+            push_function_mode(mode)
         for mode in reversed(self._dispatch):
             _push_dispatch_mode(mode)
 
@@ -133,7 +138,7 @@ class own_ops:
     def __enter__(self) -> None:
         count = num_dispatch_modes()
         self._dispatch: Sequence[Any] = [_pop_dispatch_mode(None) for _ in range(count)] if count else ()
-        self._no_function = torch._C.DisableTorchFunction()
+        self._no_function = without_torch_function()
         self._no_function.__enter__()
         self._grad = torch.is_grad_enabled()
         _set_grad_enabled(False)

@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -35,6 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.autograd_engine import is_in_backward
 from gradlab.errors import TapError
 from gradlab.hooks.compiled_step import is_traced, outside_graph, untraced
+from gradlab.hooks.interpreter import without_torch_function
 from gradlab.hooks.step_hooks import StepHook
 from gradlab.monitor.missing_steps import Unstepped
 from gradlab.optimizers import UnknownOptimizer, has_hooks, optimizer_list, optimizers_inside, parameters_of, runs_hooks
@@ -435,7 +435,7 @@ class _Used:
     """The gradients that the last step has used: as long as they are the same, no backward has come since."""
 
     def __init__(self, optimizer: Any) -> None:
-        with torch._C.DisableTorchFunction():  # these are no questions of the user's
+        with without_torch_function():  # these are no questions of the user's
             p = _first_with_gradient(optimizer)
             self._parameter = p if p is None else weakref.ref(p)
             self._grad = None if p is None else weakref.ref(p.grad)
@@ -450,7 +450,7 @@ class _Used:
         """Whether an optimizer that steps now uses the gradients of that step too."""
         p = self._parameter() if self._parameter is not None else None
         grad = self._grad() if self._grad is not None else None
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             return p is not None and grad is not None and p.grad is grad and grad._version == self._version
 
 

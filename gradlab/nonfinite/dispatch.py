@@ -20,15 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
-from gradlab.autograd_engine import current_node, is_in_backward
+from gradlab.autograd_engine import current_node, is_in_backward, next_node_number
 from gradlab.hooks.call_hooks import Hook
 from gradlab.identity import IdentityDict
 from gradlab.nonfinite.dataflow import Dataflow, Event, Place, plain_tensors
 from gradlab.sites.leaves import leaves
 from gradlab.sites.names import CallNumbers, module_names, parameter_names
 from gradlab.sites.ops import is_internal
-
-_next_sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
 
 class DispatchLog(TorchDispatchMode):
@@ -91,7 +89,7 @@ class DispatchLog(TorchDispatchMode):
         after = self.was_backward and not in_backward and not torch.is_grad_enabled()
         place = Place("update" if after else "forward", "", module, line)
         if threading.get_ident() == self.thread:
-            self.sequence.append(_next_sequence_number())
+            self.sequence.append(next_node_number())
             self.calls.append(place)
         return place
 

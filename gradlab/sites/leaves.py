@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from gradlab.hooks.interpreter import without_torch_function
 
 
 def leaves(value: Any, suffix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -59,5 +60,5 @@ def first_differentiable(value: Any) -> Tensor | None:
 
 def has_floating(value: Any) -> bool:
     """Whether there is a tensor in a value that may have a gradient."""
-    with torch._C.DisableTorchFunction():  # these questions are no ops of the user's
+    with without_torch_function():  # these questions are no ops of the user's
         return any(t.is_floating_point() or t.is_complex() for _, t in leaves(value))

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradlab.errors import shortlist, warn
-from gradlab.hooks.interpreter import is_batched, must_not_record, own_ops
+from gradlab.hooks.interpreter import is_batched, must_not_record, own_ops, without_torch_function
 from gradlab.optimizers import parameter_ids
 from gradlab.stats.norms import LONG, dense_values
 from gradlab.stats.parts import PartError
@@ -76,7 +76,7 @@ class ParameterWatch:
 
     def follow_freezing(self, row: Callable[[], Row]) -> None:
         """Wait for the gradients of those that require one by now."""
-        with torch._C.DisableTorchFunction():  # no question of the user's
+        with without_torch_function():  # no question of the user's
             is_same = self._wait_for == [p.requires_grad for p in self.micro.parameters]
         if self.micro.parameters and not is_same:
             self.disarm()

@@ -29,6 +29,9 @@ from gradlab.hooks.interpreter import (
     must_not_record,
     num_dispatch_modes,
     outside_modes,
+    pop_function_mode,
+    push_function_mode,
+    without_torch_function,
 )
 from gradlab.identity import IdentityDict, IdentitySet
 from gradlab.sites.leaves import first_differentiable, leaves
@@ -43,9 +46,6 @@ from gradlab.taps.forward.compiled import Gates
 from gradlab.taps.plan import Plan, Target
 
 _is_grad_enabled = torch.is_grad_enabled
-_pop_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
-_NoFunctionModes = torch._C.DisableTorchFunction
-_push_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
 
 
 class _Block(CallHook):
@@ -176,7 +176,7 @@ class _OpWatcher(TorchFunctionMode):
         if node is not None:
             child = node.next.get(func)
             if child is None:
-                with _NoFunctionModes():
+                with without_torch_function():
                     child = node.grow(func, result, self.hooks.plan)
             if child is not node:
                 here.node = child
@@ -213,15 +213,15 @@ class _Here(threading.local):
 
     def hide_ops(self) -> bool:
         """Report no ops until `show_ops`; False where that cannot be done, another mode being innermost."""
-        innermost = _pop_mode()
+        innermost = pop_function_mode()
         if innermost is self._watcher:
             return True
-        _push_mode(innermost)
+        push_function_mode(innermost)
         return False
 
     def show_ops(self) -> None:
         """The counterpart of `hide_ops`."""
-        _push_mode(self._watcher)
+        push_function_mode(self._watcher)
 
     def forget(self) -> None:
         """Drop what a forward that was interrupted has left behind."""
@@ -381,7 +381,7 @@ class ModuleHooks:
             recorded.ignoring = False
         elif output is not None and current is not None:
             current.row.flush()
-            with _NoFunctionModes():
+            with without_torch_function():
                 tensor = first_differentiable(output)
                 if tensor is not None:
                     self.recorder.watch_output(tensor, current)
@@ -463,7 +463,7 @@ class ModuleHooks:
 
     def see(self, site: str, value: Any, scope: Pass | Segment) -> None:
         """Record the tensors of a value where a rule wants them."""
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             suffix = None
             for suffix, tensor in leaves(value):
                 target = self.plan.target(site + suffix)
@@ -478,10 +478,10 @@ class ModuleHooks:
             if isinstance(scope, Segment):
                 self.recorder.recomputed(target.site, tensor, scope)
             elif num_dispatch_modes():
-                with outside_modes(), _NoFunctionModes():  # a default device too
+                with outside_modes(), without_torch_function():  # a default device too
                     self.recorder.record(target, tensor, scope)
             elif has_function_modes():  # that of gradlab itself, nearly always
-                with _NoFunctionModes():
+                with without_torch_function():
                     self.recorder.record(target, tensor, scope)
             else:
                 self.recorder.record(target, tensor, scope)
