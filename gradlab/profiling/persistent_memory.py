@@ -26,7 +26,7 @@ def persistent_memory(model: nn.Module | None, optimizers: Iterable[Optimizer]) 
         except Exception:  # a tensor without storage: fake, sparse, lazy
             continue
         if address:
-            blocks.setdefault(address, PersistentBlock(device_name(tensor.device), num_bytes, category))
+            blocks.setdefault(address, PersistentBlock(name_of_device(tensor.device), num_bytes, category))
     return blocks
 
 
@@ -45,6 +45,6 @@ def _persistent_tensors(model: nn.Module | None, optimizers: Iterable[Optimizer]
         yield "parameters", buffer
 
 
-def device_name(device: Any) -> str:
+def name_of_device(device: Any) -> str:
     """`cpu`, `cuda:0`: with the index, which torch leaves out where it is the current one."""
     return device.type if device.type == "cpu" else f"{device.type}:{max(0, device.index or 0)}"
