@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gradlab.jacobians.options import Sharpness as Sharpness
     from gradlab.jacobians.sharpness import loss_sharpness as loss_sharpness
     from gradlab.monitor.monitor import Monitor as Monitor
-    from gradlab.monitor.monitor import watch as watch
+    from gradlab.monitor.watch import watch as watch
     from gradlab.nonfinite.guard import NonFinite as NonFinite
     from gradlab.profiling.options import Profile as Profile
     from gradlab.profiling.options import Trigger as Trigger
@@ -105,7 +105,7 @@ _HOME = {
     "sinks_of_trackers": "gradlab.sinks",
     "sites_of": "gradlab.sites.forward",
     "tap": "gradlab.sites.named",
-    "watch": "gradlab.monitor.monitor",
+    "watch": "gradlab.monitor.watch",
 }
 _MODULES = ("errors", "frame", "sinks")
 

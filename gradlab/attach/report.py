@@ -69,7 +69,7 @@ def told_of(monitor: Monitor, label: str, began: float, before: Told | None = No
     series = monitor.latest()
     latest = {metric: one.present() for metric, one in series.items() if not one.schema.edges}
     findings = (*(before.findings if before else ()), *monitor.findings)
-    precision = getattr(monitor._performance, "precision", None)
+    precision = monitor.matrix_precision
     dtype = precision if isinstance(precision, torch.dtype) else None
     layers = tuple(layer_table(monitor.inner, latest, findings, precision=dtype))
     return Told(label=label, steps=monitor.step, layers=layers, findings=findings, began=began, ended=time.monotonic())

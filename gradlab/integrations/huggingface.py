@@ -12,7 +12,7 @@ from gradlab.arguments import named_options
 from gradlab.frame import Finding
 from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement
-from gradlab.monitor.monitor import Monitor
+from gradlab.monitor.loop_monitor import LoopMonitor
 from gradlab.monitor.options import check_options
 from gradlab.optimizers import training_optimizers
 from gradlab.profiling.options import Profile
@@ -50,7 +50,7 @@ class GradlabCallback(TrainerCallback):
         strict: bool = False,
     ) -> None:
         kept = check_options("GradlabCallback()", locals())
-        self.monitor: Monitor | None = None
+        self.monitor: LoopMonitor | None = None
         """The monitor of the training under way, or of the last one."""
         self._options: dict[str, Any] = {name: kept[name] for name in ("taps", "jacobians", "profile", "strict")}
         self._sinks: tuple[Sink, ...] = kept["sinks"]
@@ -80,7 +80,7 @@ class GradlabCallback(TrainerCallback):
         """Attach, once the optimizer exists and a checkpoint has been loaded."""
         self._close()
         self._newest.clear()
-        self.monitor = Monitor(
+        self.monitor = LoopMonitor(
             kwargs["model"],
             training_optimizers(kwargs["model"], kwargs.get("optimizer")),
             sinks=[*self._sinks, CallbackSink(self._take, name="trainer")],

@@ -1,4 +1,8 @@
-"""GradlabCallback: a Monitor for the length of one Lightning `fit`, whose profiler counts whole batches."""
+"""GradlabCallback: a Monitor for the length of one Lightning `fit`.
+
+Belongs here: what each hook of Lightning's means for the monitor. Does not: what the monitor makes of it
+(`monitor.loop_monitor`), and the phases of a step, which Lightning names itself (`phases`).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,12 @@ from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement, Sharpness
 from gradlab.lightning.loss import TrainingLoss
 from gradlab.lightning.phases import PhaseActions
-from gradlab.monitor.monitor import Monitor
+from gradlab.monitor.loop_monitor import BatchLoopMonitor
 from gradlab.monitor.options import check_options
+from gradlab.monitor.series_folder import event_file_sink
 from gradlab.nonfinite.guard import NonFinite
 from gradlab.optimizers import inner_optimizer, training_optimizers
-from gradlab.perf.performance import Performance
-from gradlab.profiling.options import ON_DEMAND, Profile
+from gradlab.profiling.options import Profile
 from gradlab.profiling.out_of_memory import OutOfMemory, explain
 from gradlab.profiling.profiler import Profiler
 from gradlab.sinks import Sink
@@ -75,40 +79,40 @@ class GradlabCallback(pl.Callback):
         self.nonfinite = nonfinite
         self.strict = strict
         self.profile_dir = profile_dir
-        self.monitor: Monitor | None = None
+        self.monitor: BatchLoopMonitor | None = None
         """The monitor of the fit under way, or of the last one."""
-        self.profiler: Profiler | None = None
-        """The windows of that fit."""
         self.out_of_memory: OutOfMemory | None = None
         """What was in memory when the fit ran out of it."""
-        self._performance: Performance | None = None
         self._actions: PhaseActions | None = None
-        self._last_step = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a fit: a trainer is copied and pickled with its callbacks, a monitor cannot be."""
-        return self.__dict__ | dict.fromkeys(
-            ("monitor", "profiler", "_performance", "_actions", "_loss", "_validation_probe")
-        )
+        return self.__dict__ | dict.fromkeys(("monitor", "_actions", "_loss", "_validation_probe"))
 
     @property
     def findings(self) -> list[Finding]:
         """All findings so far."""
         return self.monitor.findings if self.monitor is not None else []
 
+    @property
+    def profiler(self) -> Profiler | None:
+        """The profile windows of the fit under way, or of the last one."""
+        return self.monitor.profiler if self.monitor is not None else None
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach, once the optimizers exist and a checkpoint has been loaded."""
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._own = self._own_file(trainer)
-        self.monitor = Monitor(
+        self.monitor = BatchLoopMonitor(
             pl_module,
             training_optimizers(pl_module, trainer.optimizers),
             taps=self.taps if self.taps is not None else _declared_taps(pl_module),
             jacobians=self._measurements(pl_module),
+            profile=self.profile,
+            profile_dir=self._folder(trainer),
+            performance=self.performance,
             nonfinite=self.nonfinite,
-            scaler=scaler,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
             sinks=[*self.sinks, *self._own],
-            performance=False,  # Lightning says itself when a phase begins
             across_ranks=trainer.world_size > 1,
             strict=self.strict,
             first_step=trainer.global_step,
@@ -116,25 +120,10 @@ class GradlabCallback(pl.Callback):
         )
         if self._validation_probe is not None:
             self.monitor.use_probe(self._validation_probe, "validation")
-        self.profiler = Profiler(
-            self.profile or ON_DEMAND,
-            self._folder(trainer),
-            pl_module,
-            optimizers=lambda: trainer.optimizers,
-            on_window=self.monitor.report,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            strict=self.strict,
-        )
-        self.monitor.on_finding = self.profiler.finding_reported
-        if self.performance:
-            self._performance = Performance(pl_module, self.monitor.log, strict=self.strict)
-            self._actions = PhaseActions(self._performance.clock, trainer, on_error=self._performance.fail)
+        performance = self.monitor.performance
+        if performance is not None:
+            self._actions = PhaseActions(performance.clock, trainer, on_error=performance.fail)
             self._actions.attach()
-            self._performance.begin()
-            self.monitor.on_model_changed = self._performance.model_changed
-        self._last_step = trainer.global_step
-        self.profiler.begin(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -144,13 +133,9 @@ class GradlabCallback(pl.Callback):
             for optimizer in map(inner_optimizer, trainer.optimizers):
                 if not is_among(optimizer, self.monitor.optimizers):
                     self.monitor.add_optimizer(optimizer)
-        if self.profiler is not None:
-            self.profiler.begin()
-            self.profiler.data_ready()
-        if self._performance is not None:
-            self._performance.batch(batch)
-        if self.monitor is not None and self.monitor.wants_probe():
-            self.monitor.use_probe(_probe_input(pl_module, batch))
+            self.monitor.batch_begins(batch)
+            if self.monitor.wants_probe():
+                self.monitor.use_probe(_probe_input(pl_module, batch))
         if self._loss is not None:
             self._loss.use_batch(batch)
 
@@ -158,13 +143,8 @@ class GradlabCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A whole batch has passed: the unit of a profile. The scalars go by optimizer steps."""
-        if self.profiler is not None:
-            self.profiler.step()
-        if self.monitor is not None and pl_module.automatic_optimization:
-            self.monitor.skip_to(trainer.global_step)
-        if self._performance is not None and trainer.global_step != self._last_step:
-            self._last_step = trainer.global_step
-            self._performance.step_ended(trainer.global_step - 1)
+        if self.monitor is not None:
+            self.monitor.batch_ended(trainer.global_step, skips=pl_module.automatic_optimization)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -179,15 +159,13 @@ class GradlabCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """No profile window is open in validation, and its time is no step's."""
-        if self.profiler is not None:
-            self.profiler.pause()
-        if self._performance is not None:
-            self._performance.interrupt()
+        if self.monitor is not None:
+            self.monitor.training_pauses()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Training goes on; the wait for its next batch belongs to its next step."""
-        if self.profiler is not None and not trainer.sanity_checking:
-            self.profiler.begin()
+        if self.monitor is not None and not trainer.sanity_checking:
+            self.monitor.training_goes_on()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let go of the module."""
@@ -229,22 +207,13 @@ class GradlabCallback(pl.Callback):
         if not self._has_own_file:
             return ()
         folder = self._events(trainer)  # on every rank: `log_dir` asks the others
-        if not trainer.is_global_zero:
-            return ()
-        from gradlab.events import EventWriter
-        from gradlab.sinks import TensorBoardSink
-
-        return (TensorBoardSink(EventWriter(folder)),)
+        return (event_file_sink(folder),) if trainer.is_global_zero else ()
 
     def _close(self, *, failed: bool = False) -> None:
         if self._actions is not None:
             self._actions.detach()
-        if self._performance is not None:
-            self._performance.close()
-        if self.profiler is not None:
-            self.profiler.close(failed=failed)
         if self.monitor is not None:
-            self.monitor.close()
+            self.monitor.close(failed=failed)
         for sink in self._own:
             sink.close()
         self._own = ()

@@ -1,6 +1,7 @@
-"""The Monitor: what users hold, and what listens to a training step.
+"""The Monitor: what users hold, and what it does at the edges of a training step.
 
-Start at monitor.py, the user's face · steps.py which optimizers are counted and when a step ends · delivery.py frames
-on their way to sinks · options.py what `watch` may be told · process_end.py how watching ends where nobody closes it ·
-series_folder.py · missing_steps.py.
+Data come from the taps, the guard, the clock, the profiler and Jacobians (`training_step.py` calls them, `steps.py`
+knows when), and go by `delivery.py` to sinks and to whoever asks. Start at monitor.py, the user's face. Beside it:
+watch.py `gradlab.watch` · loop_monitor.py for frameworks that have loops of their own · options.py what `watch` accepts
+· lifetime.py and process_end.py how long it lives and how it ends · series_folder.py where its event file is.
 """

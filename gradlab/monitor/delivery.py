@@ -48,6 +48,8 @@ class Delivery:
 
     def __init__(self, sinks: Sequence[Sink], *, strict: bool, history: int) -> None:
         self.sinks = list(sinks)
+        self.is_prompt = any(getattr(sink, "prompt", False) for sink in sinks)
+        """Whether one of the given sinks wants each frame at once, without a wait for several."""
         self.findings: list[Finding] = []
         self.on_finding: Callable[[Finding], None] | None = None
         """Called with each new finding."""

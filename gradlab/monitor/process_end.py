@@ -25,7 +25,6 @@ from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from gradlab.errors import warn
-from gradlab.hooks.call_hooks import Hook
 
 
 class Ends(Protocol):
@@ -165,61 +164,3 @@ def _leave_exec() -> None:
         if getattr(os, name) is ours:
             setattr(os, name, before)
     _execs.clear()
-
-
-# Who keeps a monitor alive.
-
-_unowned: dict[int, object] = {}
-"""What cannot be kept by its model."""
-
-
-class Owner(Hook):
-    """Keeps an object alive for as long as a module lives, by a place among the module's hooks.
-
-    That place is the one table from which an object can be reached through the module alone: a `WeakKeyDictionary`
-    keeps its values, and by them its keys, for ever. A module whose monitor refers to it is garbage once nobody else
-    has it, and Python's collector sees that. The hook itself does nothing, after `load_state_dict`; copies and pickles
-    of the module are without it.
-    """
-
-    __slots__ = ("_handle", "held")
-
-    def __init__(self, held: object, module: Any) -> None:
-        self.held: object | None = held
-        self._handle: Any = None
-        try:
-            self._handle = module.register_load_state_dict_post_hook(self)
-        except Exception:  # a class that takes no hooks: kept for good, as far as nobody closes it
-            _unowned[id(held)] = held
-
-    def __call__(self, module: Any, keys: Any) -> None:
-        """Called after `load_state_dict`."""
-
-    def let_go(self) -> None:
-        """Keep it alive no longer."""
-        if self._handle is not None:
-            self._handle.remove()
-        _unowned.pop(id(self.held), None)
-        self.held = None
-
-
-class WayBack:
-    """The way from the parts of an object back to it, which does not keep it alive: `way()` is the object.
-
-    While the object ends, `held` keeps the way open: Python's collector cuts all weak references before it calls
-    `__del__`.
-    """
-
-    __slots__ = ("_ref", "held")
-
-    def __init__(self, one: object) -> None:
-        self._ref = weakref.ref(one)
-        self.held: Any = None
-
-    def __call__(self) -> Any:
-        """The object; it lives, or its parts would not."""
-        return self.held if self.held is not None else self._ref()
-
-    def __getattr__(self, name: str) -> Any:
-        """An attribute of the object."""
-        return getattr(self(), name)

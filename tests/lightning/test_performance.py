@@ -178,7 +178,7 @@ def test_a_run_of_one_batch_says_that_there_was_no_window(tmp_path):
 
 def test_without_a_sink_nothing_is_measured(tmp_path):
     _, gradlab, _ = fit(Slow(), tmp_path, sinks=[])
-    assert gradlab._performance is None and list(tmp_path.iterdir()) == []
+    assert gradlab.monitor.performance is None and list(tmp_path.iterdir()) == []
 
 
 def test_running_out_of_memory_leaves_a_table_and_a_finding(tmp_path):

@@ -332,7 +332,7 @@ def test_flops_are_counted_again(tmp_path: Any) -> None:
             optimizer.zero_grad()
             model(torch.randn(2, 4)).sum().backward()
             optimizer.step()
-            counts.append(monitor._performance.flops)  # type: ignore[union-attr]
+            counts.append(monitor._training_step.performance.flops)  # type: ignore[union-attr]
     unit = 2 * 2 * 4 * 4
     assert counts[4] == 2 * unit + 3 * unit and counts[-1] == 2 * unit + 30 * unit
 

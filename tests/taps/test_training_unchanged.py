@@ -96,7 +96,7 @@ def test_a_copy_of_a_watched_model_is_not_watched(duplicate: Callable[[nn.Module
     twin = duplicate(model)
     loss = twin(zoo.ZOO["DropoutAndNorm"].batch()).sum()
     loss.backward()
-    assert not monitor._engine.recorder.passes
+    assert not monitor._training_step.engine.recorder.passes
     assert len(monitor.history("weight.norm", "net.0.weight")[0]) == frames
     assert twin.state_dict().keys() == model.state_dict().keys()
     monitor.close()

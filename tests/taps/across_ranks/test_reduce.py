@@ -171,7 +171,7 @@ def a_rank_goes(rank: int, how: str, **options: Any) -> dict[str, Any]:
             if how == "closes":
                 monitor.close()
             elif how == "fails":
-                monitor._engine.recorder.rows = None  # type: ignore[method-assign, assignment]
+                monitor._training_step.engine.recorder.rows = None  # type: ignore[method-assign, assignment]
             elif how == "steps more":
                 optimizer.step()
 

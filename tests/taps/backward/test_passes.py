@@ -115,7 +115,7 @@ def test_passes_that_are_over_are_put_together_and_take_no_memory() -> None:
             most = 0
             for row in x:
                 loss_of(model(row[None])).backward()
-                most = max(most, len(monitor._engine.recorder.passes))
+                most = max(most, len(monitor._training_step.engine.recorder.passes))
             optimizer.step()
             assert most < 600
             agrees(monitor, expected, ALL_STATS)
@@ -134,7 +134,7 @@ def test_forwards_that_nobody_goes_back_through_are_dropped_however_many_they_ar
         expected = whole(model, x, loss_of)
         for row in batch(MANY, seed=2):
             model(100 * row[None])
-        assert len(monitor._engine.recorder.passes) < 600
+        assert len(monitor._training_step.engine.recorder.passes) < 600
         for row in x:
             loss_of(model(row[None])).backward()
         optimizer.step()

@@ -299,7 +299,7 @@ def test_a_copy_and_a_pickle_of_a_watched_compiled_model_are_not_watched() -> No
     with gradlab.watch(model.model, model.optimizer, taps=[TENSORS]) as monitor:
         for twin in (copy.deepcopy(model.inner), pickle.loads(pickle.dumps(model.inner))):
             twin(batch()).sum().backward()
-        assert not monitor._engine.recorder.passes
+        assert not monitor._training_step.engine.recorder.passes
 
 
 def test_the_reason_for_an_unseen_tensor_is_compilation_only_where_it_can_be() -> None:
