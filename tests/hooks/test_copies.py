@@ -368,10 +368,9 @@ def test_no_hook_of_any_part_of_a_monitor_follows_a_copy(way: str, tmp_path: Any
                 assert twin(x).shape == (3, 4)
         if way in DEEP:  # a shallow one calls the parts of the model, which then is what runs
             forward = 2 * (2 * 3 * 4 * 4)
-            assert monitor._training_step.performance is not None
-            assert (
-                monitor._training_step.performance.flops == forward + forward + forward // 2
-            )  # no gradient of the input
+            performance = monitor._training_step.performance
+            assert performance is not None
+            assert performance.flops == forward + forward + forward // 2  # no gradient of the input
     for twin in twins:
         for part in twin.modules():
             for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
