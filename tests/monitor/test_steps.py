@@ -21,7 +21,6 @@ import gradlab
 from gradlab import Tap
 from gradlab.errors import GradlabWarning, TapError
 from gradlab.frame import is_absent
-from gradlab.optimizers import training_optimizers
 from gradlab.sinks import MemorySink
 
 TAPS = [Tap("*", of="weight_grad", stage=["final", "clipped"]), Tap("*", of=["weight", "update"])]
@@ -680,14 +679,6 @@ def test_a_dummy_stands_for_the_optimizers_inside_of_it(given: bool) -> None:
                 for p in twin.parameters():
                     p -= 0.1 * p.grad  # type: ignore[operator]
             assert monitor.step == number + 1
-
-
-def test_a_framework_is_not_stopped_by_an_optimizer_that_trains_something_else() -> None:
-    model = mlp()
-    mine, strange, odd = sgd(model), sgd(mlp()), Noisy(sgd(model))
-    dummy = Dummy({0: sgd(model)})
-    assert training_optimizers(model, [strange, mine, odd, dummy]) == [mine, odd, dummy]
-    assert training_optimizers(model, [strange]) is None and training_optimizers(model, None) is None
 
 
 def test_hooks_that_update_in_the_backward_are_measured_within_stepping() -> None:
