@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradlab.perf.loop_hooks import tensors_in
 from gradlab.perf.phases import PHASES, Phase, StepTimes
+from gradlab.sites.leaves import leaves
 
 
 class BatchSize(NamedTuple):
@@ -31,7 +31,7 @@ def batch_size_of(batch: tuple[Any, ...]) -> BatchSize:
     """The size of a batch by its first tensor; that of a call is the size of its first argument."""
     first: Any = batch[0][0] if batch and isinstance(batch[0], tuple) and batch[0] else None
     if not isinstance(first, Tensor):
-        first = next(tensors_in(batch), None)
+        first = next((tensor for _, tensor in leaves(batch)), None)
     if first is None or first.ndim == 0:
         return BatchSize()
     are_tokens = first.ndim == 2 and first.dtype in (torch.int64, torch.int32)

@@ -1,5 +1,7 @@
 """The arithmetic of batch sizes and means."""
 
+from collections import UserDict
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from gradlab.perf.phases import PHASES, StepTimes
         (torch.ones(5, 3), 5),
         ([torch.ones(4, 2), torch.ones(9)], 4),
         ({"input_ids": torch.ones(3, 7, dtype=torch.int64)}, 3),
+        (UserDict(input_ids=torch.ones(3, 7)), 3),
         ((("text", {"x": torch.ones(6)}),), 6),
         (torch.tensor(1.0), 0),
         (None, 0),
