@@ -39,7 +39,7 @@ def batch_size_of(batch: tuple[Any, ...]) -> BatchSize:
 
 
 class StepMeans:
-    """Sums over the steps since the last `reset`, and the scalars that follow from them."""
+    """Sums over the steps since the last `reset`, and the scalars of their means."""
 
     def __init__(self) -> None:
         self.reset()

@@ -50,7 +50,7 @@ def someone_else_is_profiling() -> bool:
 
 
 class Recording:
-    """The life of one window: `warm_up`, `start`, steps, and then `stop` or `discard`."""
+    """torch.profiler over one window: `warm_up`, `start`, steps, and then `stop` or `discard`."""
 
     def __init__(
         self,

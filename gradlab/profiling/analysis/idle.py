@@ -1,5 +1,7 @@
 """Why a device was idle: each gap between its kernels, with the cause that the host's timeline gives.
 
+Belongs here: gaps and causes. Does not: which module a gap is attributed to (attribution.py).
+
 A gap ends with a kernel. Where the host launched that kernel before the gap began, it was in the queue and waited for
 something else (`queue`). Else the host was late: because it waited for a batch (`data`), because it had waited for the
 device itself, so that the queue had run empty (`sync`, as in `.item()`), or because it takes so long to launch

@@ -1,6 +1,6 @@
 """What a kernel or an operator is, by its name: on tensor cores or not, bound by arithmetic or by memory, a collective.
 
-Names are all that a trace has without hardware counters. The list knows cuBLAS of Hopper and Blackwell (`nvjet`), whose
+Belongs here: tables of names. Names are all that a trace has without hardware counters. The list knows cuBLAS of Hopper and Blackwell (`nvjet`), whose
 kernels the PyTorch Profiler tab takes for ordinary ones.
 """
 

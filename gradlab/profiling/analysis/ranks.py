@@ -2,6 +2,9 @@
 
 Ranks that train together end each step together, so the time of their steps is the same. Who waits is seen in the
 collectives: the rank that comes last has the shortest ones.
+
+Belongs here: what follows from several summaries. Does not: waiting for the ranks to write theirs
+(`gradlab.profiling.writer`).
 """
 
 from __future__ import annotations
