@@ -1,7 +1,7 @@
 """What a kernel or an operator is, by its name: on tensor cores or not, bound by arithmetic or by memory, a collective.
 
-Belongs here: tables of names. Names are all that a trace has without hardware counters. The list knows cuBLAS of Hopper and Blackwell (`nvjet`), whose
-kernels the PyTorch Profiler tab takes for ordinary ones.
+Belongs here: tables of names, which are all that a trace has without hardware counters. Does not: times. The tables
+know cuBLAS of Hopper and Blackwell (`nvjet`), whose kernels the PyTorch Profiler tab takes for ordinary ones.
 """
 
 from __future__ import annotations
