@@ -1,8 +1,8 @@
-"""Which object it is, never what it is equal to: every table of gradlab's with users' objects as keys is one of these.
+"""Tables whose keys are compared by identity: all of gradlab's that have objects of the user's as keys.
 
 A module, an optimizer or a parameter may define `__eq__` and `__hash__` as it likes: by its state, which changes while
-it is in a table (torchmetrics), by value, so that two layers are one, by tensors, whose truth nobody knows, or not at
-all. Where a table must not keep its keys alive, `WeakIdentityDict` is torch's own.
+it is in a table (torchmetrics); by value, so that two layers are one; by comparing tensors, which has no single truth
+value; or not at all. Where a table must not keep its keys alive, `WeakIdentityDict` is torch's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ V = TypeVar("V")
 
 
 class IdentityDict(MutableMapping[K, V]):
-    """A dict, in the order of insertion, that asks of a key only which object it is, and keeps it alive."""
+    """A dict, in the order of insertion, that compares keys by identity and keeps them alive."""
 
     __slots__ = ("_items",)
 
@@ -46,7 +46,7 @@ class IdentityDict(MutableMapping[K, V]):
 
 
 class IdentitySet(Collection[K]):
-    """A set, in the order of insertion, that asks of a member only which object it is, and keeps it alive."""
+    """A set, in the order of insertion, that compares members by identity and keeps them alive."""
 
     __slots__ = ("_members",)
 
@@ -68,5 +68,5 @@ class IdentitySet(Collection[K]):
 
 
 def is_among(one: Any, others: Iterable[Any]) -> bool:
-    """Whether it is one of those, itself: `in` would ask it whether it is equal to them."""
+    """Whether an object is one of some others, by identity: `in` would compare it by its `__eq__`."""
     return any(one is other for other in others)

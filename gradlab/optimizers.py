@@ -85,7 +85,7 @@ def runs_hooks(optimizer: Any) -> bool:
 
 
 def parameters_of(optimizer: Any) -> list[Tensor]:
-    """The parameters that an optimizer steps, as far as its `param_groups` tell."""
+    """The parameters in an optimizer's `param_groups`; none where it has no such list."""
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(groups, list | tuple):
         return []

@@ -1,6 +1,6 @@
 """`gradlab.tap`: a site that the user names in the code of a model, where no module's border lies.
 
-Belongs here: the function, and the list of those that hear of it. Does not: what they do with the tensor (`forward`,
+Belongs here: the function, and the list of its listeners. Does not: what these do with the tensor (`forward`,
 `taps.engine`).
 """
 
@@ -17,15 +17,15 @@ from gradlab.torch_arguments import TENSOR
 
 
 class NamedTensorListener(Protocol):
-    """Who wants to know of tensors named by hand."""
+    """An object that is called with each tensor named by hand."""
 
     def named(self, name: str, value: Tensor) -> Tensor:
         """Take note of a tensor named with `gradlab.tap`; the returned tensor goes on in its place."""
 
 
 listeners: list[NamedTensorListener] = []
-"""Who hears of `gradlab.tap`. State of the process, since a model's code knows no monitor: what listens puts itself in,
-and takes itself out when it closes."""
+"""Whoever `gradlab.tap` calls. Global, since the code of a model knows no monitor: a listener puts itself in, and takes
+itself out when it closes."""
 
 
 def tap(name: str, value: Tensor) -> Tensor:

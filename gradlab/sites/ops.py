@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from gradlab.sites.leaves import has_floating
 
-# Ops that return a new look at old data, metadata, or values with no gradient: not worth a name of their own.
-_LOOKS = frozenset(
+# Ops that return a view, data put together or apart, metadata, or values with no gradient: they compute nothing.
+_NOT_SITES = frozenset(
     """
     view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose transpose_ t t_
     permute swapaxes swapdims movedim moveaxis expand expand_as broadcast_to narrow select slice getitem
@@ -49,7 +49,7 @@ def op_name(function: Callable[..., Any]) -> str | None:
         return None
     name = name.removeprefix("__").removesuffix("__") if name.startswith("__") else name
     name = _ALIASES.get(name) or _REFLECTED.get(name) or name
-    if name in _LOOKS or name.startswith(("is_", "_is_", "_")):
+    if name in _NOT_SITES or name.startswith(("is_", "_is_", "_")):
         return None
     return name
 

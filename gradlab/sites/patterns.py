@@ -47,7 +47,7 @@ def is_wild(pattern: str) -> bool:
 
 
 def chooser(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """A function that tells whether a name is selected: by at least one pattern, and excluded by none."""
+    """A function that is true for a name that at least one pattern chooses and no `!` pattern excludes."""
     wanted = [p for p in patterns if not p.startswith("!")]
     unwanted = [p[1:] for p in patterns if p.startswith("!")]
 
