@@ -33,7 +33,7 @@ def names_inputs(pattern: str) -> bool:
     return ":in" in pattern or pattern.startswith("input")
 
 
-def reaches(pattern: str, name: str) -> bool:
+def chooses(pattern: str, name: str) -> bool:
     """Whether a pattern chooses a name. An input is nearly always another's output, so `*` leaves inputs out."""
     return match(pattern, name) and (not is_input(name) or names_inputs(pattern))
 
@@ -52,7 +52,7 @@ def chooser(patterns: Sequence[str]) -> Callable[[str], bool]:
     unwanted = [p[1:] for p in patterns if p.startswith("!")]
 
     def chosen(name: str) -> bool:
-        return any(reaches(p, name) for p in wanted) and not any(match(p, name) for p in unwanted)
+        return any(chooses(p, name) for p in wanted) and not any(match(p, name) for p in unwanted)
 
     return chosen
 
@@ -75,7 +75,7 @@ def select(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
 def require_match(pattern: str, names: Sequence[str]) -> None:
     """Raise TapError with the near misses if a pattern, or what a `!` pattern excludes, matches no name."""
     bare = pattern.removeprefix("!")
-    if not any(reaches(bare, name) for name in names):
+    if not any(chooses(bare, name) for name in names):
         raise TapError(f"no tensor matches {pattern!r}.{did_you_mean(bare, names)} The model has: {shortlist(names)}.")
 
 

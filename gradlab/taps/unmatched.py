@@ -8,7 +8,7 @@ from torch import nn
 
 from gradlab.errors import did_you_mean, shortlist
 from gradlab.sites.names import module_names
-from gradlab.sites.patterns import reaches
+from gradlab.sites.patterns import chooses
 from gradlab.taps.forward.compiled import why_unseen
 from gradlab.taps.rule import Tap
 
@@ -17,7 +17,7 @@ def unmatched(rule: Tap, names: Sequence[str]) -> Iterator[str]:
     """The patterns of a rule, an exclusion's without its `!`, that reach none of the names."""
     for pattern in rule.patterns:
         bare = pattern.removeprefix("!")
-        if not any(reaches(bare, name) for name in names):
+        if not any(chooses(bare, name) for name in names):
             yield bare
 
 
@@ -33,7 +33,7 @@ def why_unmatched(
         returned: of modules that returned something in which no tensor is seen, what that was.
     """
     for site, kind in (returned or {}).items():
-        if reaches(pattern, site):
+        if chooses(pattern, site):
             nothing = kind == "NoneType"
             what = "nothing (None)" if nothing else f"a {kind}, in which no tensor is seen"
             fix = (
@@ -42,7 +42,7 @@ def why_unmatched(
             )  # fmt: skip
             return f"{pattern!r} matches {site}, which was called and returned {what}.{fix}"
     modules = [name for name in module_names(model).values() if name]
-    idle = [name for name in modules if reaches(pattern, name)]
+    idle = [name for name in modules if chooses(pattern, name)]
     if idle:
         return (
             f"{pattern!r} matches the module {shortlist(idle, 3)}, which was not called in that step. A parent "

@@ -6,7 +6,7 @@ import pytest
 
 from gradlab import TapError
 from gradlab.sites.names import is_op
-from gradlab.sites.patterns import chooser, is_wild, match, may_match, may_own_ops, reaches, select
+from gradlab.sites.patterns import chooser, chooses, is_wild, match, may_match, may_own_ops, select
 
 NAMES = """
     input encoder.0:in encoder.0 encoder.0/relu encoder.0/relu_1 encoder.0#2 encoder.0#2/relu encoder.1[logits]
@@ -34,9 +34,9 @@ def test_a_pattern_matches_whole_names(pattern: str, matched: list[str]) -> None
 
 
 def test_only_a_pattern_that_speaks_of_inputs_chooses_them() -> None:
-    assert [name for name in NAMES if reaches("*", name)] == [n for n in NAMES if n not in ("input", "encoder.0:in")]
-    assert [name for name in NAMES if reaches("*:in*", name)] == ["encoder.0:in"]
-    assert [name for name in NAMES if reaches("input*", name)] == ["input"]
+    assert [name for name in NAMES if chooses("*", name)] == [n for n in NAMES if n not in ("input", "encoder.0:in")]
+    assert [name for name in NAMES if chooses("*:in*", name)] == ["encoder.0:in"]
+    assert [name for name in NAMES if chooses("input*", name)] == ["input"]
 
 
 def test_patterns_together_choose_in_forward_order_and_take_away() -> None:
