@@ -26,7 +26,7 @@ from gradlab.identity import IdentityDict
 from gradlab.nonfinite.dataflow import Dataflow, Event, Place, plain_tensors
 from gradlab.sites.leaves import leaves
 from gradlab.sites.names import CallNumbers, module_names, parameter_names
-from gradlab.sites.ops import is_internal
+from gradlab.sites.user_code import is_internal
 
 
 class DispatchLog(TorchDispatchMode):

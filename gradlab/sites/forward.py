@@ -36,7 +36,8 @@ from gradlab.sites.names import (
     unwrapped,
     without_call_number,
 )
-from gradlab.sites.ops import OpWatcher, call_place, hides_its_ops
+from gradlab.sites.ops import OpWatcher, hides_its_ops
+from gradlab.sites.user_code import call_place
 from gradlab.torch_arguments import MODEL
 
 Visitor = Callable[[str, Tensor], Tensor | None]

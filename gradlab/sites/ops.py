@@ -1,4 +1,4 @@
-"""Which functional ops are sites, how they are called, and where in the user's code they are.
+"""Which functional ops are sites, what they are called, and a function mode that sees them.
 
 A site is the output of an op that computes (relu, add, softmax, scaled_dot_product_attention, in-place variants), never
 of one that only looks (views, shapes, item access). The mode sees one call for each call in user code: what an op does
@@ -7,7 +7,6 @@ inside is hidden from it.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -103,22 +102,3 @@ def _moves_parameters() -> bool:
             return bool(name.startswith("torch.distributed."))
         frame = frame.f_back  # type: ignore[assignment]
     return False
-
-
-def call_place() -> str:
-    """`file:line` of the nearest frame outside torch and gradlab: where in the user's code the op is called."""
-    frame = sys._getframe(1)
-    while frame is not None and is_internal(frame.f_code.co_filename):
-        frame = frame.f_back  # type: ignore[assignment]
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
-
-
-_GRADLAB = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_MODELS = (_GRADLAB + "models" + os.sep, _GRADLAB + "data" + os.sep)
-
-
-@lru_cache(maxsize=1024)
-def is_internal(filename: str) -> bool:
-    """Whether a file is gradlab's or torch's. Models that ship with gradlab are users' code as much as anybody's."""
-    return filename.startswith((_GRADLAB, _TORCH)) and not filename.startswith(_MODELS)
