@@ -53,8 +53,9 @@ class ArgumentError(UsageError, TypeError):
 class ConfigError(UsageError):
     """An experiment file or an override is wrong. Its text is the rendered list of all problems."""
 
-    def __init__(self, text: str, problems: Iterable[Any] = ()) -> None:
+    def __init__(self, text: str, problems: Iterable[Any] = (), *, field: str | None = None) -> None:
         super().__init__(text)
+        self.field = field
         self.problems = tuple(problems)
         """Each `gradlab.config.Problem`, in order, for callers that show them in a form of their own."""
 

@@ -30,7 +30,7 @@ class _AskOrShow(click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Leave the options of `ask` to it, wherever they stand."""
+        """Leave the options of `ask` to it, wherever they are."""
         if args and args[0] not in self.commands and not {"-h", "--help"} & set(args):
             args = ["ask", *args]
         return super().parse_args(ctx, args)

@@ -59,7 +59,7 @@ def run_command(
 def _without_native_chatter() -> None:
     """Keep torch's C++ side from writing lines to the terminal at every profile window; before torch is imported.
 
-    On a machine with an NVIDIA device its messages stay: they tell where CUPTI fails.
+    On a machine with an NVIDIA device its messages stay: they say where CUPTI fails.
     """
     if not Path("/dev/nvidiactl").exists():
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -24,7 +24,7 @@ def pattern_problems(settings: Mapping[str, Any], sites: list[str], parameters: 
         settings: those of an experiment, by name; what is left out watches nothing.
         sites: the names of the model's tensors.
         parameters: the names of its parameters.
-        find: where a setting stands.
+        find: from a path of keys to the setting there.
     """
     problems: list[Problem] = []
     for index, tap in enumerate(settings.get("taps") or ()):

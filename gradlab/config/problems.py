@@ -99,7 +99,7 @@ def _picture(at: Position) -> list[str]:
 
 
 def _window(text: str, start: int, length: int) -> tuple[str, str, str]:
-    """What stands before, under and after the carets, printable, cut to what fits on a line."""
+    """The text before, under and after the carets, printable, cut to what fits on a line."""
     low, high = 0, len(text)
     if len(text) > _WIDEST:
         low = max(0, min(start - _WIDEST // 3, len(text) - _WIDEST))

@@ -2,7 +2,7 @@
 what `gradlab.jacobians.options` holds.
 
 Belongs here: names, types, limits, defaults and one sentence each. The JSON Schema, the checks and the documentation
-are made from these. Does not: anything that must be imported to be checked (`classes`, `trainer`).
+are made from these. Does not: anything that must be imported to be checked (`class_paths`, `trainer`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class ClassSpec:
             known = f" Short names are {', '.join(self.short_names)}." if self.short_names else ""
             raise ConfigError(
                 f"{self.class_path!r} is no class path.{did_you_mean(path, self.short_names, most=1)}{known} "
-                f"Your own class is written as {self.example}."
+                f"Your own class is written as {self.example}.",
+                field="class_path",
             )
         object.__setattr__(self, "class_path", path)
 
@@ -117,7 +118,7 @@ class LogRange:
     def __post_init__(self) -> None:
         low, high = self.log
         if not 0 < low < high < float("inf"):
-            raise ConfigError(f"log needs two numbers, 0 < lowest < highest, not {low!r} and {high!r}.")
+            raise ConfigError(f"log needs two numbers, 0 < lowest < highest, not {low!r} and {high!r}.", field="log")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +151,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if self.search == "random" and self.trials is None:
-            raise ConfigError("a random search needs 'trials': how many combinations are drawn.")
+            raise ConfigError("a random search needs 'trials': how many combinations are drawn.", field="search")
         if self.search == "grid" and self.trials is not None:
-            raise ConfigError("'trials' is for `search: random`; a grid tries every combination.")
+            raise ConfigError("'trials' is for `search: random`; a grid tries every combination.", field="trials")
         if self.search == "random" and any(isinstance(axis, LogRange) and axis.points for axis in self.over.values()):
             raise ConfigError("'points' is for `search: grid`; a random search draws from the whole range.")
 

@@ -1,6 +1,7 @@
 """The parts of an experiment that must be imported to be checked: model, data, optimizer and trainer.
 
-Each `check_*` takes the node of its section, adds what is wrong to `problems` and returns what `build` needs.
+Each `check_*` takes the setting of its section, adds what is wrong to `problems` and returns the class with its checked
+arguments, ready to be called.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Bound:
     """Its class path, as messages speak of it."""
     arguments: Mapping[str, Any]
     setting: Setting = field(repr=False)
-    """Where it stands in the experiment."""
+    """Where it is written in the experiment."""
     folder: Path
     """The experiment's folder, from which its modules are imported."""
 

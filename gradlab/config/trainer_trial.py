@@ -2,7 +2,7 @@
 
 No device, folder or process group is touched: the Trainer does that when it fits. What it does touch while it is built
 (PyTorch's deterministic flags, a few variables of the environment, its rank and its log) is put back. What depends on
-this machine, such as a device or a package that is not there, is no fault of the experiment: it is told apart, since it
+this machine, such as a device or a package that is not there, is no fault of the experiment: it is kept apart, since it
 ends with another exit code.
 """
 
@@ -32,7 +32,7 @@ class Refusal:
 
     text: str
     argument: str | None
-    """The argument to blame; None where no single one is."""
+    """The guilty argument; None where no single one is."""
     is_of_machine: bool
     """Whether another machine could do it."""
 
@@ -60,10 +60,10 @@ def _look(arguments: Mapping[str, Any]) -> Refusal | None:
     is_of_machine = isinstance(error, ImportError) or "install" in text
     if arguments.get("accelerator", "auto") != "cpu":
         is_of_machine = is_of_machine or bool(_OF_A_MACHINE.search(text))
-    return Refusal(text, _culprit(arguments, text), is_of_machine)
+    return Refusal(text, _guilty_argument(arguments, text), is_of_machine)
 
 
-def _culprit(arguments: Mapping[str, Any], text: str) -> str | None:
+def _guilty_argument(arguments: Mapping[str, Any], text: str) -> str | None:
     """The last of the arguments without which the Trainer would not say this."""
     for name in reversed(list(arguments)):
         rest = {key: value for key, value in arguments.items() if key != name}

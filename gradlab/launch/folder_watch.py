@@ -35,7 +35,7 @@ class FolderWatch(pl.Callback):
         self.follow(folder.path)
 
     def follow(self, path: Path, is_closed: Callable[[], bool] = lambda: False) -> None:
-        """Look at this file too; `is_closed` tells whether it has been given up because a write failed."""
+        """Look at this file too; `is_closed` says whether it has been given up because a write failed."""
         identity = _identity(path)
         if identity is not None:
             self._files.append((path, identity, is_closed))
@@ -87,7 +87,7 @@ class FolderWatch(pl.Callback):
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of its name; None where there is none."""
+    """What distinguishes a file from another one of its name; None where there is none."""
     try:
         found = os.stat(path)
     except OSError:

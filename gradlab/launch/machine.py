@@ -1,4 +1,4 @@
-"""Whether this machine has what an experiment asks for, asked before anything is built."""
+"""Whether this machine has what an experiment asks for, looked at before anything is built."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def device_options(trainer: Mapping[str, Any], resources: Any) -> dict[str, Any]
 
 
 def machine_fault(error: BaseException) -> MachineError | None:
-    """The machine's part in an error of a run: a full or read-only disk; None where the machine is not to blame."""
+    """The machine's part in an error of a run: a full or read-only disk; None where it has none."""
     if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
         where = f" ({error.filename})" if error.filename else ""
         return MachineError(f"{error.strerror}{where}. Free some space or choose another place with --runs DIR.")

@@ -1,4 +1,4 @@
-"""Who speaks on the terminal during a run, and what goes to `log.txt` alone.
+"""What is printed on the terminal during a run, and what goes to `log.txt` alone.
 
 Everything that any library logs or warns about is written to the log. The terminal gets warnings that concern the
 user; Lightning's tips, its banner of devices and its advice on workers stay in the log. Of a failure it gets the part

@@ -41,7 +41,7 @@ def outputs(
     resumed_step: int | None,
     watch: FolderWatch,
 ) -> Iterator[Outputs]:
-    """Open the files of a run and tell in them what it is; they are flushed and closed when the block is left."""
+    """Open the files of a run and write into them what it is; they are flushed and closed when the block is left."""
     writer = EventWriter(folder.events, resumed_step=resumed_step)
     tensorboard, jsonl = TensorBoardSink(writer), JsonlSink(folder.metrics)
     logger = GradlabLogger(writer, jsonl=jsonl)

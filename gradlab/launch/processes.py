@@ -1,7 +1,7 @@
 """A run of several processes: rank zero makes the folder and does all the writing, the others find it and only train.
 
-Lightning starts the same command once more for each further rank, which is told the folder by its environment; where
-torchrun has started all of them, by torchrun's own store. A rank that fails leaves a note, by which rank zero, which
+Lightning starts the same command once more for each further rank, which finds the folder in its environment; where
+torchrun has started all of them, in torchrun's own store. A rank that fails leaves a note, by which rank zero, which
 sees no more than a lost connection, can say who was first (`rank_failures`).
 """
 
@@ -62,7 +62,7 @@ def announced_folder() -> RunFolder:
     """The run that this process takes part in.
 
     Raises:
-        UsageError: where nobody has told.
+        UsageError: where it was not announced.
     """
     if _FOLDER in os.environ:
         return RunFolder(Path(os.environ[_FOLDER]))
@@ -97,7 +97,7 @@ def followed(folder: RunFolder, say: Callable[[str], None]) -> Iterator[RunFolde
 
 
 def refuse_lonely_node(options: Mapping[str, Any]) -> None:
-    """Several nodes are asked for, and nothing tells which of them this is: Lightning would wait for the others.
+    """Several nodes are asked for, and nothing says which of them this is: Lightning would wait for the others.
 
     Raises:
         UsageError: with the command that starts them.

@@ -50,12 +50,12 @@ class Outcome:
     explained: bool = False
     """Whether `reason` says more than `error` itself."""
     follows: bool = False
-    """Whether this process is a further rank, for which rank zero speaks."""
+    """Whether this process is a further rank, whose end rank zero reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Display:
-    """How a run speaks while it goes on."""
+    """How a run is shown while it goes on."""
 
     say: Callable[[str], None]
     """Takes a line for people."""
@@ -193,7 +193,7 @@ def _train_along(prepared: Prepared, folder: RunFolder) -> Outcome:
 
 
 def _nothing(line: str) -> None:
-    """Rank zero speaks for all."""
+    """Show no progress: rank zero does."""
 
 
 def _step_to_resume(folder: RunFolder) -> int:

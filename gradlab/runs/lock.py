@@ -26,7 +26,7 @@ _PATIENCE_SECONDS = 1.0
 def locked(path: Path, say: Callable[[str], None] = warn) -> Iterator[int]:
     """Hold the lock for the time of a `with` block and count one more attempt; yields its number, from 1.
 
-    Where the file system has no locks it goes on without one, and `say` is told so once.
+    Where the file system has no locks it goes on without one, and `say` is given a sentence on that once.
 
     Raises:
         RunError: where another process holds it.
@@ -87,7 +87,7 @@ def _is_held(path: Path) -> RunError:
 
 
 def _identity(pid: int) -> dict[str, Any]:
-    """What tells a process from another that is given its id later, or that has it on another machine."""
+    """What distinguishes a process from another that is given its id later, or that has it on another machine."""
     return {"host": platform.node(), "process_started": _start_of(pid)}
 
 

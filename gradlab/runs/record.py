@@ -75,7 +75,7 @@ def uncommitted_patch(folder: Path) -> bytes:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, gradlab and what it stands on; None for what is not installed."""
+    """Versions of Python, gradlab and what it depends on; None for what is not installed."""
     import gradlab
 
     found: dict[str, str | None] = {"python": platform.python_version(), "gradlab": gradlab.__version__}

@@ -251,7 +251,7 @@ def _cases(text: str) -> tuple[str, ...]:
 
 
 def seen(node: Node) -> str:
-    """What stands there, in words."""
+    """What is written there, in words."""
     if isinstance(node, Listing):
         return f"a list of {len(node.items)}" if node.items else "an empty list"
     if isinstance(node, Mapping):

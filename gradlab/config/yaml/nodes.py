@@ -1,7 +1,7 @@
 """Values with the place where they were written: what a YAML text becomes before it is checked.
 
 Belongs here: the three kinds of node, finding one by its path, and a copy with one value replaced.
-Does not: parsing (`yaml`) or rules about values (`rules`).
+Does not: parsing (`reader`) or rules about values (`validation`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Broken:
 
     @property
     def position(self) -> Position:
-        """Where it stands."""
+        """Where it is written."""
         return self.problem.position
 
 
@@ -76,7 +76,7 @@ class Setting:
     node: Node
     path: Path = ()
     key: Position | None = field(default=None)
-    """Where its key stands, for values that span lines."""
+    """Where its key is written, for values that span lines."""
 
     @property
     def name(self) -> str:

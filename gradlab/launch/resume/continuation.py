@@ -245,7 +245,7 @@ class Continuation(pl.Callback):
             for index, batches in sorted(self._epochs.items())
         ]
         val: list[Place] = [
-            follower.whole(now=now, at_start=cut_short is not None)
+            follower.between_epochs(now=now, at_start=cut_short is not None)
             for follower, now in zip(self._validation, states["val"], strict=False)
         ]
         loop = trainer.fit_loop.epoch_loop

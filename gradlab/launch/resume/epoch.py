@@ -177,9 +177,10 @@ class EpochBatches(Iterator[Any]):
         if place["at_first"] is not None:
             self.followed.put(place["at_first"])
         self.at_first = place["at_first"]
+        before_last = place["before_last"] if self.followed.num_workers == 0 else None
         for count in range(place["taken"]):
-            if count + 1 == place["taken"] and self.followed.num_workers == 0:
-                self.followed.put(place["before_last"])
+            if count + 1 == place["taken"] and before_last is not None:
+                self.followed.put(before_last)
             try:
                 self._fetch()
             except StopIteration:

@@ -6,7 +6,7 @@ Where it is within an epoch is not known here but by the epoch (`epoch`), which 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -17,8 +17,51 @@ from gradlab.launch.resume.loader_kinds import is_torchdata, kind_of, roots_of
 from gradlab.launch.resume.pipeline_search import search_pipeline
 from gradlab.launch.resume.workers import Collate, Delivered, Start
 
-Place = dict[str, Any]
-"""Where a loader is, as a checkpoint holds it."""
+
+class LoaderPlace(TypedDict):
+    """Where a loader is between two epochs, as a checkpoint holds it."""
+
+    name: str
+    """What the loader is called in messages."""
+    kind: str
+    """`stateful`, `indices` or `items`."""
+    ended: bool
+    """Whether its epoch is over, and the next batch is the first of another one."""
+    now: States
+    """What the pipeline remembers."""
+    loader: Any
+    """What a stateful loader says of itself."""
+    created: States | None
+    """The state in which its workers were started."""
+    workers: dict[int, States]
+    """The state of each worker after the last of its batches that was used."""
+    next_worker: int
+    """Whose turn it is."""
+
+
+class Place(LoaderPlace, total=False):
+    """Where a loader is in an epoch of training, as a checkpoint holds it."""
+
+    taken: int
+    """How many batches were used."""
+    drawn: int
+    """How many batches of indices were drawn, some of them ahead."""
+    checksum: int
+    """Of the indices that were drawn."""
+    pending: list[Any]
+    """The indices that were drawn and whose batch was not used."""
+    at_order: States | None
+    """The state in which the order of indices was begun."""
+    at_first: States | None
+    """The state in which the first indices, or the first batch of an iterable, were drawn."""
+    before: States | None
+    """The state before a batch that was drawn ahead."""
+    before_last: States | None
+    """The state before the last batch that was used."""
+    fingerprint: int
+    """Of the last batch that was used."""
+    workers_at_start: dict[int, States]
+    """The state of each worker when the epoch began."""
 
 
 class Epoch(Protocol):
@@ -96,7 +139,7 @@ class FollowedLoader:
         if epoch.place is None:
             self.workers_at_start = {worker: states for worker, (_, states) in self.workers.items()}
         if not isinstance(self.loader, DataLoader):
-            if epoch.place is not None:
+            if epoch.place is not None and epoch.place["created"] is not None:
                 self.put(epoch.place["created"])
             self.created = self.take()
         self.opening = epoch
@@ -190,7 +233,7 @@ class FollowedLoader:
         self.last_worker = item.worker
         return item.batch
 
-    def whole(self, *, now: States, at_start: bool) -> Place:
+    def between_epochs(self, *, now: States, at_start: bool) -> Place:
         """The place of a loader that is at the end of an epoch, or at its start."""
         states = self.loader.state_dict() if self.kind == "stateful" and is_torchdata(self.loader) is False else None
         return {

@@ -125,7 +125,7 @@ def _logged_metrics(trainer: pl.Trainer) -> set[str]:
 
 
 def _plateaus(trainer: pl.Trainer) -> dict[int, Any]:
-    """What the schedules that wait for a plateau will be told when this epoch is over, by their index."""
+    """What the schedules that wait for a plateau will be given when this epoch is over, by their index."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     if epochs.processed == epochs.completed:
         return {}

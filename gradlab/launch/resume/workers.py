@@ -93,7 +93,7 @@ def _roots(dataset: Any, collate_fn: Any) -> dict[str, Any]:
 
 
 def same_state(state: Any, other: Any) -> bool:
-    """Whether two states are equal, as far as that can be told."""
+    """Whether two states are equal, as far as that can be seen."""
     if isinstance(state, RandomState) and isinstance(other, RandomState):
         return state.kind == other.kind and same_state(state.state, other.state)
     if isinstance(state, torch.Tensor):
