@@ -13,7 +13,7 @@ from gradlab.cli.options import on_terminal, runs_option
 from gradlab.launch.hints import hint
 
 if TYPE_CHECKING:
-    from gradlab.launch.run import Outcome
+    from gradlab.launch.outcome import Outcome
 
 
 @click.command("run")

@@ -1,6 +1,6 @@
 """Carry out an experiment in this process: checked, trained, stopped by signals, resumed, summed up.
 
-A reader starts at run.py, which follows one attempt from the file to `exit.json`:
+A reader starts at run.py, which follows one attempt from the file to its outcome.py and `exit.json`:
 
 - prepare.py from a file to a built model (optimizer.py, machine.py, first_batch.py, random_state.py)
 - session.py the Trainer and its callbacks (on_finding.py, progress.py, folder_watch.py, signals.py), resume/ going on

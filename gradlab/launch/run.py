@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,20 @@ from typing import Any
 import torch
 
 from gradlab.distributed import launched_rank
-from gradlab.errors import GradlabError, RunError, UsageError
+from gradlab.errors import RunError, UsageError
 from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.machine import machine_fault
 from gradlab.launch.messages import messages_to
+from gradlab.launch.outcome import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    Outcome,
+    failed_outcome,
+    stopped_outcome,
+    with_folder_problem,
+    write_exit,
+)
 from gradlab.launch.outputs import Outputs, hyperparameters, outputs
 from gradlab.launch.prepare import Prepared, prepare
 from gradlab.launch.processes import announced, announced_folder, followed, refuse_lonely_node
@@ -24,33 +33,11 @@ from gradlab.launch.resume.checkpoints import saved_step
 from gradlab.launch.resume.origin import Origin
 from gradlab.launch.session import Session, open_session
 from gradlab.launch.signals import STOPS, StopRequest
-from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, read_json
 from gradlab.runs.lock import locked
 from gradlab.runs.record import append_attempt, describe, write_record
 
 _CLASSES = ("model", "data", "optimizer")
-
-DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How one attempt of a run ended."""
-
-    code: int
-    """The exit code: 0 done, 1 failed, 3 this machine cannot, 75 resumable, 130 interrupted."""
-    reason: str
-    """One sentence."""
-    folder: RunFolder
-    summary: Summary | None = None
-    """What the run has to say; None where it failed before there was anything."""
-    error: BaseException | None = None
-    """What the user's code raised."""
-    explained: bool = False
-    """Whether `reason` says more than `error` itself."""
-    follows: bool = False
-    """Whether this process is a further rank, whose end rank zero reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +136,10 @@ def _attempt(
         except KeyboardInterrupt:
             outcome = Outcome(code=INTERRUPTED, reason="interrupted at once", folder=folder)
         except STOPS:
-            outcome = _stopped(folder, request, "outside training")
+            outcome = stopped_outcome(folder, request, "outside training")
         except Exception as error:
-            outcome = _failure(error, folder)
-        outcome = _incomplete(outcome, watch)
+            outcome = failed_outcome(error, folder)
+        outcome = with_folder_problem(outcome, watch)
         if origin is not None and outcome.error is not None:
             origin.explain(outcome.error)
         log.info("%s (exit code %d)", outcome.reason, outcome.code, exc_info=outcome.error)
@@ -164,16 +151,8 @@ def _ended(outcome: Outcome, request: StopRequest, watch: FolderWatch) -> Outcom
     if watch.is_gone:
         return outcome
     with watch.tolerating(str(outcome.folder.exit)):
-        _write_exit(outcome, request)
-    return _incomplete(outcome, watch)
-
-
-def _incomplete(outcome: Outcome, watch: FolderWatch) -> Outcome:
-    """The outcome of a run whose folder lacks something: failed, unless it has failed anyway."""
-    if not watch.problem or outcome.code not in (DONE, RESUMABLE) or outcome.reason.endswith(watch.problem):
-        return outcome
-    trained = "trained to the end" if outcome.code == DONE else outcome.reason
-    return replace(outcome, code=FAILED, reason=f"{trained}, but {watch.problem}")
+        write_exit(outcome, request)
+    return with_folder_problem(outcome, watch)
 
 
 def _follow(prepared: Prepared, display: Display) -> Outcome:
@@ -213,7 +192,9 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
         with opened.watching_ranks():
             opened.fit()
     except STOPS as error:
-        return _failed_rank(opened, error) or _stopped(folder, request, f"after step {opened.trainer.global_step}")
+        return _failed_rank(opened, error) or stopped_outcome(
+            folder, request, f"after step {opened.trainer.global_step}"
+        )
     except (Exception, SystemExit) as error:
         if request.at_once:  # Lightning makes a SystemExit of the second SIGINT
             raise KeyboardInterrupt from error
@@ -222,7 +203,7 @@ def _fit(opened: Session, request: StopRequest) -> Outcome:
         full = opened.gradlab.out_of_memory
         if full is not None and isinstance(error, torch.OutOfMemoryError):
             return Outcome(code=FAILED, reason=full.sentence, folder=folder, error=error, explained=True)
-        return _failure(error, folder)
+        return failed_outcome(error, folder)
     return Outcome(code=DONE, reason="done", folder=folder)
 
 
@@ -237,13 +218,6 @@ def _failed_rank(opened: Session, error: BaseException) -> Outcome | None:
     return Outcome(code=failure.code, reason=failure_sentence(failure, opened.folder), folder=opened.folder)
 
 
-def _stopped(folder: RunFolder, request: StopRequest, when: str) -> Outcome:
-    """The outcome of a run that was asked to stop: resumable, whether it has a checkpoint by now or not."""
-    name = request.received.name if request.received else "a signal"
-    code = INTERRUPTED if request.received is signal.SIGINT else RESUMABLE
-    return Outcome(code=code, reason=f"stopped by {name} {when}", folder=folder)
-
-
 def _summarized(opened: Session, outcome: Outcome, watch: FolderWatch) -> Outcome:
     """The outcome with what the run has to say, which may be nothing where it failed."""
     try:
@@ -256,25 +230,6 @@ def _summarized(opened: Session, outcome: Outcome, watch: FolderWatch) -> Outcom
             return outcome
         raise
     return replace(outcome, summary=summary)
-
-
-def _failure(error: BaseException, folder: RunFolder) -> Outcome:
-    """The outcome for an error: gradlab's own say it in their text, the others with a traceback."""
-    known = error if isinstance(error, GradlabError) else machine_fault(error)
-    if known is not None:
-        return Outcome(code=known.exit_code, reason=str(known), folder=folder)
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return Outcome(code=FAILED, reason=text, folder=folder, error=error)
-
-
-def _write_exit(outcome: Outcome, request: StopRequest) -> None:
-    """Write `exit.json`."""
-    facts: dict[str, Any] = {"signal": request.received.name if request.received else None}
-    if outcome.summary is not None:
-        kept = ("seconds", "epochs", "steps", "metrics")
-        facts |= {name: getattr(outcome.summary, name) for name in kept}
-        facts["findings"] = len(outcome.summary.findings)
-    outcome.folder.write_exit(code=outcome.code, reason=outcome.reason, **facts)
 
 
 def _say_what_changed(folder: RunFolder, record: Mapping[str, Any], display: Display) -> None:
