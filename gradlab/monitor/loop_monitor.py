@@ -24,8 +24,8 @@ class LoopMonitor(Monitor):
     def step_missed(self) -> None:
         """The loop has counted a step that no optimizer was seen to make: end it with what there is of it."""
         steps = self._training_step.steps
-        if steps.are_counted:
-            steps.unstepped.missed()
+        if steps.is_attached:
+            steps.missing.step_missed()
             steps.end()
 
     def wants_probe(self, name: str = "train") -> bool:

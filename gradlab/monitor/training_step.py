@@ -169,7 +169,7 @@ class TrainingStep:
         """
         self.way_back.held = self
         try:
-            self.steps.unstepped.closing()
+            self.steps.missing.closing()
             self.detach()
             self.delivery.deliver(wait=True)
             if self.performance is not None:
@@ -247,7 +247,7 @@ class TrainingStep:
         if self.guard is not None:
             self.guard.step_ended()
         ended, self.number = self.number, self.number + 1
-        if self.steps.are_counted:
+        if self.steps.is_attached:
             self.engine.arm(self.number)  # not outside of modes: in a forward under way, one is ours
         with outside_modes():  # what is measured between steps is none of a counter's around the loop
             self._between_steps(ended)
@@ -262,7 +262,7 @@ class TrainingStep:
         self.delivery.deliver(hurry=self.delivery.is_prompt)
         if self.jacobians is not None:
             self.jacobians.end(ended)
-            if self.steps.are_counted:
+            if self.steps.is_attached:
                 self.jacobians.begin(self.number)
         if self._unit == "batch":
             return
@@ -274,7 +274,7 @@ class TrainingStep:
 
     def skip_to(self, number: int) -> None:
         """Go on with this step: the updates before it were left out, as a GradScaler leaves them out."""
-        if number <= self.number or not self.steps.are_counted:
+        if number <= self.number or not self.steps.is_attached:
             return
         self._report_skipped(number - self.number, before=number)
         self.number = number
