@@ -28,6 +28,7 @@ from gradlab.monitor.monitor import Monitor
 from gradlab.runs.folder import RunFolder, read_json, write_json
 from gradlab.runs.lock import locked
 from gradlab.runs.record import append_attempt, devices, git_state, versions, write_record
+from gradlab.sinks.scalars import present_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,7 @@ def told_of(monitor: Monitor, label: str, began: float, before: Told | None = No
         began: when it was watched for the first time.
         before: what was known when an earlier optimizer of the model was gone.
     """
-    series = monitor.latest()
-    latest = {metric: one.present() for metric, one in series.items() if not one.schema.edges}
+    latest = present_numbers(monitor.latest())
     findings = (*(before.findings if before else ()), *monitor.findings)
     precision = monitor.matrix_precision
     dtype = precision if isinstance(precision, torch.dtype) else None

@@ -28,6 +28,7 @@ from gradlab.lightning.module import GradlabModule
 from gradlab.nonfinite.guard import NonFinite
 from gradlab.runs.folder import RunFolder
 from gradlab.sinks import Sink
+from gradlab.sinks.scalars import present_numbers
 
 _MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """In which the matrices are multiplied, where Lightning's `precision` makes that coarser than the parameters."""
@@ -74,8 +75,7 @@ class Session:
         texts = {name: answer_text(value) for name, value in answers.items()}
         if texts:
             self._show("run/answers", answers_card(texts))
-        latest = monitor.latest() if monitor is not None else {}
-        values = {metric: series.present() for metric, series in latest.items() if not series.schema.edges}
+        values = present_numbers(monitor.latest()) if monitor is not None else {}
         findings = tuple(self.gradlab.findings)
         return Summary(
             name=self.folder.name,

@@ -1,7 +1,7 @@
 """Delivery: frames, findings, blocks and scalars on their way from the training step to sinks and to whoever asks.
 
 Belongs here: what is kept on the host, when and in which order it is handed out, what becomes of a sink that fails.
-Does not: when a step begins and ends (`monitor`), or what a frame is made from (`taps`).
+Does not: when a step begins and ends (`steps`), or what a frame is made from (`taps`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradlab.sinks import Sink
 from gradlab.taps.plan import Plan
 from gradlab.taps.series import Copy, with_derived
 
-_BATCH, _LATE_SECONDS = 16, 0.1
+_MOST_WAITING, _LATE_SECONDS = 16, 0.1
 """So many frames wait at most before they are handed out, and so long."""
 _YOUNG_FRAMES = 8
 """So many first frames are handed out at once: they show how the next steps may be watched."""
@@ -65,7 +65,7 @@ class Delivery:
         self._delivered = time.monotonic()
 
     def send(self, pending: Pending) -> None:
-        """A frame has set out."""
+        """Take a frame whose copy to the host has begun."""
         self._pending.append(pending)
         self._sent += 1
 
@@ -79,7 +79,7 @@ class Delivery:
         if not self._pending:
             return
         now, is_young = time.monotonic(), self._sent <= _YOUNG_FRAMES
-        is_early = len(self._pending) < _BATCH and now - self._delivered < _LATE_SECONDS
+        is_early = len(self._pending) < _MOST_WAITING and now - self._delivered < _LATE_SECONDS
         if is_early and not (wait or hurry or is_young):
             return
         self._delivered = now

@@ -31,7 +31,6 @@ from gradlab.monitor.process_end import follow, forget, living
 from gradlab.monitor.series_folder import event_file_sink, folder_for, is_written_here
 from gradlab.monitor.training_step import TrainingStep, Unit
 from gradlab.nonfinite.guard import Guard, NonFinite
-from gradlab.perf.performance import Performance
 from gradlab.perf.phases import Phase
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.sinks import Sink
@@ -43,7 +42,6 @@ from gradlab.values import few
 
 _watched: WeakIdentityDict = WeakIdentityDict()
 """A weak reference to the monitor of each model that is watched."""
-
 _NO_COPY = (
     "a Monitor cannot be copied, pickled or saved, as it is tied to one model in one process: keep it out of what is "
     "(a local variable in place of model.monitor), and watch the copy by a monitor of its own."
@@ -147,7 +145,7 @@ class Monitor:
             self._delivery.sinks += own
         try:
             if performance or (performance is None and self.sinks):
-                self._training_step.performance = self._performance()
+                self._training_step.measure_performance()
             self._attach()
         except BaseException:
             for sink in own:
@@ -183,11 +181,6 @@ class Monitor:
         elif profile is not None:
             raise TapError("profile= needs logdir=, the folder for its trace files.")
         step.guard = Guard(self.model, nonfinite, self.logdir) if nonfinite else None
-
-    def _performance(self) -> Performance:
-        profiler = self._training_step.profiler
-        pause = profiler.pause if profiler is not None else None
-        return Performance(self.model, self._delivery.scalars, on_evaluation=pause, strict=self.strict)
 
     def _attach(self) -> None:
         self._is_open = True

@@ -1,6 +1,6 @@
-"""The options of `watch`, and what each may be; those of the callbacks are among them.
+"""The options of `watch` and of the callbacks, and what value each accepts.
 
-Belongs here: the table. Does not: how a wrong argument is said (`arguments`), or what the options do (`monitor`).
+Belongs here: the table. Does not: the messages about wrong arguments (`arguments`), or what the options do (`monitor`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradlab.torch_arguments import MODEL, OPTIMIZERS, SCALER
 
 
 def _sink(value: Any) -> Any:
-    """What has all that a sink has to have."""
+    """The value itself, where it has every method of a sink and a name."""
     if isinstance(value, type) or _missing(value):
         raise TypeError
     return value

@@ -1,16 +1,18 @@
-"""How watching ends where nobody calls `close()`: decided here once, for every way in which a script can end.
+"""What is called when the process ends, for monitors that nobody has closed: every way in which a script can end.
 
 | what happens | what becomes of what is watched |
 |---|---|
 | the last line has run, `sys.exit`, an uncaught exception, Ctrl-C | handed out and closed, before Python shuts down |
 | `os.exec*`: the process becomes another program | handed out and flushed; an exec that fails changes nothing |
-| the model is collected, or the optimizers that were given are | handed out and closed (`Owner`) |
+| the model is collected, or the optimizers that were given are | handed out and closed (`lifetime`) |
 | `fork` | goes on in the parent; the child has no part in it, and neither writes nor hands out anything |
 | `os._exit`, a signal that nobody handles | nothing can be done: what was written up to five seconds before is there |
 
 Order: threads that Python waits for may still train when the main one has ended, and are waited for; where there are
 none, the end comes before Python shuts its executors down, with which a profile window is written. Whatever was
 registered with `atexit` before the first `watch` (torch, logging, a progress bar) is still there at the end.
+
+Not here: what is handed out, and closed (`monitor`, `attach.watching`).
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from typing import Any, Protocol
 from gradlab.errors import warn
 
 
-class Ends(Protocol):
-    """Something that has to be told of the end."""
+class Followed(Protocol):
+    """An object that is called when the process ends."""
 
     def end(self) -> None:
         """The process ends: hand out what is under way, close, wait for nobody."""
@@ -43,47 +45,47 @@ class Ends(Protocol):
         """This is a child made by fork: let go without handing anything out."""
 
 
-_live: dict[int, weakref.ref[Any]] = {}
-"""Who is to be told, by id, in the order in which they began; none of them is kept alive by it."""
-_kept: dict[int, tuple[object, ...]] = {}
-"""What each of them needs at its end."""
+_followed: dict[int, weakref.ref[Any]] = {}
+"""The objects that are called at the end, by id, in the order in which they began; held weakly."""
+_needed: dict[int, tuple[object, ...]] = {}
+"""What each of them needs at its end, by the same id."""
 _process = 0
 """The process in which the end is waited for."""
 _follows_forks = False
 _execs: dict[str, tuple[Any, Any]] = {}
-"""The functions of `os` in whose place ours are, and ours."""
+"""By name: a function of `os` that ours replaces, and ours."""
 
 
-def follow(one: Ends, *, keeping: Sequence[object] = ()) -> None:
-    """Tell this object of the end, as long as it lives and is not forgotten.
+def follow(one: Followed, *, keeping: Sequence[object] = ()) -> None:
+    """Call this object at the end of the process, as long as it lives and until `forget`.
 
     Args:
-        one: is told.
+        one: is called.
         keeping: what has to be there at its end, and does not refer to it: files, which would close themselves first.
     """
     _install()
-    _live[id(one)] = weakref.ref(one)
-    _kept[id(one)] = tuple(keeping)
-    _see_exec()
+    _followed[id(one)] = weakref.ref(one)
+    _needed[id(one)] = tuple(keeping)
+    _wrap_exec()
 
 
-def forget(one: Ends) -> None:
-    """It has ended by itself."""
-    ref = _live.get(id(one))
+def forget(one: Followed) -> None:
+    """Call it no longer: it has ended by itself."""
+    ref = _followed.get(id(one))
     if ref is not None and ref() in (one, None):
-        del _live[id(one)]
-        _kept.pop(id(one), None)
-    if not _live:
-        _leave_exec()
+        del _followed[id(one)]
+        _needed.pop(id(one), None)
+    if not _followed:
+        _unwrap_exec()
 
 
 def living() -> list[Any]:
-    """Those that are followed now, oldest first."""
-    return [one for ref in list(_live.values()) if (one := ref()) is not None]
+    """The objects that are followed now, oldest first."""
+    return [one for ref in list(_followed.values()) if (one := ref()) is not None]
 
 
 def end_all() -> None:
-    """The process ends. What fails is said and does not keep others from their end."""
+    """The process ends. What fails is warned of and does not keep others from their end."""
     if os.getpid() == _process:
         for one in reversed(living()):
             _guarded(one.end)
@@ -111,7 +113,7 @@ def _install() -> None:
             before_threads(_end_unless_threads_train)
     if not _follows_forks:
         _follows_forks = True
-        os.register_at_fork(after_in_child=_forked)
+        os.register_at_fork(after_in_child=_after_fork)
 
 
 def _end_unless_threads_train() -> None:
@@ -120,12 +122,12 @@ def _end_unless_threads_train() -> None:
         end_all()
 
 
-def _forked() -> None:
+def _after_fork() -> None:
     for one in living():
         _guarded(one.abandon)
-    _live.clear()
-    _kept.clear()
-    _leave_exec()
+    _followed.clear()
+    _needed.clear()
+    _unwrap_exec()
 
 
 def _guarded(action: Callable[[], None]) -> None:
@@ -139,8 +141,8 @@ def _guarded(action: Callable[[], None]) -> None:
 # The process becomes another program.
 
 
-def _see_exec() -> None:
-    """Be called before `os.execv` and `os.execve`, which all others of the family call, as long as anybody lives."""
+def _wrap_exec() -> None:
+    """Replace `os.execv` and `os.execve`, which all others of the family call, as long as anything is followed."""
     if _execs:
         return
     for name in ("execv", "execve"):
@@ -158,8 +160,8 @@ def _see_exec() -> None:
         setattr(os, name, exec_after_flush)
 
 
-def _leave_exec() -> None:
-    """Put them back, unless somebody has put something on top."""
+def _unwrap_exec() -> None:
+    """Put the originals back, unless somebody has replaced ours."""
     for name, (before, ours) in _execs.items():
         if getattr(os, name) is ours:
             setattr(os, name, before)

@@ -27,6 +27,7 @@ from gradlab.monitor.delivery import Delivery, Pending
 from gradlab.monitor.lifetime import WayBack
 from gradlab.monitor.steps import Steps
 from gradlab.optimizers import parameters_of
+from gradlab.perf.performance import Performance
 from gradlab.stats.parts import PartError
 from gradlab.taps.engine import Engine
 from gradlab.taps.rule import Tap
@@ -34,7 +35,6 @@ from gradlab.taps.rule import Tap
 if TYPE_CHECKING:
     from gradlab.jacobians.scheduled import Schedule
     from gradlab.nonfinite.guard import Guard
-    from gradlab.perf.performance import Performance
     from gradlab.profiling.profiler import Profiler
     from gradlab.taps.across_ranks.group import RankGroup
 
@@ -98,7 +98,7 @@ class TrainingStep:
         self.guard: Guard | None = None
         self.profiler: Profiler | None = None
         self.performance: Performance | None = None
-        """These three are set by the monitor before `attach`, once it knows the folder of the results."""
+        """These three are made before `attach`, once the monitor knows the folder and the sinks of the results."""
         self._unit = unit
         self._strict = strict
         self._handles: list[RemovableHandle] = []
@@ -130,6 +130,12 @@ class TrainingStep:
         return Schedule(jacobians, self.model, probe, self.delivery.jacobian, failed)
 
     # Beginning and end.
+
+    def measure_performance(self) -> None:
+        """Log the scalars `perf/*`, too."""
+        pause = self.profiler.pause if self.profiler is not None else None
+        scalars = self.delivery.scalars
+        self.performance = Performance(self.model, scalars, on_evaluation=pause, strict=self._strict)
 
     def attach(self) -> None:
         """Put every part in place."""

@@ -51,11 +51,13 @@ def global_norms(frame: Frame) -> dict[str, float]:
 def site_scalars(frame: Frame) -> dict[str, float]:
     """`<metric>/<site>` for every value of the frame. TensorBoard makes one group of cards a metric."""
     return {
-        f"{metric}/{site}": value
-        for metric, series in frame.items()
-        if not series.schema.edges
-        for site, value in series.present().items()
+        f"{metric}/{site}": value for metric, sites in present_numbers(frame).items() for site, value in sites.items()
     }
+
+
+def present_numbers(metrics: Mapping[str, Series]) -> dict[str, dict[str, float]]:
+    """By metric, the sites that have a number on this step, with it; histograms are left out."""
+    return {metric: series.present() for metric, series in metrics.items() if not series.schema.edges}
 
 
 def block_scalars(block: JacobianBlock, prefix: str = "") -> dict[str, float]:
