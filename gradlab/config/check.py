@@ -13,13 +13,13 @@ from typing import Any
 
 from gradlab.config.problems import Problem
 from gradlab.config.schema import Experiment
-from gradlab.config.sections import Bound, brings_data, check_data, check_model, check_optimizer, check_trainer
+from gradlab.config.sections import CheckedClass, brings_data, check_data, check_model, check_optimizer, check_trainer
 from gradlab.config.sweep import check_axes
 from gradlab.config.validation.annotations import keys_of
 from gradlab.config.validation.keys import Key, Keys
 from gradlab.config.yaml.nodes import Entry, Mapping, Scalar, Setting
 
-_BY_CLASS: dict[str, Callable[[Setting, Path, list[Problem]], Bound | None]] = {
+_BY_CLASS: dict[str, Callable[[Setting, Path, list[Problem]], CheckedClass | None]] = {
     "model": check_model,
     "data": check_data,
     "optimizer": check_optimizer,
@@ -30,7 +30,7 @@ class Check:
     """The checks of one experiment; keeps the classes that they find."""
 
     def __init__(self, folder: Path, *, deep: bool) -> None:
-        self.bound: dict[str, Bound] = {}
+        self.classes: dict[str, CheckedClass] = {}
         """The classes of model, data and optimizer, where `deep`."""
         self._folder = folder
         self._deep = deep
@@ -40,35 +40,35 @@ class Check:
         values: dict[str, Any] = {}
         for entry in root.entries:
             name = entry.key.text
-            part, bound = self.part(root, name, problems)
+            part, checked_class = self.part(root, name, problems)
             values |= part
-            if bound:
-                self.bound[name] = bound
+            if checked_class:
+                self.classes[name] = checked_class
         problems += _missing(root)
         if sweep := root.entry("sweep"):
             self._sweep(root, sweep, problems)
-        model = self.bound.get("model")
+        model = self.classes.get("model")
         if model and is_off(root.entry("data")) and not brings_data(model):
             message = f"the experiment needs 'data': {model.name} has no train_dataloader of its own."
             problems.append(Problem(model.class_path.position, message))
         return values
 
-    def part(self, root: Mapping, name: str, problems: list[Problem]) -> tuple[dict[str, Any], Bound | None]:
+    def part(self, root: Mapping, name: str, problems: list[Problem]) -> tuple[dict[str, Any], CheckedClass | None]:
         """One part's value, in a dict that is empty where it is wrong, and its class where it names one."""
         entry = root.entry(name)
         if entry is None:
             return {}, None
         found: list[Problem] = []
         value = _parts().check(Setting(Mapping(root.position, (entry,))), found)
-        bound = None
+        checked_class = None
         if self._deep and not found and not is_off(entry):
             setting = Setting(root).under(entry)
             if name in _BY_CLASS:
-                bound = _BY_CLASS[name](setting, self._folder, found)
+                checked_class = _BY_CLASS[name](setting, self._folder, found)
             elif name == "trainer":
                 check_trainer(setting, found)
         problems += found
-        return ({} if found else value), bound
+        return ({} if found else value), checked_class
 
     def _sweep(self, root: Mapping, sweep: Entry, problems: list[Problem]) -> None:
         over = sweep.value.entry("over") if isinstance(sweep.value, Mapping) else None

@@ -17,7 +17,7 @@ from typing import Any
 from gradlab.config.schema import Experiment
 from gradlab.config.validation.annotations import keys_of
 from gradlab.config.validation.records import Record, shorthand
-from gradlab.config.validation.types import Rule
+from gradlab.config.validation.rules import Rule
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 

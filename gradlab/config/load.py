@@ -17,8 +17,8 @@ from gradlab.config.overrides import apply
 from gradlab.config.patterns import pattern_problems
 from gradlab.config.problems import Position, Problem, refusal
 from gradlab.config.schema import Experiment
-from gradlab.config.sections import Bound
-from gradlab.config.validation.types import seen
+from gradlab.config.sections import CheckedClass
+from gradlab.config.validation.rules import seen
 from gradlab.config.write import to_yaml
 from gradlab.config.yaml import nodes
 from gradlab.config.yaml.reader import Document, read_document
@@ -55,7 +55,7 @@ class Draft:
     """All that is wrong."""
     values: Mapping[str, Any]
     """The values of those settings that are right, by name."""
-    classes: Mapping[str, Bound]
+    classes: Mapping[str, CheckedClass]
     """The classes of model, data and optimizer with their arguments; empty where they were not looked at."""
 
     def accepted(self) -> Loaded:
@@ -95,7 +95,7 @@ class Draft:
         """This draft after the checks of its settings; what they find is added to its problems."""
         check, problems = Check(self.folder, deep=deep), list(self.problems)
         values = check.root(self.root, problems)
-        return replace(self, problems=tuple(problems), values=values, classes=check.bound)
+        return replace(self, problems=tuple(problems), values=values, classes=check.classes)
 
 
 @dataclass(frozen=True)

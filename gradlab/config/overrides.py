@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from gradlab.config.problems import Position, Problem, Source, quoted
-from gradlab.config.validation.types import seen
+from gradlab.config.validation.rules import seen
 from gradlab.config.yaml.nodes import Broken, Entry, Listing, Mapping, Node, Path, Scalar
 from gradlab.config.yaml.reader import comment_in, compose
 from gradlab.config.yaml.scalars import resolve

@@ -16,9 +16,9 @@ from gradlab.config.class_paths import find_class, importable, reason_clause, wh
 from gradlab.config.problems import Problem, refusal
 from gradlab.config.schema import ClassSpec, DataSpec, ModelSpec, OptimizerSpec
 from gradlab.config.trainer import contradictions, trainer_keys
-from gradlab.config.validation.guilty import guilty_argument, mentioned_argument
 from gradlab.config.validation.keys import Keys
 from gradlab.config.validation.records import expanded
+from gradlab.config.validation.refused_argument import mentioned_argument, refused_argument
 from gradlab.config.validation.signatures import arguments_of
 from gradlab.config.yaml.nodes import Mapping as MappingNode
 from gradlab.config.yaml.nodes import Setting
@@ -26,7 +26,7 @@ from gradlab.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Bound:
+class CheckedClass:
     """A class with checked arguments, ready to be called."""
 
     cls: type
@@ -59,7 +59,7 @@ class Bound:
                 ) from error
 
 
-def check_model(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
+def check_model(setting: Setting, folder: Path, problems: list[Problem]) -> CheckedClass | None:
     """The model's class and arguments."""
     from pytorch_lightning import LightningModule
 
@@ -67,7 +67,7 @@ def check_model(setting: Setting, folder: Path, problems: list[Problem]) -> Boun
     return _check_class(setting, ModelSpec, folder, problems, _Kind(LightningModule, fix))
 
 
-def check_data(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
+def check_data(setting: Setting, folder: Path, problems: list[Problem]) -> CheckedClass | None:
     """The data's class and arguments."""
     from pytorch_lightning import LightningDataModule
 
@@ -75,18 +75,18 @@ def check_data(setting: Setting, folder: Path, problems: list[Problem]) -> Bound
     return _check_class(setting, DataSpec, folder, problems, _Kind(LightningDataModule, fix))
 
 
-def check_optimizer(setting: Setting, folder: Path, problems: list[Problem]) -> Bound | None:
+def check_optimizer(setting: Setting, folder: Path, problems: list[Problem]) -> CheckedClass | None:
     """The optimizer's class and arguments, tried on one small parameter so that a bad value shows before training."""
     from torch.optim import Optimizer
 
     params = "params is gradlab's: the optimizer is given all parameters of the model."
     kind = _Kind(Optimizer, "One is torch.optim.AdamW.", skip=1, refused={"params": params})
     found: list[Problem] = []
-    bound = _check_class(setting, OptimizerSpec, folder, found, kind)
-    if bound and not found:
-        found += _refused_values(bound)
+    optimizer = _check_class(setting, OptimizerSpec, folder, found, kind)
+    if optimizer and not found:
+        found += _refused_values(optimizer)
     problems += found
-    return bound
+    return optimizer
 
 
 def check_trainer(setting: Setting, problems: list[Problem]) -> None:
@@ -100,7 +100,7 @@ def check_trainer(setting: Setting, problems: list[Problem]) -> None:
     problems += found
 
 
-def brings_data(model: Bound) -> bool:
+def brings_data(model: CheckedClass) -> bool:
     """Whether a model defines its own training data."""
     import pytorch_lightning as pl
 
@@ -131,7 +131,7 @@ class _Kind:
 
 def _check_class(
     setting: Setting, spec: type[ClassSpec], folder: Path, problems: list[Problem], kind: _Kind
-) -> Bound | None:
+) -> CheckedClass | None:
     setting = expanded(spec, setting)
     path = _class_path(setting)
     written = getattr(path.node, "value", "")
@@ -149,7 +149,7 @@ def _check_class(
     with importable(folder):  # an argument may name a class or a function
         arguments = _arguments(setting, path, arguments_of(cls, name, skip=kind.skip, refused=kind.refused), found)
     problems += found
-    return None if found else Bound(cls, name, arguments, setting, folder)
+    return None if found else CheckedClass(cls, name, arguments, setting, folder)
 
 
 def _arguments(setting: Setting, path: Setting, keys: Keys, problems: list[Problem]) -> dict[str, Any]:
@@ -165,19 +165,19 @@ def _class_path(setting: Setting) -> Setting:
     return setting.under(entry) if entry else setting
 
 
-def _refused_values(bound: Bound) -> list[Problem]:
-    """What the optimizer's constructor says about its values, at the guilty argument."""
+def _refused_values(optimizer: CheckedClass) -> list[Problem]:
+    """What the optimizer's constructor says about its values, at the refused argument."""
     import torch
 
     def make(**arguments: Any) -> None:
-        bound.cls([torch.nn.Parameter(torch.zeros(2, 2))], **copy.deepcopy(arguments))
+        optimizer.cls([torch.nn.Parameter(torch.zeros(2, 2))], **copy.deepcopy(arguments))
 
-    with importable(bound.folder):
+    with importable(optimizer.folder):
         try:
-            make(**bound.arguments)
+            make(**optimizer.arguments)
         except Exception as error:
-            place = _argument(bound.setting, guilty_argument(error, make, bound.arguments))
-            return [Problem(place.position, f"{bound.name} refused{reason_clause(error, bound.folder)}")]
+            place = _argument(optimizer.setting, refused_argument(error, make, optimizer.arguments))
+            return [Problem(place.position, f"{optimizer.name} refused{reason_clause(error, optimizer.folder)}")]
     return []
 
 

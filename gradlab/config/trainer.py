@@ -62,7 +62,7 @@ _REFUSED = {
 
 
 def contradictions(arguments: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
-    """What is wrong with arguments that are right one by one: the guilty argument, and the sentence.
+    """What is wrong with arguments that are right one by one: the argument that is refused, and the sentence.
 
     Not what depends on this machine.
     """

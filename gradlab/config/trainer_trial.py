@@ -32,7 +32,7 @@ class Refusal:
 
     text: str
     argument: str | None
-    """The guilty argument; None where no single one is."""
+    """The argument that is refused; None where it is no single one."""
     is_of_machine: bool
     """Whether another machine could do it."""
 
@@ -60,10 +60,10 @@ def _look(arguments: Mapping[str, Any]) -> Refusal | None:
     is_of_machine = isinstance(error, ImportError) or "install" in text
     if arguments.get("accelerator", "auto") != "cpu":
         is_of_machine = is_of_machine or bool(_OF_A_MACHINE.search(text))
-    return Refusal(text, _guilty_argument(arguments, text), is_of_machine)
+    return Refusal(text, _refused_argument(arguments, text), is_of_machine)
 
 
-def _guilty_argument(arguments: Mapping[str, Any], text: str) -> str | None:
+def _refused_argument(arguments: Mapping[str, Any], text: str) -> str | None:
     """The last of the arguments without which the Trainer would not say this."""
     for name in reversed(list(arguments)):
         rest = {key: value for key, value in arguments.items() if key != name}

@@ -29,8 +29,8 @@ from gradlab.config.validation.converted import Imported, Member, NamedFields, O
 from gradlab.config.validation.keys import MISSING, Key
 from gradlab.config.validation.limits import Fields
 from gradlab.config.validation.records import Limits, Record
+from gradlab.config.validation.rules import Anything, Choice, Either, Limited, Rule, Several, Single, Table
 from gradlab.config.validation.type_hints import class_hints
-from gradlab.config.validation.types import Anything, Choice, Either, Limited, Rule, Several, Single, Table
 
 _SINGLE: dict[Any, Rule] = {
     bool: Single((bool,), "true or false", "boolean"),

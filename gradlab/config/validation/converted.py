@@ -14,7 +14,7 @@ from typing import Any
 
 from gradlab.config.problems import Problem, quoted
 from gradlab.config.validation.keys import MISSING, Key, Keys
-from gradlab.config.validation.types import Choice, complain
+from gradlab.config.validation.rules import Choice, complain
 from gradlab.config.yaml.nodes import Listing, Mapping, Node, Scalar, Setting
 
 

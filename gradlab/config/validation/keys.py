@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradlab.config.problems import Problem
-from gradlab.config.validation.types import Anything, Rule, checked
+from gradlab.config.validation.rules import Anything, Rule, checked
 from gradlab.config.yaml.nodes import Entry, Mapping, Node, Setting
 from gradlab.errors import did_you_mean
 

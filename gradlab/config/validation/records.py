@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradlab.config.problems import Problem
-from gradlab.config.validation.guilty import guilty_argument
 from gradlab.config.validation.keys import MISSING, Key, Keys
 from gradlab.config.validation.limits import Limit
-from gradlab.config.validation.types import complain
+from gradlab.config.validation.refused_argument import refused_argument
+from gradlab.config.validation.rules import complain
 from gradlab.config.yaml.nodes import Entry, Mapping, Node, Scalar, Setting
 
 Limits = tuple[tuple[str, Limit], ...]
@@ -66,8 +66,8 @@ class Record:
         try:
             return self.cls(**values)
         except Exception as error:
-            guilty = guilty_argument(error, self.cls, values, self.required)
-            entry = setting.node.entry(guilty) if guilty else None
+            refused = refused_argument(error, self.cls, values, self.required)
+            entry = setting.node.entry(refused) if refused else None
             problems.append(Problem((setting.under(entry) if entry else setting).position, str(error)))
             return None
 

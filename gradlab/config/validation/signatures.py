@@ -9,8 +9,8 @@ from typing import Any
 from gradlab.config.validation.annotations import rule_of
 from gradlab.config.validation.converted import OnlyNull, Unwritable
 from gradlab.config.validation.keys import MISSING, Key, Keys
+from gradlab.config.validation.rules import Either, Rule
 from gradlab.config.validation.type_hints import constructor_hints
-from gradlab.config.validation.types import Either, Rule
 
 
 def arguments_of(cls: type, name: str, *, skip: int = 0, refused: Mapping[str, str] | None = None) -> Keys:

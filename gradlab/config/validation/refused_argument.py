@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 
-def guilty_argument(
+def refused_argument(
     error: Exception, make: Callable[..., Any], given: Mapping[str, Any], needed: Sequence[str] = ()
 ) -> str | None:
     """The argument that `error` is about; None where no single one is the cause.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradlab import Tap
-from gradlab.config.validation.guilty import guilty_argument, mentioned_argument
+from gradlab.config.validation.refused_argument import mentioned_argument, refused_argument
 from gradlab.errors import TapError
 
 
@@ -23,7 +23,7 @@ def test_an_error_of_gradlabs_own_names_its_field_and_nothing_is_tried():
     def never(**_: object) -> None:
         raise AssertionError("called")
 
-    assert guilty_argument(error, never, given) == mentioned_argument(error, given) == "every"
+    assert refused_argument(error, never, given) == mentioned_argument(error, given) == "every"
 
 
 def test_other_errors_are_tried_one_argument_at_a_time():
@@ -33,8 +33,8 @@ def test_other_errors_are_tried_one_argument_at_a_time():
         if width * depth > 5:
             raise ValueError("too many")
 
-    assert guilty_argument(trouble(make, given := {"width": 1, "depth": 4}), make, given) == "depth"
-    assert guilty_argument(trouble(make, given := {"width": 2, "depth": 3}), make, given) is None  # both together
+    assert refused_argument(trouble(make, given := {"width": 1, "depth": 4}), make, given) == "depth"
+    assert refused_argument(trouble(make, given := {"width": 2, "depth": 3}), make, given) is None  # both together
 
 
 def test_a_text_that_names_one_argument_means_that_one():
