@@ -1,7 +1,7 @@
-"""Whatever state the interpreter is in around a hook, training is what it is unwatched, and so is a graph of a model.
+"""Every hook asks for the state of the interpreter before it looks at anything, and no mode of others sees our ops.
 
-The state that a hook runs in is decided in `gradlab.hooks.interpreter`, for every entry point that the table here
-lists.
+The table here lists every place where gradlab puts a hook in, with the function that asks
+(`gradlab.hooks.interpreter`).
 """
 
 from __future__ import annotations
