@@ -33,25 +33,37 @@ def pattern_problems(settings: Mapping[str, Any], sites: list[str], parameters: 
         problems += _ends(jacobian, ("jacobians", index), sites, [*sites, *parameters], find)
     for index, growth in enumerate(settings.get("depth_growth", ())):
         problems += _ends(growth, ("depth_growth", index), sites, sites, find)
-        problems += _between(growth, index, sites, find)
+        problems += _unmatched(growth.at, ("depth_growth", index, "at"), sites, "tensor", find)
     return problems
 
 
 def _tap(tap: Tap, index: int, sites: list[str], parameters: list[str], find: Find) -> Iterator[Problem]:
-    from gradlab.sites.patterns import chooser, match  # with torch
+    """The patterns of one tap."""
+    from gradlab.sites.patterns import chooser  # with torch
 
     groups = {q: parameters if parameters and q in _OF_PARAMETERS else sites for q in tap.quantities}
     names = [*dict.fromkeys(name for group in groups.values() for name in group)]
     kind = "parameter" if parameters and all(q in _OF_PARAMETERS for q in groups) else "tensor"
-    lost = [n for n, p in enumerate(tap.patterns) if not any(match(p.removeprefix("!"), name) for name in names)]
-    for number in lost:
-        place = ("taps", index, "at") if isinstance(tap.at, str) else ("taps", index, "at", number)
-        yield Problem(find(place).position, no_match(tap.patterns[number], names, kind))
+    place = ("taps", index, "at")
+    unmatched = list(_unmatched(tap.at, place, names, kind, find))
+    yield from unmatched
     chosen = chooser(tap.patterns)
     for quantity, group in groups.items():
-        if not lost and not any(map(chosen, group)):
+        if not unmatched and not any(map(chosen, group)):
             message = f"taps.{index} watches {quantity}, but its patterns together choose no tensor that has one."
-            yield Problem(find(("taps", index, "at")).position, message)
+            yield Problem(find(place).position, message)
+
+
+def _unmatched(
+    at: str | Sequence[str], place: tuple[Any, ...], names: list[str], kind: str, find: Find
+) -> Iterator[Problem]:
+    """The patterns at one place that match no name; of an exclusion, `!head`, what it excludes must match one too."""
+    from gradlab.sites.patterns import match
+
+    for number, pattern in enumerate((at,) if isinstance(at, str) else at):
+        if not any(match(pattern.removeprefix("!"), name) for name in names):
+            keys = place if isinstance(at, str) else (*place, number)
+            yield Problem(find(keys).position, no_match(pattern, names, kind))
 
 
 def _ends(
@@ -67,19 +79,6 @@ def _ends(
             near = did_you_mean(site, names, most=1) or f" The model has: {shortlist(names)}."
             name = ".".join(map(str, (*place, key)))
             yield Problem(find((*place, key)).position, f"{name} {what}.{near}")
-
-
-def _between(growth: DepthGrowth, index: int, sites: list[str], find: Find) -> Iterator[Problem]:
-    """The patterns of the sites between which growth is measured."""
-    from gradlab.sites.patterns import match
-
-    patterns = (growth.at,) if isinstance(growth.at, str) else tuple(growth.at)
-    for number, pattern in enumerate(patterns):
-        if not any(match(pattern.removeprefix("!"), name) for name in sites):
-            place = (
-                ("depth_growth", index, "at") if isinstance(growth.at, str) else ("depth_growth", index, "at", number)
-            )
-            yield Problem(find(place).position, no_match(pattern, sites, "tensor"))
 
 
 def no_match(pattern: str, names: Sequence[str], kind: str) -> str:

@@ -67,12 +67,17 @@ class EpochBatches(Iterator[Any]):
         self.drawn = 0
         """How many batches of indices were drawn, some of them ahead."""
         self.checksum = 0
+        """Of the indices that were drawn."""
         self.pending: deque[Any] = deque()
         """The indices that were drawn and whose batch was not handed out yet."""
         self.exhausted = False
+        """Whether the last batch was handed out."""
         self.orders = 0
+        """How many orders of indices were begun: two where workers were started."""
         self.at_order: States | None = None
+        """The state in which the last of them was begun."""
         self.at_first: States | None = None
+        """The state in which the first indices, or the first batch of an iterable, were drawn."""
         self.before: States | None = None
         """The state before the last batch was drawn, where that is drawn ahead or may have to be read again."""
         self.before_that: States | None = None
@@ -82,9 +87,11 @@ class EpochBatches(Iterator[Any]):
         self.indices: FollowedIndices | None = None
         self._fingerprints: deque[int] = deque([0, 0], maxlen=2)
         self._last: Any = None
+        """The indices of the last batch that was handed out."""
         self._position: States | None = place["now"] if place else None
         self._loader_state: Any = place["loader"] if place else None
         self._at_first_try: States | None = None
+        """The state before a position was put back that may be the very end of an epoch."""
         self._iterate = iterate
         self._source: Iterator[Any] | None = None
         self.waits = place is not None

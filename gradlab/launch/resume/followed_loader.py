@@ -95,11 +95,15 @@ class FollowedLoader:
         self.is_begun = False
         """Whether it was iterated over."""
         self._to_resume: Place | None = None
+        """Where the next epoch goes on."""
         self._recreate: States | None = None
+        """The state in which workers that are kept have to be started."""
         self.opening: Epoch | None = None
         """The epoch whose iteration is being begun."""
         self._creating = False
+        """Whether the loader's iterator is being made."""
         self._current: States | None = None
+        """The state from before workers were started with that of then, to go on with."""
 
     @property
     def name(self) -> str:
