@@ -79,9 +79,8 @@ def _nest(ranges: list[_Range]) -> None:
     frames = [range_ for range_ in ranges if range_.kind == b"python_function"]
     stop = max(range_.end for range_ in frames or ranges)
     for range_ in ranges:
-        range_.end = min(
-            range_.end, max(stop, range_.start)
-        )  # of what is open then, frames end a little earlier than ranges
+        # Of what is open then, frames end a little earlier than ranges.
+        range_.end = min(range_.end, max(stop, range_.start))
     own = [range_ for range_ in ranges if range_.is_own]
     movable = [range_ for range_ in own if range_.name != _STEP_BODY]
     if frames:
@@ -149,17 +148,21 @@ def _move(range_: _Range, at_start: Iterable[_Range], at_end: Iterable[_Range], 
 
 
 def _keep_bodies_in_their_steps(own: Iterable[_Range]) -> None:
-    """The body of a step that was moved begins and ends with it, and so begins its wait for data."""
-    step: _Range | None = None
+    """The body of a step that was moved begins and ends with it; its wait for data begins with it, and ends in it."""
+    step = outer = None
     for range_ in own:
         if range_.is_step:
-            step = range_
-        elif step is not None and range_.name in (_STEP_BODY, _DATA_WAIT):
+            step = outer = range_
+        elif step is not None and outer is not None and range_.name in (_STEP_BODY, _DATA_WAIT):
             start, end = _recorded_times(step.match)
             if step.start != start:
                 range_.start = step.start + (_APART_NS if range_.name == _STEP_BODY else 2 * _APART_NS)
-            if step.end != end and range_.name == _STEP_BODY:
-                range_.end = step.end - _APART_NS
+            if range_.name == _STEP_BODY:
+                outer = range_
+                if step.end != end:
+                    range_.end = step.end - _APART_NS
+            elif range_.end > outer.end:
+                range_.end = outer.end - _APART_NS
             range_.end = max(range_.end, range_.start)
 
 

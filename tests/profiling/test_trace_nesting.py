@@ -95,13 +95,24 @@ def test_a_step_that_ends_in_a_range_of_many_steps_begins_with_it():
     }
 
 
-def test_a_mark_leaves_the_frames_of_its_own_hooks():
+def test_a_wait_for_data_that_is_longer_than_the_rest_of_its_step_stays_in_it():
+    events = trace(
+        ("cpu_op", "ProfilerStep#1", 5, 9_000),
+        ("cpu_op", "[pl][profile]train_step", 10, 8_990),
+        ("cpu_op", "enumerate(DataLoader)#gradlab.__next__", 20, 8_000),
+        ("python_function", "loop.py(1): advance", 4_000, 9_400),
+        ("python_function", "train.py(1): <module>", 0, 90_000),
+    )
+    assert crossings(json.loads(b"[" + nest_ranges(events) + b"]")) == []
+
+
+def test_a_range_of_a_module_leaves_the_frames_of_its_own_hooks():
     events = trace(
         ("python_function", "train.py(1): <module>", 0, 90_000),
-        ("python_function", "marks.py(1): __call__", 1_000, 2_000),
+        ("python_function", "ranges.py(1): __call__", 1_000, 2_000),
         ("cpu_op", "[pl][module]Linear: 0", 1_500, 7_500),
         ("cpu_op", "aten::linear", 3_000, 4_000),
-        ("python_function", "marks.py(2): __call__", 7_000, 8_000),
+        ("python_function", "ranges.py(2): __call__", 7_000, 8_000),
     )
     assert times(nest_ranges(events))["[pl][module]Linear: 0"] == (2_004, 8_008)
 
