@@ -347,8 +347,8 @@ class Engine:
 
     def _note_scale(self, scale: Tensor, optimizer: Optimizer, row: Row, armed: _Armed) -> None:
         """A frame has one loss scale: where it changes between two optimizers, the later one's numbers are adapted."""
-        if not row.numel[armed.plan.scale.index]:
-            row.write(armed.plan.scale, scale)
+        if not row.numel[armed.plan.loss_scale.index]:
+            row.write(armed.plan.loss_scale, scale)
             self._first_scale = scale.clone() if len(self._optimizers()) > 1 else scale
         elif self._first_scale is not None:
             factor = self._first_scale / scale

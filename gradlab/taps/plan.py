@@ -42,19 +42,21 @@ class Plan:
 
     def __init__(self, rules: Sequence[Tap]) -> None:
         self.rules = tuple(rules)
-        self.choosers = [chooser(rule.patterns) for rule in self.rules]
+        self._choosers = [chooser(rule.patterns) for rule in self.rules]
         self.layout = Layout()
         self.row_pool = RowPool(self.layout)
-        self.scale = self.layout.add("", "loss_scale", ("sum",))
+        self.loss_scale = self.layout.add("", "loss_scale", ("sum",))
         self.targets: dict[str, Target | None] = {}
+        """By site, as far as sites have been met; None where no rule wants anything there."""
         self._lock = threading.Lock()  # several threads may meet a site at once
         self.without_tensors: dict[str, str] = {}
         """Sites of modules that returned something in which no tensor is seen, and of what type that was."""
         self.metrics: dict[tuple[str, str], list[Entry]] = {}
+        """The entries of each pair of label and stat."""
         self.memories: list[CosineWithPrevious] = []
-        """What stats remember from one logged step to the next."""
+        """The parts that remember a tensor from one logged step to the next."""
         self.per_rank: list[Entry] = []
-        """Those of whose norms every rank's own is wanted."""
+        """The entries of whose norms every rank's own is wanted."""
         self._series: SeriesMaker | None = None
 
     @cached_property
@@ -71,7 +73,7 @@ class Plan:
         """The rules that want this quantity at this site."""
         return [
             rule
-            for rule, chosen in zip(self.rules, self.choosers, strict=True)
+            for rule, chosen in zip(self.rules, self._choosers, strict=True)
             if quantity in rule.quantities and chosen(site)
         ]
 
@@ -139,7 +141,7 @@ class Plan:
     def series(self, copy: Copy, scaled: frozenset[str]) -> dict[str, Series]:
         """Named series from the values of a step, with the loss scale taken out of the quantities that carry it."""
         if self._series is None:
-            self._series = SeriesMaker(self.metrics, self.per_rank, self.scale)
+            self._series = SeriesMaker(self.metrics, self.per_rank, self.loss_scale)
         return self._series.make(copy, scaled)
 
 

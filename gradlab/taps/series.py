@@ -68,6 +68,7 @@ class _Metric:
         self.label = label
         """The quantity, with `@stage` where that is not `final`."""
         self.stat = stat
+        self.is_micro = entries[0].is_micro
         edges = HIST_EDGES if stat == "hist" else ()
         self.schema = Schema(_metric_name(label, stat), tuple(e.site for e in entries), UNITS.get(stat, ""), edges)
         self.indices = np.array([entry.index for entry in entries])
@@ -87,7 +88,7 @@ class SeriesMaker:
         self, metrics: Mapping[tuple[str, str], Sequence[Entry]], per_rank: Sequence[Entry], loss_scale: Entry
     ) -> None:
         self._metrics = [_Metric(label, stat, entries) for (label, stat), entries in metrics.items() if entries]
-        by_label = ((label, [one for one in per_rank if one.quantity == label]) for label in PER_RANK_LABELS)
+        by_label = ((label, [one for one in per_rank if one.label == label]) for label in PER_RANK_LABELS)
         self._per_rank = [_Metric(label, "norm", entries) for label, entries in by_label if entries]
         self._loss_scale = loss_scale
         self._numel: list[float] = []
@@ -163,7 +164,7 @@ class SeriesMaker:
                 for part, slots in metric.slots.items()
             }
             absent, counts = (counts == 0).all(axis=0), counts.clip(0)
-            if metric.label.endswith("@micro"):  # one backward: the last
+            if metric.is_micro:  # one backward: the last
                 last = len(counts) - 1 - np.argmax(counts[::-1] > 0, axis=0)
                 total = np.take_along_axis(counts, last[None], axis=0)[0]
                 whole = {part: _rows_at(piece, last) for part, piece in pieces.items()}

@@ -28,7 +28,7 @@ _EMPTY = 1e-9
 NO_NORM = -1.0
 """Stands for a norm that a rank does not have."""
 Key = tuple[str, str]
-"""Quantity and site of an entry."""
+"""Label and site of an entry."""
 
 
 class How(IntEnum):
@@ -63,7 +63,7 @@ _ENTRY = np.dtype(
         ("index", np.int64),  # its place in a row's counts of elements
         ("weight", np.float64),  # what this rank's count counts for in the sum
         ("norm", np.int64),  # which row of the table of slots is its norm
-        ("is_single", np.bool_),  # of single backwards (stage `micro`), of which the last one is logged
+        ("is_micro", np.bool_),  # of single backwards (stage `micro`), of which the last one is logged
         ("in_noise_scale", np.bool_),  # of single backwards whose norms the gradient noise scale is made of
         ("per_rank", np.bool_),  # every rank's own norm is wanted
     ]
@@ -110,12 +110,12 @@ class Bucket:
 
     def __init__(self, keys: Sequence[Key], plan: Plan, weights: Mapping[str, float], *, rank: int, size: int) -> None:
         """Combine the entries of these keys; `weights` has what this rank's pieces of sharded parameters count for."""
-        found = {(entry.quantity, entry.site): entry for entry in plan.layout.entries}
+        found = {(entry.label, entry.site): entry for entry in plan.layout.entries}
         self.rank, self.size = rank, size
         self.num_entries, self.width = len(plan.layout.entries), plan.layout.width
         self._slots, self._entries = _tables(
             [found[key] for key in keys],
-            [_weight(quantity, site, weights, size) for quantity, site in keys],
+            [_weight(label, site, weights, size) for label, site in keys],
             size,
             in_noise_scale=set(plan.metrics.get(("weight_grad@micro", "norm"), ())),
             per_rank=set(plan.per_rank),
@@ -127,11 +127,11 @@ class Bucket:
         """Of the extremes: by these signs all of them are largest values."""
         self._is_square = how == How.SQUARES
         self._spreads, self._means = np.flatnonzero(how == How.SPREAD), np.flatnonzero(how == How.MEAN)
-        self._single = self._entries[self._entries["in_noise_scale"]]
+        self._micro = self._entries[self._entries["in_noise_scale"]]
         self._own = self._entries[self._entries["per_rank"]]
         self._sends_extremes_along = size * len(self._extremes) <= _MOST_GATHERED
         num_by_rank = len(self._own) + (len(self._extremes) if self._sends_extremes_along else 0)
-        lengths = [len(how), len(keys), len(self._single), len(self._single), 1, size * num_by_rank]
+        lengths = [len(how), len(keys), len(self._micro), len(self._micro), 1, size * num_by_rank]
         ends = np.cumsum(lengths).tolist()
         self._length = ends[-1]
         self._pieces = [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
@@ -172,8 +172,8 @@ class Bucket:
         section.counts[:] = (counts.sum(0) + is_empty * _EMPTY) * entries["weight"]
         with np.errstate(over="ignore", invalid="ignore"):
             self._add_up(values, counts, is_there, section.sums)
-            if len(self._single):
-                self._add_single_backwards(values, is_there, finished, section)
+            if len(self._micro):
+                self._add_micro(values, is_there, finished, section)
             if len(self._extremes):
                 ours = values[:, self._extremes] * self._signs
                 extremes = np.where(is_there[:, self._extremes], ours, -np.inf).max(0)
@@ -200,11 +200,11 @@ class Bucket:
             sums[self._means] = np.where(seen, values[:, self._means], 0.0).sum(0) * seen.any(0) / self.size
         sums[self._extremes] = 0.0
 
-    def _add_single_backwards(
+    def _add_micro(
         self, values: np.ndarray, is_there: np.ndarray, finished: MergedRows | None, section: _Sections
     ) -> None:
         """The squared norms of this rank's single backwards, added up, for the gradient noise scale."""
-        norms = self._single["norm"]
+        norms = self._micro["norm"]
         seen = is_there[:, norms]
         if finished is not None:
             seen[1] = False  # of all these one norm was left
@@ -212,14 +212,14 @@ class Bucket:
         section.times[:] = seen.sum(0)
         if finished is not None:
             section.squares[:] += padded(finished.squares, self.width)[self._slots["slot"][norms]]
-            section.times[:] += padded(finished.times, self.num_entries)[self._single["index"]]
+            section.times[:] += padded(finished.times, self.num_entries)[self._micro["index"]]
 
     def _own_norms(self, values: np.ndarray, is_there: np.ndarray) -> np.ndarray:
         """[n] float64: this rank's own norms: of all its passes together, of single backwards the last one's."""
         seen = is_there[:, self._own["norm"]]
         squares = np.where(seen, np.square(values[:, self._own["norm"]]), 0.0)
         last = len(seen) - 1 - seen[::-1].argmax(0)
-        squares = np.where(self._own["is_single"], squares[last, np.arange(len(last))], squares.sum(0))
+        squares = np.where(self._own["is_micro"], squares[last, np.arange(len(last))], squares.sum(0))
         return np.where(seen.any(0), np.sqrt(squares), NO_NORM)
 
     # Back: what the sum says.
@@ -241,8 +241,8 @@ class Bucket:
                 result[self._extremes] = largest * self._signs
             row[slots["slot"]] = result * slots["factor"]
         numel[entries["index"]] = np.where((counts > 0) & (counts < 0.5), NO_ELEMENTS, np.rint(counts))
-        squares[slots["slot"][self._single["norm"]]] = section.squares
-        times[self._single["index"]] = section.times
+        squares[slots["slot"][self._micro["norm"]]] = section.squares
+        times[self._micro["index"]] = section.times
         own_norms = section.by_rank[:, : len(self._own)]
         return Reduced(row, numel.tolist(), squares, times, own_norms, self._own["index"])
 
@@ -263,24 +263,24 @@ def _tables(
     slots: list[tuple[float, ...]] = []
     rows: list[tuple[float, ...]] = []
     for number, (entry, weight) in enumerate(zip(entries, weights, strict=True)):
-        is_single, slot = entry.quantity.endswith("@micro"), entry.start
-        factor = 1.0 / size if entry.quantity == "output_grad" else 1.0  # of the local loss, not of the ranks' mean
+        slot = entry.start
+        factor = 1.0 / size if entry.label == "output_grad" else 1.0  # of the local loss, not of the ranks' mean
         first: dict[str, int] = {}
         for part, width in zip(entry.parts, entry.widths, strict=True):
             first[part] = len(slots)
             how = _HOW.get(part, How.SUM if part in PARTS else How.MEAN)
-            last = is_single or how == How.MEAN
+            last = entry.is_micro or how == How.MEAN
             its_factor = factor if part in LINEAR else 1.0
             slots += [(slot + n, number, how, weight, its_factor, first.get("sum", 0), last) for n in range(width)]
             slot += width
-        flags = (is_single, entry in in_noise_scale, entry in per_rank)
+        flags = (entry.is_micro, entry in in_noise_scale, entry in per_rank)
         rows.append((entry.index, weight, first.get("norm", 0), *flags))
     return np.array(slots, _SLOT), np.array(rows, _ENTRY)
 
 
-def _weight(quantity: str, site: str, weights: Mapping[str, float], size: int) -> float:
+def _weight(label: str, site: str, weights: Mapping[str, float], size: int) -> float:
     """What a rank's piece counts for: 1 where pieces make up the whole, less where several ranks have the same."""
-    quantity = quantity.partition("@")[0]
+    quantity = label.partition("@")[0]
     if quantity in PARAMETER_QUANTITIES:
         return weights.get(site, 1.0 / size)
     return 1.0 / size if quantity == "loss_scale" else 1.0

@@ -79,8 +79,8 @@ class RankReducer:
         if len(set(steps)) > 1:
             raise RanksError(f"the ranks count steps differently: by rank, this is step {', '.join(map(str, steps))}")
         union = list(dict.fromkeys(key for one in watched for key in one.keys))
-        for quantity, site in union:
-            if (quantity, site) not in keys and quantity in TENSOR_QUANTITIES:
+        for label, site in union:
+            if (label, site) not in keys and label in TENSOR_QUANTITIES:
                 self.plan.target(site)
         self._require_keys(watched)
         self._require_shapes(shapes, watched)
@@ -88,15 +88,15 @@ class RankReducer:
         return Bucket(union, self.plan, weights, rank=self.group.rank, size=self.group.size)
 
     def _own_keys(self) -> list[Key]:
-        return [(entry.quantity, entry.site) for entry in self.plan.layout.entries]
+        return [(entry.label, entry.site) for entry in self.plan.layout.entries]
 
     def _require_keys(self, watched: Sequence[_Watched]) -> None:
         have = set(self._own_keys())
         for rank, theirs in enumerate(watched):
-            for quantity, site in theirs.keys:
-                if (quantity, site) not in have:
+            for label, site in theirs.keys:
+                if (label, site) not in have:
                     raise TapError(
-                        f"rank {self.group.rank} has no {quantity} of {site!r}, which rank {rank} watches: all "
+                        f"rank {self.group.rank} has no {label} of {site!r}, which rank {rank} watches: all "
                         f"ranks have to watch the same model with the same taps."
                     )
 

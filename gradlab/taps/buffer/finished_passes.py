@@ -17,8 +17,8 @@ from gradlab.stats.parts import PARTS
 from gradlab.taps.buffer.layout import NO_ELEMENTS, Entry, Layout, slots_of
 
 
-class RowsOnHost(Protocol):
-    """Rows on their way to the host (`transfer.HostCopy`), or `MergedRows`."""
+class SentRows(Protocol):
+    """Rows that are on their way to the host (`transfer.HostCopy`), or merged there (`MergedRows`)."""
 
     @property
     def numel(self) -> Sequence[Any]:
@@ -56,11 +56,11 @@ class FinishedPasses:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._batches: list[RowsOnHost] = []
+        self._batches: list[SentRows] = []
         self._num_used = 0
         """How many of the batches come first whose gradients an optimizer has used: these stay whatever happens."""
 
-    def add(self, rows: RowsOnHost) -> None:
+    def add(self, rows: SentRows) -> None:
         """Take over rows that are on their way to the host."""
         self._batches.append(rows)
         self._batches = [
@@ -87,51 +87,58 @@ class FinishedPasses:
         """All of them as one row; None where there are none."""
         return merge(self._batches, self._layout.entries) if self._batches else None
 
-    def _merge_arrived(self, batches: list[RowsOnHost]) -> list[RowsOnHost]:
+    def _merge_arrived(self, batches: list[SentRows]) -> list[SentRows]:
         """One batch in place of several, once all have arrived."""
         if len(batches) > 1 and all(batch.done() for batch in batches):
             return [merge(batches, self._layout.entries)]
         return batches
 
 
-def merge(batches: Sequence[RowsOnHost], entries: Sequence[Entry]) -> MergedRows:
+def merge(batches: Sequence[SentRows], entries: Sequence[Entry]) -> MergedRows:
     """One row in place of many: the statistics of the concatenation of what the passes have seen.
 
     Of single backwards, and of a user's own stat, the last row's value stays.
     """
-    owners = np.repeat(np.arange(len(entries)), [sum(entry.widths) for entry in entries])
-    arrays = [(batch, *_arrays(batch, len(owners), len(entries))) for batch in batches]
-    values, counts = (np.concatenate([one[which] for one in arrays]) for which in (1, 2))
-    result, total = np.zeros(len(owners)), counts.clip(0).sum(0)
-    total[(total == 0) & (counts != 0).any(0)] = NO_ELEMENTS
-    groups: dict[tuple[str, bool], list[Entry]] = {}
-    for entry in entries:
-        for part in entry.parts:
-            groups.setdefault((part, entry.quantity.endswith("@micro")), []).append(entry)
-    for (part, is_micro), members in groups.items():
-        columns, slots = np.array([entry.index for entry in members]), slots_of(part, members)
-        if is_micro or part not in PARTS:
-            last = len(counts) - 1 - np.argmax(counts[::-1, columns] != 0, axis=0)
-            result[slots] = values[last if slots.ndim == 1 else last[:, None], slots]
-            total[columns] = counts[last, columns]
-        else:
-            pieces = {one: values[:, slots_of(one, members)] for one in ("sum", part) if one in members[0].parts}
-            result[slots] = combine(part, pieces, counts[:, columns].clip(0))
-    squares, times = np.zeros(len(owners)), np.zeros(len(entries))
-    for batch, rows, numel in arrays:
+    width, num_entries = sum(sum(entry.widths) for entry in entries), len(entries)
+    arrays = [_arrays(batch, width, num_entries) for batch in batches]
+    values, counts = np.concatenate([one for one, _ in arrays]), np.concatenate([one for _, one in arrays])
+    row, numel = _merge_values(values, counts, entries)
+    squares, times = np.zeros(width), np.zeros(num_entries)
+    owners = np.repeat(np.arange(num_entries), [sum(entry.widths) for entry in entries])
+    for batch, (rows, numels) in zip(batches, arrays, strict=True):
         if isinstance(batch, MergedRows):
             squares[: len(batch.squares)] += batch.squares
             times[: len(batch.times)] += batch.times
         else:
-            squares += np.where(numel[:, owners] != 0, np.square(rows), 0.0).sum(0)
-            times += (numel != 0).sum(0)
-    return MergedRows(result, total.tolist(), squares, times)
+            squares += np.where(numels[:, owners] != 0, np.square(rows), 0.0).sum(0)
+            times += (numels != 0).sum(0)
+    return MergedRows(row, numel.tolist(), squares, times)
 
 
-def _arrays(batch: RowsOnHost, width: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
+def _merge_values(values: np.ndarray, counts: np.ndarray, entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
+    """[slots] float64 and [entries] numbers of elements, from [rows, slots] and [rows, entries]."""
+    row, numel = np.zeros(values.shape[1]), counts.clip(0).sum(0)
+    numel[(numel == 0) & (counts != 0).any(0)] = NO_ELEMENTS
+    groups: dict[tuple[str, bool], list[Entry]] = {}
+    for entry in entries:
+        for part in entry.parts:
+            groups.setdefault((part, entry.is_micro), []).append(entry)
+    for (part, is_micro), members in groups.items():
+        indices, slots = np.array([entry.index for entry in members]), slots_of(part, members)
+        if is_micro or part not in PARTS:
+            last = len(counts) - 1 - np.argmax(counts[::-1, indices] != 0, axis=0)
+            row[slots] = values[last if slots.ndim == 1 else last[:, None], slots]
+            numel[indices] = counts[last, indices]
+        else:
+            pieces = {one: values[:, slots_of(one, members)] for one in ("sum", part) if one in members[0].parts}
+            row[slots] = combine(part, pieces, counts[:, indices].clip(0))
+    return row, numel
+
+
+def _arrays(batch: SentRows, width: int, num_entries: int) -> tuple[np.ndarray, np.ndarray]:
     """[rows, slots] values and [rows, entries] numbers of elements, with zeros where rows are shorter than by now."""
     rows = batch.rows()
-    values, counts = np.zeros((len(rows), width)), np.zeros((len(rows), entries))
+    values, counts = np.zeros((len(rows), width)), np.zeros((len(rows), num_entries))
     for number, (row, count) in enumerate(zip(rows, batch.numel, strict=True)):
         values[number, : len(row)] = row
         counts[number, : len(count)] = count

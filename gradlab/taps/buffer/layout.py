@@ -19,7 +19,6 @@ NEVER, TRIAL, SAFE = -1, 0, 1
 NORM_IN_ONE = frozenset({torch.float32, torch.bfloat16, torch.float16})
 """Dtypes whose norm torch reduces in float32 straight into a slot."""
 
-
 NO_ELEMENTS = -1
 """In the counts of elements: a tensor was seen and is empty, where 0 says that none was seen."""
 
@@ -41,26 +40,32 @@ class Entry:
     is_norm: bool
     """Whether the norm is all that is wanted, which has a path of its own."""
     site: str
-    quantity: str
-    """`output`, `output_grad`, `weight`, `weight_grad`, `update`, with `@stage` where it is not `final`."""
+    label: str
+    """The quantity, with `@stage` where that is not `final`: `output`, `weight_grad`, `weight_grad@micro`, ..."""
     waits: int
     """Whether its small tensors wait to be reduced together: `NEVER`, `TRIAL` or `SAFE`."""
 
+    @property
+    def is_micro(self) -> bool:
+        """Whether it is of single backwards, of which the last one of a step is logged."""
+        return self.label.endswith("@micro")
+
 
 class Layout:
-    """Gives out slots. It only grows; entries keep their place."""
+    """The entries of a row, one behind the other. It only grows; entries keep their place."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.width = 0
+        """How many slots they take."""
 
-    def add(self, site: str, quantity: str, parts: tuple[str, ...], own: Mapping[str, Part] | None = None) -> Entry:
-        """New slots for a quantity of a site; `own` has the parts that are the user's."""
+    def add(self, site: str, label: str, parts: tuple[str, ...], own: Mapping[str, Part] | None = None) -> Entry:
+        """New slots for a labelled quantity of a site; `own` has the functions of parts that are not in `PARTS`."""
         functions = tuple(PARTS[part] if part in PARTS else (own or {})[part] for part in parts)
         widths = tuple(WIDTHS.get(part, 1) for part in parts)
         is_norm = parts == ("norm",)
-        waits = TRIAL if is_norm and quantity in ("output", "output_grad") else NEVER
-        entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, quantity, waits)
+        waits = TRIAL if is_norm and label in ("output", "output_grad") else NEVER
+        entry = Entry(len(self.entries), self.width, parts, functions, widths, is_norm, site, label, waits)
         self.width += sum(widths)  # before the entry is there: another thread may let its row grow meanwhile
         self.entries.append(entry)
         return entry
