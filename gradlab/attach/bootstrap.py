@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 
-def boot(sitecustomize: str) -> None:
+def start(sitecustomize: str) -> None:
     """Called by our `sitecustomize`, whose file is given."""
     _give_way(os.path.dirname(sitecustomize))
     if "torch" in sys.modules:

@@ -1,7 +1,7 @@
-"""The last lines of the command's own process: where results are, why there are none, and which rank failed.
+"""The last line of the command's own process, where that has trained nothing: where results are, or why there are none.
 
-Often that process trains nothing itself: it is a launcher such as torchrun, which ends after all that it has started
-and so knows what a rank zero that was killed could not write down. Imports no torch: it may be a process without it.
+Often it is a launcher such as torchrun, which ends after all that it has started and so knows what a rank zero that was
+killed could not write down. Imports no torch, and so is no part of `report`: it may be a process without it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from gradlab.attach.options import AttachOptions
-from gradlab.attach.rendezvous import take_address
+from gradlab.attach.rendezvous import take_noted_address
 from gradlab.launch.rank_failures import Failure, first_failure
 from gradlab.runs.folder import RunFolder
 
@@ -28,7 +28,7 @@ def close_command(
         nothing: what is said where no process has written results.
         failure: the rank that has failed, where this process knows.
     """
-    address = take_address(options)
+    address = take_noted_address(options)
     if address:
         _say(f"the results are with those of rank zero, {address}")
     elif not options.has_results():

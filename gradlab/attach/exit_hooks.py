@@ -1,9 +1,18 @@
-"""The end of an attached process: how it is noticed, with which code, and tracebacks without gradlab's frames.
+"""How the end of an attached process is noticed, with which exit code and why.
 
-`sys.exit`, `os._exit` and uncaught exceptions are seen on their way; their effect is theirs. A bare
-`raise SystemExit(n)` calls nothing that could be seen: no hook, and at exit it is gone. But once a script's last line
-has run, and before the interpreter looks at what the script has raised, it flushes standard error; by a `flush` on that
-object we are called then, and find the exception among all objects. A module that is run with `-m` is not flushed so.
+Belongs here: what is put around the ways in which a script can end; their effect stays theirs. Does not: what is done
+at the end (`watching`), and how errors are shown (`tracebacks`).
+
+`sys.exit`, `os._exit` and uncaught exceptions are seen by functions in their place. A bare `raise SystemExit(n)` calls
+nothing that could be replaced: no hook, and when `atexit` runs it is gone. But once a script's last line has run, and
+before the interpreter looks at what the script has raised, the interpreter flushes standard error; a `flush` of ours on
+that object is called then, and finds the exception among all objects. A module that is run with `-m` is not flushed so.
+
+Why not run the script ourselves, by `runpy` inside of try and except? It would no longer be the process that it is
+without gradlab. What is attached is often no script of this process: torchrun, a shell script and what they start are
+entered by `sitecustomize`, where `__main__` is Python's own to run. And where it is one, `runpy` changes what scripts
+rely on: `__main__.__spec__`, by which spawned children find the script again, the bottom of each traceback, what Ctrl-C
+interrupts, and threads and `atexit` functions that outlive the last line.
 """
 
 from __future__ import annotations
@@ -15,55 +24,52 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import gradlab
+from gradlab.attach.tracebacks import without_our_frames
 from gradlab.launch.rank_failures import Failure
 
-_OURS = str(Path(gradlab.__file__).parent) + os.sep
 
-
-class Ending:
-    """Calls `finish` once, at the end of the process in which it was installed or of a fork of it."""
+class ExitHooks:
+    """Call `finish` once, at the end of the process in which they were installed or of a fork of it."""
 
     def __init__(self, finish: Callable[[], None]) -> None:
         self._finish = finish
-        self._done = False
+        self._has_finished = False
         self.code = 0
         """The exit code, as far as it is known."""
         self.reason = "done"
-        """One sentence."""
+        """Why the process has ended, in a sentence."""
         self.failure: Failure | None = None
-        """In a launcher: the rank that failed."""
+        """In a launcher: the rank that has failed."""
 
     def install(self) -> None:
-        """Notice the end from now on."""
+        """Put them in place."""
         atexit.register(self.finish)
-        self._see_exit()
-        self._see_hard_exit()
-        self._see_exceptions()
-        self._see_last_flush()
+        self._hook_sys_exit()
+        self._hook_os_exit()
+        self._hook_exceptions()
+        self._hook_last_flush()
 
     def finish(self) -> None:
         """The process ends."""
-        if not self._done:
-            self._done = True
+        if not self._has_finished:
+            self._has_finished = True
             self._finish()
             if self.code == 130:
                 _interrupt_again()
 
     @property
     def is_over(self) -> bool:
-        """Whether the process has ended, as far as anybody is told."""
-        return self._done
+        """Whether `finish` has been called."""
+        return self._has_finished
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         """In a fork: nothing has ended here."""
-        self._done = False
+        self._has_finished = False
 
-    def _see_exit(self) -> None:
+    def _hook_sys_exit(self) -> None:
         leave = sys.exit
 
         def exit(status: Any = None, /) -> Any:
@@ -75,7 +81,7 @@ class Ending:
 
         sys.exit = exit
 
-    def _see_hard_exit(self) -> None:
+    def _hook_os_exit(self) -> None:
         leave = os._exit
 
         def _exit(status: int) -> Any:
@@ -85,7 +91,7 @@ class Ending:
 
         os._exit = _exit  # type: ignore[assignment]
 
-    def _see_exceptions(self) -> None:
+    def _hook_exceptions(self) -> None:
         show = sys.excepthook
 
         def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
@@ -98,7 +104,7 @@ class Ending:
 
         sys.excepthook = excepthook
 
-    def _see_last_flush(self) -> None:
+    def _hook_last_flush(self) -> None:
         stream = sys.stderr
         flush = getattr(stream, "flush", None)
         if flush is None:
@@ -106,7 +112,7 @@ class Ending:
 
         def flush_and_look() -> Any:
             flush()
-            if sys._getframe().f_back is None and not self._done:  # the interpreter itself has called
+            if sys._getframe().f_back is None and not self._has_finished:  # the interpreter itself has called
                 self._script_has_run()
 
         with contextlib.suppress(AttributeError):  # somebody's own stream with slots
@@ -132,7 +138,7 @@ def code_of(status: Any) -> int:
 
 
 def failed_rank(error: BaseException) -> Failure | None:
-    """The rank that torchrun's error (ChildFailedError) blames; None for any other error.
+    """The rank that torchrun's error (ChildFailedError) names as the cause; None for any other error.
 
     Of ranks that failed within a second, the one that a signal has killed: the others have lost their connection.
     """
@@ -153,30 +159,3 @@ def _interrupt_again() -> None:
         exec("raise KeyboardInterrupt")
     except KeyboardInterrupt:
         return
-
-
-def without_our_frames(error: BaseException, trace: TracebackType | None) -> TracebackType | None:
-    """The traceback of an error as it would be without gradlab; those of its causes are changed likewise, in place."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        one.__traceback__ = _stripped(trace if one is error else one.__traceback__)
-        waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
-    return error.__traceback__
-
-
-def _stripped(trace: TracebackType | None) -> TracebackType | None:
-    frames = []
-    while trace is not None:
-        frames.append(trace)
-        trace = trace.tb_next
-    kept = [one for one in frames if not one.tb_frame.f_code.co_filename.startswith(_OURS)]
-    following: TracebackType | None = None
-    # Where nothing but gradlab is in it, gradlab is what failed.
-    for one in reversed(kept or frames):
-        following = TracebackType(following, one.tb_frame, one.tb_lasti, one.tb_lineno)
-    return following

@@ -1,11 +1,8 @@
-"""Which model an optimizer trains: found when a module that owns its parameters is called for the first time, or else
-when the optimizer is about to step.
+"""Which model an optimizer trains: looked for when a module that owns its parameters is called for the first time, or
+else when the optimizer is about to step.
 
-Earlier, a model may still be moved, sharded or wrapped; later, its first step would be lost. Until then
-`Module.__call__` has a line more; torch's global module hooks would be too late, since a module's call is under way
-when they run.
-
-What counts as the model is decided here once, by `ModelSearch`:
+Earlier, a model may still be moved, sharded or wrapped; later, its first step would be lost. When to look is decided by
+`watching`; here is what counts as the model:
 
 - It **outlives a step**: a module that was built after the optimizer, as `Loss(net)` that a loop makes anew or the
   wrapper of an ODE solver, cannot be where the optimizer has its parameters from.
@@ -20,79 +17,16 @@ What counts as the model is decided here once, by `ModelSearch`:
 
 from __future__ import annotations
 
-import functools
 import gc
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from gradlab.attach.module_hooks import ModuleAges
 from gradlab.optimizers import parameters_of
 from gradlab.sites.names import unwrapped
-
-
-class FirstCall:
-    """Tells of each call of a module, before it begins, as long as it is on."""
-
-    def __init__(self, tell: Callable[[nn.Module], None]) -> None:
-        self.tell = tell
-        self._before: Any = None
-        self._ours: Any = None
-
-    def begin(self) -> None:
-        """Tell from now on."""
-        if self._ours is not None:
-            return
-        before = self._before = nn.Module.__call__
-        tell = self.tell
-
-        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            tell(module)
-            return before(module, *args, **kwargs)
-
-        self._ours = __call__
-        nn.Module.__call__ = __call__  # type: ignore[method-assign]
-
-    def end(self) -> None:
-        """No longer tell. What somebody has put on top of ours meanwhile stays."""
-        if self._ours is not None and nn.Module.__call__ is self._ours:
-            nn.Module.__call__ = self._before  # type: ignore[method-assign]
-            self._ours = None
-
-
-class Ages:
-    """Which modules were built after which moment.
-
-    A module that was copied or unpickled, or built before `install`, counts as old.
-    """
-
-    def __init__(self) -> None:
-        self.now = 0
-        self._born: dict[int, int] = {}  # by id: that of a module that is gone is overwritten by the next one there
-        self._is_installed = False
-
-    def install(self) -> None:
-        """Number the modules that are built from now on."""
-        if self._is_installed:
-            return
-        self._is_installed = True
-        build = nn.Module.__init__
-
-        @functools.wraps(build)
-        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-            if not torch.compiler.is_compiling():
-                self.now += 1
-                self._born[id(module)] = self.now
-            build(module, *args, **kwargs)
-
-        nn.Module.__init__ = __init__  # type: ignore[assignment, method-assign]
-
-    def is_younger(self, module: nn.Module, than: int) -> bool:
-        """Whether a module was built after a moment, which is a value of `now`."""
-        return self._born.get(id(module), 0) > than
 
 
 class ModelSearch:
@@ -100,11 +34,11 @@ class ModelSearch:
 
     Args:
         wanted: ids of the parameters.
-        called: the module whose call begins, where that is why somebody searches.
-        ages: which modules are how old.
+        called: the module whose call begins, where that is the reason to search.
+        ages: when modules were built.
     """
 
-    def __init__(self, wanted: set[int], called: nn.Module | None, ages: Ages) -> None:
+    def __init__(self, wanted: set[int], called: nn.Module | None, ages: ModuleAges) -> None:
         parents: dict[int, list[nn.Module]] = {}
         owners: list[nn.Module] = []
         self.owned: set[int] = set()

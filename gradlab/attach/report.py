@@ -1,4 +1,8 @@
-"""Where the results of an attached process go, and what is said at its end."""
+"""Where the results of an attached process go, and the summary at its end.
+
+Belongs here: the run folder or log folder, who claims it, what is written into it, and the printed summary. Does not:
+what the results are (`results`), and the last line of a command that has trained nothing itself (`closing`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,61 +22,14 @@ from typing import Any
 import torch
 
 from gradlab.attach.options import AttachOptions
-from gradlab.attach.rendezvous import ask, folder_at, tell
+from gradlab.attach.rendezvous import address_of_rank_zero, publish_address, visible_folder
+from gradlab.attach.results import ModelResults, total_steps
 from gradlab.errors import RunError
-from gradlab.frame import Finding
-from gradlab.launch.layer_table import Layer, layer_table
 from gradlab.launch.rank_failures import note_failure
 from gradlab.launch.summary import Summary
-from gradlab.monitor.monitor import Monitor
 from gradlab.runs.folder import RunFolder, read_json, write_json
 from gradlab.runs.lock import locked
 from gradlab.runs.record import append_attempt, devices, git_state, versions, write_record
-from gradlab.sinks.scalars import present_numbers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """What there is to say of one model once its training has ended."""
-
-    label: str
-    """The model's name, where a process trains several."""
-    steps: int
-    layers: tuple[Layer, ...]
-    findings: tuple[Finding, ...]
-    began: float = 0.0
-    ended: float = 0.0
-    """When its training began and ended, in seconds of the monotonic clock."""
-
-
-def total_steps(models: Sequence[Told]) -> int:
-    """How many steps a process has trained: the sum over models in turn; those that train together step together.
-
-    A generator and its critic with 40 steps each are 40 steps, three folds of 10 steps are 30.
-    """
-    total, together, until = 0, 0, -1.0
-    for one in sorted(models, key=lambda one: one.began):
-        if one.began >= until:
-            total, together = total + together, 0
-        together, until = max(together, one.steps), max(until, one.ended)
-    return total + together
-
-
-def told_of(monitor: Monitor, label: str, began: float, before: Told | None = None) -> Told:
-    """What a monitor knows at its end, as plain values: nothing of it keeps the model alive.
-
-    Args:
-        monitor: closed.
-        label: what the model is called.
-        began: when it was watched for the first time.
-        before: what was known when an earlier optimizer of the model was gone.
-    """
-    latest = present_numbers(monitor.latest())
-    findings = (*(before.findings if before else ()), *monitor.findings)
-    precision = monitor.matrix_precision
-    dtype = precision if isinstance(precision, torch.dtype) else None
-    layers = tuple(layer_table(monitor.inner, latest, findings, precision=dtype))
-    return Told(label=label, steps=monitor.step, layers=layers, findings=findings, began=began, ended=time.monotonic())
 
 
 class Report:
@@ -106,12 +63,12 @@ class Report:
             is_first = self._claim_run() if self.options.run else self._claim_logdir(root)
             self.events = root if is_first or self.world_size > 1 else root / f"process-{os.getpid()}"
             if self.world_size > 1:
-                tell(self.options)
+                publish_address(self.options)
         return self.events
 
     def _join(self) -> Path | None:
         """The event files' folder of rank zero, which may be on another node."""
-        folder = folder_at(ask(self.options), self.options)
+        folder = visible_folder(address_of_rank_zero(self.options), self.options)
         if folder is None or self.options.logdir:
             return folder
         self.joined = RunFolder(folder)
@@ -159,7 +116,7 @@ class Report:
 
     # A process that becomes another program (`exec`) is one run: the next program goes on with its steps.
 
-    def hand_on(self, models: Sequence[Told]) -> None:
+    def hand_on(self, models: Sequence[ModelResults]) -> None:
         """Write down how far this program has come, and the end of the run, should the next one not be Python."""
         kept = {"pid": os.getpid(), "steps": [one.steps for one in models]}
         if self.run is not None:
@@ -187,17 +144,17 @@ class Report:
         return True
 
     def discard(self) -> None:
-        """Nothing was watched after all: leave no empty run behind."""
+        """Nothing was watched after all: remove the empty run."""
         self._held.close()
         if self.run is not None:
             shutil.rmtree(self.run.path, ignore_errors=True)
 
-    def leave_word(self, *, code: int, reason: str) -> None:
-        """In another rank: where it has failed, rank zero may see no more than a lost connection."""
+    def note_own_failure(self, *, code: int, reason: str) -> None:
+        """In another rank: leave a note where it has failed, for rank zero may see no more than a lost connection."""
         if code and self.joined is not None and self.joined.path.is_dir():
             note_failure(self.joined, code=code, reason=reason)
 
-    def close(self, models: Sequence[Told], *, code: int, reason: str) -> None:
+    def close(self, models: Sequence[ModelResults], *, code: int, reason: str) -> None:
         """Print and keep the summary of all models, and how the process has ended."""
         summary = self._summary(models)
         if self.run is not None:
@@ -210,7 +167,7 @@ class Report:
         board = None if self.run else f"tensorboard --logdir {shlex.quote(str(self.events))}"
         print_summary(summary, file=sys.stderr, board=board)
 
-    def _summary(self, models: Sequence[Told]) -> Summary:
+    def _summary(self, models: Sequence[ModelResults]) -> Summary:
         labels = len(models) > 1
         layers = [replace(x, site=f"{one.label}: {x.site}") if labels else x for one in models for x in one.layers]
         run = Path(self.options.run) if self.options.run else Path(self.options.logdir)

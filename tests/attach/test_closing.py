@@ -11,7 +11,7 @@ import pytest
 from gradlab.attach.closing import close_command
 from gradlab.attach.exit_hooks import failed_rank
 from gradlab.attach.options import AttachOptions
-from gradlab.attach.rendezvous import _mark
+from gradlab.attach.rendezvous import note_file
 from gradlab.launch.rank_failures import Failure, note_failure
 from gradlab.runs.folder import RunFolder
 
@@ -69,7 +69,7 @@ def test_nobody_is_blamed_for_what_went_well(options: AttachOptions, run: RunFol
 def test_results_on_another_node_are_told_once(
     options: AttachOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _mark(options).write_text("first:/runs/train/y")
+    note_file(options).write_text("first:/runs/train/y")
     close(options, code=0)
     close(options, code=0)
     assert capsys.readouterr().err == (

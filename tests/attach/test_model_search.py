@@ -11,8 +11,9 @@ import torch
 from scripts import Script
 from torch import nn
 
-from gradlab.attach.model_search import Ages, ModelSearch
-from gradlab.attach.report import Told, total_steps
+from gradlab.attach.model_search import ModelSearch
+from gradlab.attach.module_hooks import ModuleAges
+from gradlab.attach.results import ModelResults, total_steps
 from gradlab.events.reader import read_events
 
 
@@ -41,20 +42,20 @@ def ids(*modules: nn.Module) -> set[int]:
 
 
 @pytest.fixture
-def ages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ages]:
+def ages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleAges]:
     """Ages of modules, for the time of a test."""
     monkeypatch.setattr(nn.Module, "__init__", nn.Module.__init__)
-    ages = Ages()
+    ages = ModuleAges()
     ages.install()
     return ages
 
 
-def models(wanted: set[int], called: nn.Module | None, ages: Ages, made: int | None = None) -> list[nn.Module]:
+def models(wanted: set[int], called: nn.Module | None, ages: ModuleAges, made: int | None = None) -> list[nn.Module]:
     """The models that are found for an optimizer that was made at `made`, by default just now."""
     return ModelSearch(wanted, called, ages).models_of(wanted, ages.now if made is None else made)
 
 
-def test_a_wrapper_that_is_younger_than_the_optimizer_is_not_the_model(ages: Ages) -> None:
+def test_a_wrapper_that_is_younger_than_the_optimizer_is_not_the_model(ages: ModuleAges) -> None:
     net = mlp()
     made = ages.now
     for wrapper in (Wrapper(net), Wrapper(net, scale=True), Wrapper(Wrapper(net))):
@@ -62,13 +63,13 @@ def test_a_wrapper_that_is_younger_than_the_optimizer_is_not_the_model(ages: Age
         assert models(ids(net), None, ages, made) == [net]
 
 
-def test_a_wrapper_that_was_there_before_is_the_model(ages: Ages) -> None:
+def test_a_wrapper_that_was_there_before_is_the_model(ages: ModuleAges) -> None:
     whole = Wrapper(mlp())
     assert models(ids(whole), whole.inner, ages) == [whole]
     assert models(ids(whole), None, ages) == [whole]
 
 
-def test_a_head_that_is_trained_alone_belongs_to_the_model_that_is_called(ages: Ages) -> None:
+def test_a_head_that_is_trained_alone_belongs_to_the_model_that_is_called(ages: ModuleAges) -> None:
     net = mlp()
     made = ages.now
     assert models(ids(net[2]), net, ages, made) == [net]
@@ -76,14 +77,14 @@ def test_a_head_that_is_trained_alone_belongs_to_the_model_that_is_called(ages: 
     assert models(ids(net[2]), net[2], ages, made) == [net[2]]
 
 
-def test_what_a_backward_has_reached_tells_the_model_where_nothing_was_called(ages: Ages) -> None:
+def test_what_a_backward_has_reached_tells_the_model_where_nothing_was_called(ages: ModuleAges) -> None:
     net = mlp()
     assert models(ids(net[2]), None, ages) == [net[2]]
     net(torch.randn(2, 4)).sum().backward()
     assert models(ids(net[2]), None, ages) == [net]
 
 
-def test_parameters_of_two_modules_have_two_models_and_those_of_none_have_none(ages: Ages) -> None:
+def test_parameters_of_two_modules_have_two_models_and_those_of_none_have_none(ages: ModuleAges) -> None:
     encoder, decoder = mlp(), nn.Linear(3, 4)
     loose = {id(torch.zeros(3))}
     assert models(ids(encoder, decoder) | loose, encoder, ages) == [encoder, decoder]
@@ -91,12 +92,12 @@ def test_parameters_of_two_modules_have_two_models_and_those_of_none_have_none(a
 
 
 def test_models_that_train_together_step_together() -> None:
-    told = [
-        Told(label="G", steps=40, layers=(), findings=(), began=0.0, ended=9.0),
-        Told(label="D", steps=20, layers=(), findings=(), began=1.0, ended=8.0),
-        Told(label="probe", steps=5, layers=(), findings=(), began=9.5, ended=9.9),
+    results = [
+        ModelResults(label="G", steps=40, layers=(), findings=(), began=0.0, ended=9.0),
+        ModelResults(label="D", steps=20, layers=(), findings=(), began=1.0, ended=8.0),
+        ModelResults(label="probe", steps=5, layers=(), findings=(), began=9.5, ended=9.9),
     ]
-    assert total_steps(told) == 45
+    assert total_steps(results) == 45
 
 
 TRAININGS = """

@@ -37,7 +37,7 @@ def test_another_rank_joins_a_folder_that_need_not_be_there_yet(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     report = Report(options, 1, 2)
     assert report.claim() == Path(options.run) / "tb"
-    report.leave_word(code=1, reason="it failed")
+    report.note_own_failure(code=1, reason="it failed")
     assert not Path(options.run).exists() and report.run is None
 
 

@@ -1,10 +1,10 @@
 """Imported by Python at the start of each process of an attached script; gives way to the machine's own."""
 
 try:
-    from gradlab.attach.bootstrap import boot
+    from gradlab.attach.bootstrap import start
 except ImportError as error:
     import sys
 
     print(f"gradlab: {sys.executable} is not watched: {error}", file=sys.stderr)
 else:
-    boot(__file__)
+    start(__file__)
