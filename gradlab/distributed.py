@@ -2,32 +2,39 @@
 
 Belongs here: what torch's process group says, and before there is one, the launcher's variables. Does not: messages
 between processes (`taps.across_ranks`, `launch.processes`, `attach.rendezvous`).
+
+torch is imported by the functions that ask it: the launcher's variables are read in processes without torch, too, such
+as a script without it that `gradlab attach` runs.
 """
 
 from __future__ import annotations
 
 import os
 
-import torch
-
 
 def has_group() -> bool:
     """Whether the processes know one another: torch's default process group has been made."""
+    import torch.distributed
+
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def own_rank() -> int:
     """This process's rank in its group, else the one that a launcher such as torchrun has given it, else 0."""
-    return torch.distributed.get_rank() if has_group() else int(os.environ.get("RANK", "0"))
+    return rank_in_group() if has_group() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
     """How many processes are in the group; 1 without one."""
+    import torch.distributed
+
     return torch.distributed.get_world_size() if has_group() else 1
 
 
 def rank_in_group() -> int:
     """This process's rank in its group; 0 without one, whatever a launcher has said."""
+    import torch.distributed
+
     return torch.distributed.get_rank() if has_group() else 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,3 +99,8 @@ def test_of_several_failures_the_rank_that_a_signal_killed_is_the_cause() -> Non
     assert blamed({0: 1, 1: -9, 2: -15}) == (1, "killed by signal 9")
     assert blamed({1: 3, 0: 1}) == (0, "left with exit code 1")
     assert failed_rank(ValueError("other")) is None
+
+
+def test_the_last_line_needs_no_torch():
+    code = "import sys, gradlab.attach.closing; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
