@@ -1,4 +1,4 @@
-"""The first lines of an attached process: leave no trace on `sys.path`, then wait until somebody imports torch.
+"""What runs first in an attached process: takes our folder off `sys.path` again, then waits for an import of torch.
 
 Only the standard library is imported here; a process that never imports torch pays a millisecond.
 """
@@ -15,17 +15,21 @@ from typing import Any
 
 
 def start(sitecustomize: str) -> None:
-    """Called by our `sitecustomize`, whose file is given."""
-    _give_way(os.path.dirname(sitecustomize))
+    """Called by our `sitecustomize`.
+
+    Args:
+        sitecustomize: its file.
+    """
+    _remove_from_path(os.path.dirname(sitecustomize))
     if "torch" in sys.modules:
-        _begin()
+        _begin_watching()
         return
     finder = _TorchFinder()
     sys.meta_path.insert(0, finder)
-    atexit.register(_say_unless_found, finder)
+    atexit.register(_say_if_not_imported, finder)
 
 
-def _give_way(folder: str) -> None:
+def _remove_from_path(folder: str) -> None:
     """Take our folder off `sys.path`, and import the `sitecustomize` that it has hidden, if there is one."""
     sys.path[:] = [path for path in sys.path if path != folder]
     ours = sys.modules.pop("sitecustomize", None)
@@ -39,10 +43,10 @@ def _give_way(folder: str) -> None:
 
 
 class _TorchFinder:
-    """Finds torch as the other finders do, and lets us know once it has been imported."""
+    """Finds torch as the other finders do, and begins to watch once it has been imported."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The spec of torch, whose loader also begins the session; None for everything else."""
+        """The spec of torch, whose loader also begins to watch; None for everything else."""
         if name != "torch":
             return None
         for finder in sys.meta_path:
@@ -60,13 +64,13 @@ class _TorchFinder:
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-                _begin()
+                _begin_watching()
 
         loader.exec_module = exec_module
 
 
-def _say_unless_found(finder: _TorchFinder) -> None:
-    """At the end of the command's own process: torch has never come."""
+def _say_if_not_imported(finder: _TorchFinder) -> None:
+    """At the end of the command's own process: say so where torch has not been imported."""
     if finder not in sys.meta_path:
         return
     from gradlab.attach.closing import close_command
@@ -77,7 +81,7 @@ def _say_unless_found(finder: _TorchFinder) -> None:
         close_command(options, code=0, reason="done", nothing="this script has not imported torch.")
 
 
-def _begin() -> None:
+def _begin_watching() -> None:
     try:
         from gradlab.attach.watching import begin
 

@@ -112,7 +112,7 @@ class ModelSearch:
         return known
 
 
-def touches(module: nn.Module, wanted: set[int]) -> bool:
+def has_any(module: nn.Module, wanted: set[int]) -> bool:
     """Whether a module has one of the parameters, and all that it has exist by now."""
     parameters = list(module.parameters())
     return any(id(p) in wanted for p in parameters) and not any(is_lazy(p) for p in parameters)

@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradlab.attach.exit_hooks import ExitHooks
 from gradlab.attach.made_optimizers import MadeOptimizers
-from gradlab.attach.model_search import ModelSearch, is_ready, touches
+from gradlab.attach.model_search import ModelSearch, has_any, is_ready
 from gradlab.attach.module_hooks import ModuleCalls
 from gradlab.attach.options import AttachOptions
 from gradlab.attach.watched_model import WatchedModel, class_name
@@ -48,7 +48,7 @@ def begin() -> None:
 
 
 class Session:
-    """All that is watched in this process."""
+    """The optimizers, models and monitors of this process. Nothing in it may raise into the script."""
 
     def __init__(self, options: AttachOptions) -> None:
         self.options = options
@@ -86,7 +86,7 @@ class Session:
         if unrelated is not None and unrelated() is module:
             return
         waiting = self._optimizers.waiting()
-        ours = [one for one in waiting if touches(module, parameter_ids([one]))]
+        ours = [one for one in waiting if has_any(module, parameter_ids([one]))]
         if ours:
             self._attach(ours, module)
         elif all(map(is_ready, waiting)):
@@ -107,9 +107,8 @@ class Session:
         """
         if self._optimizers.is_settled(optimizer) or self._is_busy or is_in_backward() or not is_ready(optimizer):
             return
-        self._attach(
-            [optimizer, *(one for one in self._optimizers.waiting() if one is not optimizer and is_ready(one))], None
-        )
+        others = [one for one in self._optimizers.waiting() if one is not optimizer and is_ready(one)]
+        self._attach([optimizer, *others], None)
         self._end_waiting()
 
     def _attach(self, optimizers: Sequence[Optimizer], called: nn.Module | None) -> None:
@@ -229,7 +228,7 @@ class Session:
 
     def optimizer_died(self, watched: WatchedModel) -> None:
         """Without an optimizer a model is not trained any more; holding on to it would cost its memory."""
-        if any(ref() is not None for ref in watched.optimizers):
+        if watched.has_optimizer:
             return
         self._close(watched)
         gc.collect()  # a monitor is full of cycles that would keep the model for a while
@@ -255,7 +254,7 @@ class Session:
             self._report.hand_on([one for one in results if one is not None])
 
     def go_on(self) -> None:
-        """It has stayed this program."""
+        """It has not become another program."""
         if self._report is not None:
             self._report.take_back()
 

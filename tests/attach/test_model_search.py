@@ -13,7 +13,6 @@ from torch import nn
 
 from gradlab.attach.model_search import ModelSearch
 from gradlab.attach.module_hooks import ModuleAges
-from gradlab.attach.results import ModelResults, total_steps
 from gradlab.events.reader import read_events
 
 
@@ -89,15 +88,6 @@ def test_parameters_of_two_modules_have_two_models_and_those_of_none_have_none(a
     loose = {id(torch.zeros(3))}
     assert models(ids(encoder, decoder) | loose, encoder, ages) == [encoder, decoder]
     assert models(loose, None, ages) == []
-
-
-def test_models_that_train_together_step_together() -> None:
-    results = [
-        ModelResults(label="G", steps=40, layers=(), findings=(), began=0.0, ended=9.0),
-        ModelResults(label="D", steps=20, layers=(), findings=(), began=1.0, ended=8.0),
-        ModelResults(label="probe", steps=5, layers=(), findings=(), began=9.5, ended=9.9),
-    ]
-    assert total_steps(results) == 45
 
 
 TRAININGS = """
