@@ -49,7 +49,7 @@ class _Armed(NamedTuple):
     reducer: RankReducer | None
 
 
-class Taken(NamedTuple):
+class StepValues(NamedTuple):
     """The values of a step, on their way to the host."""
 
     plan: Plan
@@ -139,7 +139,7 @@ class Engine:
         """Whether a backward had ended when watching began, and no optimizer has stepped since."""
         self._listener = _Listener(self)
         # Hooks on parameters have the recorder, and must not keep the model alive by it: the optimizer has them too.
-        self.recorder = Recorder([], _weakly(self._backward_ended), on_failure)
+        self.recorder = Recorder(_weakly(self._backward_ended), on_failure)
         self._use(self.parameters)
 
     def attach(self) -> None:
@@ -149,7 +149,7 @@ class Engine:
             self.rank_group.announce()
         listeners.append(self._listener)
         scripting.attach()
-        self.recorder.on_first_pass = _weakly(self._look_again)
+        self.recorder.call_at_first_pass(_weakly(self._look_again))
         self.recorder.watch_parameters()
 
     def detach(self) -> None:
@@ -158,7 +158,7 @@ class Engine:
         if self.rank_group is not None:
             self.rank_group.leave()
         self.recorder.start(None)
-        self.recorder.on_first_pass = None
+        self.recorder.call_at_first_pass(None)
         self.recorder.ignore_parameters()
         self.recorder.kept.clear()
         if is_among(self._listener, listeners):
@@ -220,7 +220,7 @@ class Engine:
         except Exception as error:
             self._failed("", error)
         if self._is_sharded:
-            self.recorder.on_first_pass = None
+            self.recorder.call_at_first_pass(None)
 
     def _model_changed(self) -> None:
         """Other modules or parameters: they are watched from now on, under the names that they have now."""
@@ -293,7 +293,8 @@ class Engine:
     def _backward_ended(self) -> None:
         if self._structure.is_lazy:  # they have got their shapes in the forward
             self._look_again()
-        self._backward_noticed(self.recorder.thrown_away > 0 or self.recorder.are_gone())
+        tasks = self.recorder.tasks
+        self._backward_noticed(tasks.num_thrown_away > 0 or tasks.are_gone())
         if self._in_backward is not None:
             self._end_step_in_backward(self._in_backward)
         elif self._armed is not None:
@@ -329,18 +330,18 @@ class Engine:
         if armed is None:
             return
         row = self.recorder.step_row()
-        if not self.recorder.committed:
+        if not self.recorder.tasks.committed:
             self._look_again()  # others may be called, or trained, by now than those that have shown nothing
             self.recorder.ignore_parameters()
             self.recorder.watch_parameters()
             if self._is_late:
                 armed.parameters.look_back(row)
         self._is_late = False
+        num_skipped = self.recorder.tasks.take_thrown_away()
         if scale is not None:
             self._note_scale(scale, optimizer, row, armed)
-            if self.recorder.thrown_away:
-                self._skipped(self.recorder.thrown_away)
-        self.recorder.thrown_away = 0
+            if num_skipped:
+                self._skipped(num_skipped)
         if getattr(optimizer, "grad_scale", None) is not None:
             self._fused.add("weight_grad@clipped")
         armed.parameters.before_update(row)
@@ -364,7 +365,7 @@ class Engine:
             except Exception as error:
                 self._failed("", error)
 
-    def take(self, step: int) -> Taken | None:
+    def take(self, step: int) -> StepValues | None:
         """Close the frame of a step and send it on its way; None where nothing was due.
 
         Raises:
@@ -375,10 +376,9 @@ class Engine:
         if self.rank_group is not None:
             self.rank_group.refuse_join(self.model)
         plan, reducer = self._armed.plan, self._armed.reducer
-        rows = self.recorder.rows()
-        own = HostCopy(rows, self.recorder.finished)
+        own = HostCopy(*self.recorder.rows())
         copy: Copy = own if reducer is None else reducer.reduce(own, step)
-        taken = Taken(plan, copy, frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused}))
+        taken = StepValues(plan, copy, frozenset({"weight_grad", "weight_grad@micro", "output_grad", *self._fused}))
         self._fused.clear()
         self._armed.parameters.step_ended()
         for memory in plan.memories:

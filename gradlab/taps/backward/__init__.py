@@ -1,5 +1,6 @@
 """The backward's side of a step: gradients of tensors, then of parameters, then the update.
 
-Start at recorder.py, which knows the passes of a step · hooks.py on tensors · segments.py checkpointed segments ·
-parameters.py at the edges of the update · steps_in_backward.py · sharded.py.
+Start at recorder.py, which all hooks call · passes.py forward passes and their rows · tasks.py which backwards count ·
+reruns.py and segments.py forwards inside a backward · hooks.py on tensors · parameters.py at the edges of the update ·
+steps_in_backward.py optimizers that step there · sharded.py gradients under FSDP2.
 """

@@ -1,55 +1,44 @@
-"""What waits for the gradient of a tensor: put on in the forward, called in the backward, holding no tensor itself.
+"""Hooks on the gradients of tensors: put on in the forward, called in the backward, holding no tensor themselves.
 
 A hook knows the pass that its tensor belongs to. Which row of slots it writes to is decided by the recorder, when the
 first gradient of a backward arrives at the pass.
+
+Not here: hooks on parameters (`parameters`, `recorder`), which are read when a backward has ended.
 """
 
 from __future__ import annotations
 
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from gradlab.autograd_engine import NO_TASK, next_node_number, task_id
+from gradlab.autograd_engine import task_id
 from gradlab.hooks.interpreter import has_function_modes, is_batched, must_not_record, num_dispatch_modes, own_ops
-from gradlab.sites.names import CallNumbers
+from gradlab.hooks.leaf_hooks import LeafHooks
+from gradlab.taps.backward.passes import Pass
 from gradlab.taps.buffer.layout import Entry
 from gradlab.taps.buffer.rows import Row
 
-if TYPE_CHECKING:
-    from gradlab.taps.backward.recorder import Recorder
-    from gradlab.taps.plan import Target
-
 _OURS = "gradlab"
-_order = count()
 
 
-class Pass:
-    """One forward pass: the row that its hooks write to, and rows for further backward passes through it."""
+class GradientRecorder(Protocol):
+    """What a hook on a gradient calls."""
 
-    __slots__ = (
-        "__weakref__", "first_node", "inside", "is_over", "modes", "named", "order", "row", "task", "task_row",
-        "task_rows", "unhooked",
-    )  # fmt: skip
+    @property
+    def leaf_hooks(self) -> LeafHooks:
+        """Takes the hooks of leaves, which no graph takes along when it is freed."""
 
-    def __init__(self, row: Row) -> None:
-        self.row = row
-        # Inside of an autograd function (reentrant checkpointing) gradients are off, and its node is there already.
-        self.first_node = next_node_number() - (not torch.is_grad_enabled())
-        self.order = next(_order)
-        self.is_over = False
-        """Whether a backward has come through it: what is called now belongs to another one."""
-        self.inside = NO_TASK
-        """The outermost backward that this forward ran in, if any."""
-        self.task = NO_TASK
-        self.modes = False
-        """Whether that task runs under modes of somebody's, which are the same all along."""
-        self.task_row = row
-        self.task_rows: dict[int, Row] = {}
-        self.named = CallNumbers()
-        self.unhooked: dict[str, list[Target | None]] = {}
+    @property
+    def failed(self) -> Callable[[str, BaseException], None]:
+        """Called with a site and the error of its tap."""
+
+    def enter_task(self, task: int, of_pass: Pass) -> None:
+        """The first gradient of a backward arrives at a pass: set the row that its hooks write to."""
+
+    def gradient_failed(self, entries: Sequence[Entry], row: Row, gradient: Tensor) -> None:
+        """The gradient of some sites could not be read for all of them."""
 
 
 class TensorHooks(dict[Any, Any]):
@@ -73,7 +62,9 @@ class GradHook:
     __slots__ = ("also", "entry", "number", "of_pass", "recorder")
     __torch_unserializable__ = True  # torch.save of a tensor needs no warning that this hook is left out
 
-    def __init__(self, recorder: Recorder, entry: Entry | None, of_pass: Pass, tensor: Tensor | None = None) -> None:
+    def __init__(
+        self, recorder: GradientRecorder, entry: Entry | None, of_pass: Pass, tensor: Tensor | None = None
+    ) -> None:
         """Wait for the gradient of a tensor, as it is now: before any in-place op that follows."""
         self.recorder = recorder
         self.entry = entry

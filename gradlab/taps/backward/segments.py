@@ -1,70 +1,23 @@
-"""Checkpointed segments: a forward that runs again inside the backward, and which calls of the first one it repeats.
+"""Checkpointed segments: which calls of the first forward are repeated by a part that runs again inside the backward.
 
 Reentrant checkpointing runs its first forward without a graph, so that gradients exist only for the tensors of the
-recomputation. They are put down to the calls that they repeat. A forward that a hook runs in a backward repeats
-nothing: it is a pass of its own (`recorder`).
+recomputation. They are recorded as those of the calls that they repeat.
+
+Not here: that something is a segment at all (`reruns`).
 """
 
 from __future__ import annotations
 
-import sys
-from enum import Enum
-from typing import TYPE_CHECKING
-
-import torch
 from torch import Tensor
 
 from gradlab.sites.names import CallNumbers
-from gradlab.taps.backward.hooks import GradHook, Pass
-
-if TYPE_CHECKING:
-    from gradlab.taps.backward.recorder import Recorder
-    from gradlab.taps.plan import Target
-
-
-_ENGINE = torch.autograd.graph._engine_run_backward.__code__
-FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-_FUNCTION = torch.autograd.function.BackwardCFunction.apply.__code__
-
-
-class RunBy(Enum):
-    """What runs a forward inside a backward."""
-
-    CHECKPOINT = 1
-    """Non-reentrant checkpointing, where an op asks for its saved tensors."""
-    FUNCTION = 2
-    """The backward of an autograd function: reentrant checkpointing, an invertible or an offloaded block."""
-    HOOK = 3
-    """A hook of the user's."""
-
-
-def run_by() -> RunBy:
-    """What runs the forward that this is called in, by the frames between here and the engine."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not _ENGINE:
-        code = frame.f_code
-        if code is _FUNCTION:
-            return RunBy.FUNCTION
-        if code.co_name == "unpack_hook" and code.co_filename.endswith("checkpoint.py"):
-            return RunBy.CHECKPOINT
-        frame = frame.f_back  # type: ignore[assignment]
-    return RunBy.HOOK
-
-
-def makes_a_graph() -> bool:
-    """Whether a graph comes of what runs now: with gradients on, or inside of an autograd function, which makes one."""
-    if torch.is_grad_enabled():
-        return True
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not _ENGINE:
-        if frame.f_code is FUNCTION_APPLY:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+from gradlab.taps.backward.hooks import GradHook, GradientRecorder
+from gradlab.taps.backward.passes import Pass
+from gradlab.taps.plan import Target
 
 
 class Segment:
-    """One checkpointed segment in recomputation: which calls of which sites have come by, and what they stand for."""
+    """One checkpointed segment that is being recomputed, and the calls of the first forward that it repeats."""
 
     __slots__ = ("calls", "key", "named", "of_pass", "reentrant", "rest", "targets")
 
@@ -77,7 +30,9 @@ class Segment:
         self.calls: dict[str, list[bool]] = {}
         """For each call of a site whether it has a graph now."""
         self.targets: dict[str, list[Target | None]] | None = None
+        """By site, the targets of the calls of the first forward that are repeated, once `claim` has found them."""
         self.rest: dict[str, int] = {}
+        """By site, how many earlier calls of the pass are left to segments that come later."""
 
     def claim(self) -> None:
         """Take the calls of the first forward that these are; called when all have come by.
@@ -108,11 +63,11 @@ class Segment:
 
 
 class SegmentHook(GradHook):
-    """The hook of a recomputed tensor: which call of the first forward it stands for is known once it fires."""
+    """The hook of a recomputed tensor: which call of the first forward it repeats is known once it is called."""
 
     __slots__ = ("base", "call", "segment")
 
-    def __init__(self, recorder: Recorder, segment: Segment, base: str, call: int, tensor: Tensor) -> None:
+    def __init__(self, recorder: GradientRecorder, segment: Segment, base: str, call: int, tensor: Tensor) -> None:
         super().__init__(recorder, None, segment.of_pass, tensor)
         self.segment, self.base, self.call = segment, base, call
 

@@ -36,12 +36,12 @@ class OpNode:
             return self
         number = self.counts[op]
         site = op_site(self.module_site, op, number)
-        target = plan.target(site) if type(result) is Tensor else Several(site)
+        target = plan.target(site) if type(result) is Tensor else SeveralTargets(site)
         child = self.next[function] = OpNode(self.module_site, self.counts + Counter((op,)), target)  # type: ignore[arg-type]
         return child
 
 
-class Several:
+class SeveralTargets:
     """Stands for the targets of a result that is no single tensor: they are looked up by name."""
 
     __slots__ = ("site",)
@@ -62,7 +62,7 @@ class Call:
         self.target: Target | None = None
 
 
-class Watch:
+class WatchedModule:
     """One module under one plan."""
 
     __slots__ = ("calls", "is_root", "name")
@@ -81,7 +81,7 @@ class Watch:
         return input_site(call.site, is_root=self.is_root)
 
 
-class Counts:
+class CallCounts:
     """How often each module was called in a pass (or in the recomputation of a segment), as one thread has called it.
 
     The last few scopes are remembered: a recomputation inside a forward must not begin the forward's count anew.
@@ -91,25 +91,25 @@ class Counts:
 
     def __init__(self) -> None:
         self._scope: object = None
-        self._now: dict[Watch, int] = {}
-        self._by_scope: dict[object, dict[Watch, int]] = {}
+        self._now: dict[WatchedModule, int] = {}
+        self._by_scope: dict[object, dict[WatchedModule, int]] = {}
 
-    def call(self, watch: Watch, scope: object) -> Call:
+    def call(self, module: WatchedModule, scope: object) -> Call:
         """The next call of a module in a scope."""
         if scope is not self._scope:
             self._turn_to(scope)
-        number = self._now.get(watch, 0)
-        self._now[watch] = number + 1
-        if number == len(watch.calls):
-            watch.calls.append(Call(numbered(watch.name, number + 1)))
-        return watch.calls[number]
+        number = self._now.get(module, 0)
+        self._now[module] = number + 1
+        if number == len(module.calls):
+            module.calls.append(Call(numbered(module.name, number + 1)))
+        return module.calls[number]
 
-    def running(self, watch: Watch, scope: object) -> Call | None:
+    def running(self, module: WatchedModule, scope: object) -> Call | None:
         """The call of a module that was entered last in a scope; None where it was not called there."""
         if scope is not self._scope:
             self._turn_to(scope)
-        number = self._now.get(watch, 0)
-        return watch.calls[number - 1] if number else None
+        number = self._now.get(module, 0)
+        return module.calls[number - 1] if number else None
 
     def _turn_to(self, scope: object) -> None:
         self._scope = scope

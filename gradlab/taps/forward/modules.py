@@ -1,233 +1,49 @@
-"""The hooks on the modules of a model for one plan: where the forward hands over the tensors that taps watch.
+"""All that one plan has on the modules of a model, and what a tensor that is seen there belongs to.
 
-A call hook sees each call of a module that owns a watched site, a function mode the functional ops inside, both for the
-steps alone on which a rule is due: arming 100 modules costs tens of microseconds, and on other steps no line of gradlab
-runs. A copy or a pickle of a watched model is an unwatched one.
+Hooks are on the modules that own a watched site, for the steps alone on which a rule is due: arming 100 modules costs
+tens of microseconds, and on other steps no line of gradlab runs. A copy or a pickle of a watched model is unwatched.
 
-Not here: what is done at a site (`plan`, `calls`), or with a tensor that comes by (`recorder`).
+Not here: the hooks themselves (`hooks`), which sites are watched (`plan`, `calls`), or what is done with a tensor
+(`backward.recorder`).
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from sys import getrefcount
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.autograd_engine import is_in_backward
-from gradlab.hooks.call_hooks import CallHook, Hook
+from gradlab.autograd_engine import NO_TASK, is_in_backward, task_id
+from gradlab.hooks.call_hooks import CallHook
 from gradlab.hooks.interpreter import (
     has_function_modes,
     in_functorch,
     must_not_record,
     num_dispatch_modes,
     outside_modes,
-    pop_function_mode,
-    push_function_mode,
     without_torch_function,
 )
 from gradlab.identity import IdentityDict, IdentitySet
-from gradlab.sites.leaves import first_differentiable, leaves
+from gradlab.sites.leaves import leaves
 from gradlab.sites.names import all_modules, unwrapped
 from gradlab.sites.ops import hides_its_ops
 from gradlab.sites.patterns import may_match, may_own_ops, names_inputs
-from gradlab.taps.backward.hooks import Pass
+from gradlab.taps.backward.passes import Pass
 from gradlab.taps.backward.recorder import Recorder
-from gradlab.taps.backward.segments import FUNCTION_APPLY, Segment
-from gradlab.taps.forward.calls import Call, Counts, OpNode, Several, Watch
+from gradlab.taps.backward.reruns import FUNCTION_APPLY
+from gradlab.taps.backward.segments import Segment
+from gradlab.taps.forward.calls import Call, SeveralTargets, WatchedModule
 from gradlab.taps.forward.compiled import Gates
+from gradlab.taps.forward.hooks import CALL_CODE, InputHook, ModuleCallHook, RootCallHook
+from gradlab.taps.forward.thread_state import ThreadState
 from gradlab.taps.plan import Plan, Target
 
 _is_grad_enabled = torch.is_grad_enabled
-
-
-class _Block(CallHook):
-    """A call of a module whose functional ops may be sites, or that has modules inside."""
-
-    __slots__ = ("hooks", "is_owner", "watch")
-
-    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: Watch, *, is_owner: bool) -> None:
-        super().__init__(module)
-        self.hooks, self.watch, self.is_owner = hooks, watch, is_owner
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if must_not_record():
-            return self.run_unwatched(args, kwargs)
-        if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
-            return copied(*args, **kwargs)
-        hooks = self.hooks
-        scope = hooks.scope()
-        if scope is None:
-            return self.inner(*args, **kwargs)
-        here = hooks.here
-        call = here.counts.call(self.watch, scope)
-        before = here.node
-        here.node = call.ops
-        if self.is_owner:
-            here.watch_ops()
-        try:
-            output = self.inner(*args, **kwargs)
-        finally:
-            here.node = before
-            if self.is_owner:
-                here.stop_watching_ops()
-        hooks.returned(self.watch, call, output, scope)
-        return output
-
-
-class _Leaf(CallHook):
-    """A call of a module whose ops are its own business."""
-
-    __slots__ = ("hooks", "watch")
-
-    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: Watch) -> None:
-        super().__init__(module)
-        self.hooks, self.watch = hooks, watch
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if must_not_record():
-            return self.run_unwatched(args, kwargs)
-        if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
-            return copied(*args, **kwargs)
-        hooks = self.hooks
-        scope = hooks.scope()
-        if scope is None:
-            return self.inner(*args, **kwargs)
-        here = hooks.here
-        call = here.counts.call(self.watch, scope)
-        before = here.node
-        here.node = None
-        is_hidden = here.watching > 0 and here.hide_ops()
-        try:
-            output = self.inner(*args, **kwargs)
-            hooks.returned(self.watch, call, output, scope)
-        finally:
-            here.node = before
-            if is_hidden:
-                here.show_ops()
-        return output
-
-
-_CALLS = (_Block.__call__.__code__, _Leaf.__call__.__code__)
-
-
-class _Root(CallHook):
-    """A call of the model as the user calls it, wrapped or not: a forward pass."""
-
-    __slots__ = ("hooks",)
-
-    def __init__(self, module: nn.Module, hooks: ModuleHooks) -> None:
-        super().__init__(module)
-        self.hooks = hooks
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if must_not_record():
-            return self.run_unwatched(args, kwargs)
-        if getrefcount(self) != self.references and (copied := self.call_of_copy()) is not None:
-            return copied(*args, **kwargs)
-        self.hooks.begin_root()
-        output = None
-        try:
-            output = self.inner(*args, **kwargs)
-            return output
-        finally:
-            self.hooks.end_root(output)
-
-
-class _Inputs(Hook):
-    """A pre-hook of a module whose inputs are watched: it sees them as other pre-hooks have left them."""
-
-    __slots__ = ("hooks", "module", "watch")
-
-    def __init__(self, module: nn.Module, hooks: ModuleHooks, watch: Watch) -> None:
-        self.module, self.hooks, self.watch = module, hooks, watch
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is not self.module or must_not_record():
-            return
-        scope = self.hooks.scope()
-        running = self.hooks.here.counts.running(self.watch, scope) if scope is not None else None
-        if scope is not None and running is not None:
-            values = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
-            self.hooks.see(self.watch.input_site(running), values, scope)
-
-
-class _OpWatcher(TorchFunctionMode):
-    """Sees each call of a torch function in user code; what the function calls inside is hidden from it."""
-
-    def __init__(self, hooks: ModuleHooks, here: _Here) -> None:
-        super().__init__()
-        self.hooks = hooks
-        self.here = here
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **kwargs) if kwargs else func(*args)
-        here = self.here
-        node = here.node
-        if node is not None:
-            child = node.next.get(func)
-            if child is None:
-                with without_torch_function():
-                    child = node.grow(func, result, self.hooks.plan)
-            if child is not node:
-                here.node = child
-                if child.target is not None:
-                    self.hooks.op(child.target, result)
-        return result
-
-
-class _Here(threading.local):
-    """Where the forward of this thread is: each thread that calls the model is in one of its own."""
-
-    def __init__(self, hooks: ModuleHooks) -> None:
-        self.node: OpNode | None = None
-        """Where the running module's ops are in their sequence; None where they are its own business."""
-        self.watching = 0
-        """How many modules under way want their functional ops seen."""
-        self.root_runs = 0
-        """How many calls of the model as the user calls it are under way."""
-        self.counts = Counts()
-        self._watcher = _OpWatcher(hooks, self)
-
-    def watch_ops(self) -> None:
-        """Report functional ops from now on, until as many calls of `stop_watching_ops`."""
-        if not self.watching:
-            self._watcher.__enter__()  # type: ignore[no-untyped-call]
-        self.watching += 1
-
-    def stop_watching_ops(self) -> None:
-        """The counterpart of `watch_ops`."""
-        if self.watching:
-            self.watching -= 1
-            if not self.watching:
-                self._watcher.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def hide_ops(self) -> bool:
-        """Report no ops until `show_ops`; False where that cannot be done, another mode being innermost."""
-        innermost = pop_function_mode()
-        if innermost is self._watcher:
-            return True
-        push_function_mode(innermost)
-        return False
-
-    def show_ops(self) -> None:
-        """The counterpart of `hide_ops`."""
-        push_function_mode(self._watcher)
-
-    def forget(self) -> None:
-        """Drop what a forward that was interrupted has left behind."""
-        self.node = None
-        while self.watching:
-            self.stop_watching_ops()
 
 
 class ModuleHooks:
@@ -238,11 +54,11 @@ class ModuleHooks:
         self.plan = plan
         self.recorder = recorder
         self.armed = False
-        self.here = _Here(self)
+        self.thread_state = ThreadState(self)
         self._call_hooks: IdentityDict[nn.Module, list[CallHook]] = IdentityDict()
-        self._input_hooks: list[tuple[nn.Module, int, _Inputs]] = []
-        self._known: dict[tuple[int, tuple[str, bool, bool]], _Leaf | _Block] = {}
-        self._root: _Root | None = None
+        self._input_hooks: list[tuple[nn.Module, int, InputHook]] = []
+        self._known: dict[tuple[int, tuple[str, bool, bool]], ModuleCallHook] = {}
+        self._root: RootCallHook | None = None
         self._register(names)
         self._gates = Gates(model, self.records_now, self.run_compiled)
         if self._gates.are_none():
@@ -314,7 +130,9 @@ class ModuleHooks:
             return False
         if is_in_backward():
             return bool(self.recorder.passes)
-        return self.recorder.here.current is not None if self.here.root_runs else torch.is_grad_enabled()
+        return (
+            self.recorder.thread_forward.current is not None if self.thread_state.root_runs else torch.is_grad_enabled()
+        )
 
     def _register(self, names: IdentityDict[nn.Module, str]) -> None:
         patterns = [p for rule in self.plan.tensor_rules for p in rule.patterns if not p.startswith("!")]
@@ -323,7 +141,7 @@ class ModuleHooks:
         owners = IdentitySet(m for m, name in names.items() if m not in opaque and may_own_ops(name, patterns))
         inside_owner = IdentitySet(m for owner in owners for m in all_modules(owner))
         inner = unwrapped(self.model)
-        known: dict[tuple[int, tuple[str, bool, bool]], _Leaf | _Block] = {}
+        known: dict[tuple[int, tuple[str, bool, bool]], ModuleCallHook] = {}
         for module, name in names.items():
             site = "output" if module is inner else name
             is_watched = any(may_match(pattern, site) for pattern in patterns)
@@ -334,62 +152,52 @@ class ModuleHooks:
             known[id(module), kind] = hook
             self._call_hooks.setdefault(module, []).append(hook)
             if wants_inputs:
-                self._input_hooks.append((module, _fresh_key(), _Inputs(module, self, hook.watch)))
+                self._input_hooks.append((module, _fresh_key(), InputHook(module, self, hook.watched)))
         self._known = known
         if not isinstance(self.model, torch.jit.ScriptModule):
-            self._root = self._root or _Root(self.model, self)
+            self._root = self._root or RootCallHook(self.model, self)
             self._call_hooks.setdefault(self.model, []).append(self._root)
 
     def _call_hook_for(
         self, module: nn.Module, name: str, is_opaque: bool, is_owner: bool, *, is_root: bool
-    ) -> _Leaf | _Block:
-        watch = Watch(name, is_root=is_root)
-        return _Leaf(module, self, watch) if is_opaque else _Block(module, self, watch, is_owner=is_owner)
+    ) -> ModuleCallHook:
+        watched = WatchedModule(name, is_root=is_root)
+        return ModuleCallHook(module, self, watched, hides_ops=is_opaque, owns_ops=is_owner)
 
     def begin_root(self) -> None:
         """The model as the user calls it starts a forward: a new pass, unless it calls itself or is recomputed."""
         if must_not_record():
             return
-        here = self.here
-        here.root_runs += 1
-        if here.root_runs > 1:
+        state = self.thread_state
+        state.root_runs += 1
+        if state.root_runs > 1:
             return
         if is_in_backward():
             self.recorder.inside_backward(whole=True)
             return
-        here.forget()
+        state.forget()
         self._is_unseen = False
-        if self.recorder.begin_pass() is None:
-            self.recorder.here.ignoring = True
+        self.recorder.begin_forward()
 
     def end_root(self, output: Any) -> None:
         """The model's forward ends; its output's gradient will tell that a backward reached this pass."""
         if must_not_record():
             return
-        here = self.here
-        here.root_runs -= 1
-        if here.root_runs > 0:
+        state = self.thread_state
+        state.root_runs -= 1
+        if state.root_runs > 0:
             return
         if is_in_backward():
             self.recorder.end_inner(output)
             return
-        here.root_runs = 0
-        here.forget()
-        recorded = self.recorder.here
-        current = recorded.current
-        if recorded.ignoring:
-            recorded.ignoring = False
-        elif output is not None and current is not None:
-            current.row.flush()
-            with without_torch_function():
-                tensor = first_differentiable(output)
-                if tensor is not None:
-                    self.recorder.watch_output(tensor, current)
+        state.root_runs = 0
+        state.forget()
+        self.recorder.end_forward(output)
 
     def begin_step(self) -> None:
         """A step begins: whatever a forward of this thread that was interrupted left behind is dropped."""
-        self.here.root_runs = 0
-        self.here.forget()
+        self.thread_state.root_runs = 0
+        self.thread_state.forget()
         if self._is_unseen:
             self._gates.search()
         self._install(module for module in self._gates.place() if module in self._call_hooks)
@@ -401,51 +209,51 @@ class ModuleHooks:
         A pass is begun where a part of the model is called by itself, with gradients on.
         """
         recorder = self.recorder
-        if is_in_backward():
+        if task_id() != NO_TASK:  # `is_in_backward` without its call, since this is asked at each call of a module
             return recorder.inside_backward()
-        here = recorder.here
-        if here.ignoring:
+        of_thread = recorder.thread_forward
+        if of_thread.ignoring:
             return None
-        is_whole = self.here.root_runs
+        is_whole = self.thread_state.root_runs
         if not is_whole and not _is_grad_enabled():
             return self._scope_without_gradients()
-        current = here.current
+        current = of_thread.current
         return current if current is not None and (is_whole or not current.is_over) else recorder.begin_pass()
 
     def _scope_without_gradients(self) -> Pass | None:
         """A part is called without gradients: it counts inside a call that does, or inside an autograd function."""
-        frame, current = sys._getframe(2), self.recorder.here.current
+        frame, current = sys._getframe(2), self.recorder.thread_forward.current
         if current is not None and current.is_over:
             current = None
         while frame is not None:
             if frame.f_code is FUNCTION_APPLY:
                 return current or self.recorder.begin_pass(has_graph=True)
-            if frame.f_code in _CALLS and current is not None and frame.f_locals.get("scope") is current:
+            if frame.f_code is CALL_CODE and current is not None and frame.f_locals.get("scope") is current:
                 return current
             frame = frame.f_back  # type: ignore[assignment]
         return None
 
-    def returned(self, watch: Watch, call: Call, output: Any, scope: Pass | Segment) -> None:
+    def returned(self, module: WatchedModule, call: Call, output: Any, scope: Pass | Segment) -> None:
         """A module has returned."""
         if output is None:
-            self.plan.without_tensors[watch.output_site(call)] = "NoneType"
+            self.plan.without_tensors[module.output_site(call)] = "NoneType"
             return
-        current = self.recorder.here.current
-        if scope is not current or current.is_over or is_in_backward():
+        current = self.recorder.thread_forward.current
+        if scope is not current or current.is_over or task_id() != NO_TASK:
             now = self.scope()
             if now is None:
                 return
             scope = now
         if type(output) is not Tensor:
-            self.see(watch.output_site(call), output, scope)
+            self.see(module.output_site(call), output, scope)
             return
         if not call.known:
-            call.target = self.plan.target(watch.output_site(call))
+            call.target = self.plan.target(module.output_site(call))
             call.known = True
         if call.target is not None:
             self.record(call.target, output, scope)
 
-    def op(self, target: Target | Several, result: Any) -> None:
+    def op(self, target: Target | SeveralTargets, result: Any) -> None:
         """A functional op that is a site has run."""
         scope = None if in_functorch() else self.scope()
         if scope is None:
