@@ -19,7 +19,7 @@ from gradlab.runs.folder import RunFolder
 def close_command(
     options: AttachOptions, *, code: int, reason: str, nothing: str, failure: Failure | None = None
 ) -> None:
-    """Say in one line what there is to say.
+    """Print the last line, and complete `exit.json` where rank zero could not.
 
     Args:
         options: of the command.

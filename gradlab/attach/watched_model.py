@@ -50,7 +50,7 @@ class WatchedModel:
         return any(ref() is not None for ref in self.optimizers)
 
     def results(self) -> ModelResults | None:
-        """Its results so far; None where its monitor could not tell them."""
+        """Its results so far; None where it has no monitor any more and none were kept."""
         if self.monitor is None:
             return self.earlier
         from gradlab.attach.results import results_of

@@ -33,7 +33,7 @@ class CountedOptimizers:
         each = [real for one in optimizer_list(given) for real in self._in_place_of(one)]
         hooked = [one for one in each if runs_hooks(one)]
         self.without_hooks = [(one, self._known_as(one)) for one in each if not runs_hooks(one)]
-        """Given objects whose `step` runs no hooks of torch's, each with what its steps are told for."""
+        """Given objects whose `step` runs no hooks of torch's, each with the object that the listener gets for it."""
         known = [*hooked, *(known_as for _, known_as in self.without_hooks)]
         self.given_names = [_name(one) for one in known]
         """The class names of what was given."""
@@ -58,7 +58,7 @@ class CountedOptimizers:
         return inside if runs_hooks(given) and inside else [given]
 
     def _known_as(self, given: Any) -> Any:
-        """What the steps of an object without hooks are told for: itself, or another where it cannot be looked into."""
+        """What the listener gets for an object without hooks: itself, or another where its parameters are unknown."""
         unknown = UnknownOptimizer(type(given).__name__, self._parameters)
         known_as = given if has_hooks(given) or self.owned(given) else unknown
         try:

@@ -1,7 +1,7 @@
 """How long a monitor lives that nobody keeps: as long as its model and, where any were given, one of the optimizers.
 
-Belongs here: who holds a strong reference to whom, and who a weak one. Does not: how a monitor is told that the process
-ends (`process_end`).
+Belongs here: who holds a strong reference to whom, and who a weak one. Does not: what is called when the process ends
+(`process_end`).
 """
 
 from __future__ import annotations

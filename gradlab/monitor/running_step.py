@@ -23,7 +23,7 @@ class RunningStep:
 
     Args:
         optimizer: whose it is.
-        always_ends: whether its end is told even where it raises, as hooks of torch's do not.
+        always_ends: whether its end is noticed even where it raises; hooks of torch's do not run then.
         is_wrapper: whether it is for others to step inside of it.
     """
 

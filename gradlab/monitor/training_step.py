@@ -157,7 +157,7 @@ class TrainingStep:
         self.engine.arm(self.number)
 
     def detach(self) -> None:
-        """Leave no hook on the model and its optimizers; with several ranks, tell the others so and wait for them."""
+        """Leave no hook on the model and its optimizers; with several ranks, let the others know and wait for them."""
         self.engine.detach()
         if self.jacobians is not None:
             self.jacobians.close()
@@ -171,7 +171,7 @@ class TrainingStep:
     def close(self, *, sinks_too: bool, failed: bool) -> None:
         """Detach, hand out what is under way, and finish the sinks (`sinks_too`: close them).
 
-        `failed` says that training ended by an error, so that nobody has to be told why there was no profile window.
+        `failed`: training ended by an error, so no warning says why there was no profile window.
         """
         self.way_back.held = self
         try:
