@@ -20,7 +20,7 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class Audit:
-    """One plain backward, made before the block is known."""
+    """One plain backward, made before the block is computed."""
 
     signs: Tensor
     """[rows] of ±1: v."""
@@ -60,5 +60,5 @@ def prepare_audit(problem: Problem, generator: torch.Generator) -> Audit | None:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The largest error of a right answer: the square root of the rounding unit (3e-4 in float32)."""
+    """The largest error of a right block: the square root of the rounding unit (3e-4 in float32)."""
     return float(torch.finfo(dtype).eps ** 0.5)

@@ -15,7 +15,7 @@ from gradlab.jacobians.audit import Audit
 from gradlab.jacobians.engines.columns import transposed
 from gradlab.jacobians.engines.problem import End, Problem, as_tensor
 from gradlab.jacobians.engines.rows import BatchedVjp, by_vmap
-from gradlab.jacobians.spectrum import Summary, leading, of_leading, summarise
+from gradlab.jacobians.spectrum import Summary, leading_singular_values, scalars_of_leading, summarise
 
 PRODUCTS = ("columns", "columns_math", "vmap")
 """The engines that give the products. The last one gives none with J, and so the norm alone."""
@@ -80,14 +80,14 @@ def estimate(problem: Problem, top: int, audit: Audit, generator: torch.Generato
     """
     transpose = transposed(problem)
     operators = [Operator(problem, sample, transpose) for sample in problem.samples]
-    error = _audited(operators[audit.block or 0], audit)
+    error = _audit_error(operators[audit.block or 0], audit)
     return [_summary(operator, top, generator) for operator in operators], error
 
 
 def estimate_norms(problem: Problem, top: int, audit: Audit, generator: torch.Generator) -> tuple[list[Summary], float]:
     """`estimate` without singular values, where the backward has no derivative, so that there is no product with J."""
     operators = [Operator(problem, sample, None) for sample in problem.samples]
-    error = _audited(operators[audit.block or 0], audit)
+    error = _audit_error(operators[audit.block or 0], audit)
     return [_norm_summary(estimate_frobenius(operator, generator)) for operator in operators], error
 
 
@@ -97,7 +97,7 @@ def _norm_summary(norm: tuple[float, float, float]) -> Summary:
     return Summary(scalars, torch.empty(0, device="cpu"), complete=False)
 
 
-def _audited(operator: Operator, audit: Audit) -> float:
+def _audit_error(operator: Operator, audit: Audit) -> float:
     """The larger error of vᵀJ by the batched product against a plain backward, and of v·Ju for u along that."""
     expected = audit.expected.double()
     scale = torch.linalg.vector_norm(expected)
@@ -119,10 +119,10 @@ def _summary(operator: Operator, top: int, generator: torch.Generator) -> Summar
     fro, low, high = estimate_frobenius(operator, generator)
     width = min(top + 8, rows, cols)
     start = torch.randn(width, cols, generator=generator, device="cpu").to(like.device, like.dtype)
-    sigma = leading(operator.mv, operator.rmv, start, top)
+    sigma = leading_singular_values(operator.mv, operator.rmv, start, top)
     finite = bool(torch.isfinite(sigma).all()) and math.isfinite(fro)
     scalars = {"nonfinite": float(not finite), "fro": fro, "fro_lo": low, "fro_hi": high}
-    return Summary(scalars | of_leading(sigma, fro), sigma, complete=False)
+    return Summary(scalars | scalars_of_leading(sigma, fro), sigma, complete=False)
 
 
 def _exact(operator: Operator) -> Summary:

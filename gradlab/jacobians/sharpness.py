@@ -1,4 +1,4 @@
-"""Sharpness: the largest eigenvalues of the loss Hessian by the parameters, from Hessian-vector products."""
+"""Sharpness: the largest eigenvalues of the loss Hessian by the parameters, by Lanczos on Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -59,22 +59,7 @@ def loss_sharpness(
     given = {"model": model, "loss": loss, "top": top, "products": products, "tolerance": tolerance}
     check_arguments("loss_sharpness()", _ARGUMENTS, given | {"mode": mode, "seed": seed, "label": label}, JacobianError)
     with isolated(model, mode=mode, requires_grad=_trained) as core, plain_kernels(), torch.enable_grad():
-        wanted = _trained(core)
-        if not wanted:
-            raise JacobianError("sharpness: no parameter of the model requires grad.")
-        value = loss(core)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise JacobianError("sharpness: the loss must be a scalar tensor that depends on the model's parameters.")
-        if not torch.isfinite(value):
-            raise JacobianError(f"sharpness: the loss is {float(value.detach())}, so there is no curvature to measure.")
-        try:
-            grads = torch.autograd.grad(value.reshape(()), wanted, create_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            raise JacobianError(f"sharpness: the gradient of this loss has no derivative: {error}") from error
-        used = [(g, p) for g, p in zip(grads, wanted, strict=True) if g is not None and g.requires_grad]
-        if not used:
-            raise JacobianError("sharpness: the loss is linear in the parameters, or its gradient has no derivative.")
-        values, residual = _lanczos(_Hessian(*zip(*used, strict=True)), top, products, tolerance, seed)
+        values, residual = _lanczos(_hessian(core, loss), top, products, tolerance, seed)
     return JacobianBlock(
         of="loss",
         wrt="parameters",
@@ -104,6 +89,26 @@ def _trained(core: nn.Module) -> list[nn.Parameter]:
     return [p for p in core.parameters() if p.requires_grad]
 
 
+def _hessian(core: nn.Module, loss: Loss) -> _Hessian:
+    """The Hessian of a loss by those trained parameters that it does not depend on linearly."""
+    parameters = _trained(core)
+    if not parameters:
+        raise JacobianError("sharpness: no parameter of the model requires grad.")
+    value = loss(core)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise JacobianError("sharpness: the loss must be a scalar tensor that depends on the model's parameters.")
+    if not torch.isfinite(value):
+        raise JacobianError(f"sharpness: the loss is {float(value.detach())}, so there is no curvature to measure.")
+    try:
+        grads = torch.autograd.grad(value.reshape(()), parameters, create_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise JacobianError(f"sharpness: the gradient of this loss has no derivative: {error}") from error
+    used = [(g, p) for g, p in zip(grads, parameters, strict=True) if g is not None and g.requires_grad]
+    if not used:
+        raise JacobianError("sharpness: the loss is linear in the parameters, or its gradient has no derivative.")
+    return _Hessian(*zip(*used, strict=True))
+
+
 class _Hessian:
     """v ↦ Hv on flat vectors."""
 
@@ -124,21 +129,21 @@ def _lanczos(hessian: _Hessian, top: int, products: int, tolerance: float, seed:
     """The `top` largest Ritz values, and the relative residual of the first."""
     like = hessian.parameters[0]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    vector = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed), device="cpu").to(
-        like.device, dtype
-    )
-    basis = [vector / torch.linalg.vector_norm(vector)]
+    start = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed), device="cpu")
+    start = start.to(like.device, dtype)
+    basis = [start / torch.linalg.vector_norm(start)]
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     ritz, residual = np.zeros(1), float("nan")
     for _ in range(min(products, hessian.size)):
-        fresh = hessian(basis[-1])
-        diagonal.append(float(fresh @ basis[-1]))
-        for _ in range(2):
-            for one in basis:
-                fresh = fresh - (one @ fresh) * one
-        norm = float(torch.linalg.vector_norm(fresh))
-        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+        product = hessian(basis[-1])
+        diagonal.append(float(product @ basis[-1]))
+        for _ in range(2):  # Once more, since the first subtraction leaves its own rounding behind.
+            for vector in basis:
+                product = product - (vector @ product) * vector
+        norm = float(torch.linalg.vector_norm(product))
+        tridiagonal = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
+        values, vectors = np.linalg.eigh(tridiagonal)
         kept = min(top, len(values))
         ritz = values[::-1][:kept]
         scale = max(abs(values).max(), np.finfo(np.float32).tiny)
@@ -146,6 +151,6 @@ def _lanczos(hessian: _Hessian, top: int, products: int, tolerance: float, seed:
         residual = float(residuals[0])
         if norm <= 1e-6 * scale or (len(values) > top and residuals.max() < tolerance):
             break
-        beside.append(norm)
-        basis.append(fresh / norm)
+        off_diagonal.append(norm)
+        basis.append(product / norm)
     return ritz, residual

@@ -1,4 +1,4 @@
-"""Numbers that sum up a Jacobian: its Frobenius norm and what its singular values say."""
+"""The spectrum of a matrix: its singular values, and the numbers that sum it up: norm, condition number, ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a matrix amounts to."""
+    """The numbers that sum up a matrix."""
 
     scalars: dict[str, float]
     """`nonfinite` (count), `fro`, and of the singular values σ: `sigma_1`, `sigma_min`, `cond` = σ₁/σ_min,
@@ -50,11 +50,11 @@ def summarise(matrix: Tensor, top: int = 8) -> Summary:
         return Summary({"nonfinite": nonfinite} | dict.fromkeys(names, math.nan), torch.empty(0, device="cpu"))
     if complete:
         sigma = singular_values(matrix)
-        return Summary({"nonfinite": 0.0, "fro": fro} | of_all(sigma, fro), sigma)
+        return Summary({"nonfinite": 0.0, "fro": fro} | scalars_of_all(sigma, fro), sigma)
     start = torch.randn(top + 8, matrix.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")
     values = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
-    sigma = leading(lambda u: u @ values.T, lambda v: v @ values, start.to(values), top)
-    return Summary({"nonfinite": 0.0, "fro": fro} | of_leading(sigma, fro), sigma, complete=False)
+    sigma = leading_singular_values(lambda u: u @ values.T, lambda v: v @ values, start.to(values), top)
+    return Summary({"nonfinite": 0.0, "fro": fro} | scalars_of_leading(sigma, fro), sigma, complete=False)
 
 
 def singular_values(matrix: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _gram(short: Tensor) -> Tensor:
     return gram
 
 
-def leading(mv: Product, rmv: Product, start: Tensor, top: int, passes: int = 5) -> Tensor:
+def leading_singular_values(mv: Product, rmv: Product, start: Tensor, top: int, passes: int = 5) -> Tensor:
     """The `top` largest singular values by block Krylov (Musco and Musco 2015), [top] float64 on the host.
 
     Right to about a percent on flat spectra, where sketches without passes are ten percent off, and far better on
@@ -107,21 +107,21 @@ def leading(mv: Product, rmv: Product, start: Tensor, top: int, passes: int = 5)
     basis = torch.linalg.qr(start.T).Q.T
     images = newest = mv(basis)
     for _ in range(passes):
-        pulled = fresh = rmv(newest)
+        products = directions = rmv(newest)
         for _ in range(2):  # Once more, since the first subtraction leaves its own rounding behind.
-            fresh = fresh - (fresh @ basis.T) @ basis
-        q, r = torch.linalg.qr(fresh.T)
+            directions = directions - (directions @ basis.T) @ basis
+        q, r = torch.linalg.qr(directions.T)
         # What lies in the basis already comes back as rounding: it is no new direction.
-        is_new = r.diagonal().abs() > 1e3 * torch.finfo(r.dtype).eps * torch.linalg.vector_norm(pulled)
+        is_new = r.diagonal().abs() > 1e3 * torch.finfo(r.dtype).eps * torch.linalg.vector_norm(products)
         if not is_new.any():
             break
-        fresh = q.T[is_new]
-        newest = mv(fresh)
-        basis, images = torch.cat([basis, fresh]), torch.cat([images, newest])
+        directions = q.T[is_new]
+        newest = mv(directions)
+        basis, images = torch.cat([basis, directions]), torch.cat([images, newest])
     return torch.linalg.svdvals(images.double().cpu())[:top]
 
 
-def of_all(sigma: Tensor, fro: float) -> dict[str, float]:
+def scalars_of_all(sigma: Tensor, fro: float) -> dict[str, float]:
     """The scalars of all singular values, [k] largest first."""
     first, last = float(sigma[0]), float(sigma[-1])
     if first == 0:
@@ -137,7 +137,7 @@ def of_all(sigma: Tensor, fro: float) -> dict[str, float]:
     }
 
 
-def of_leading(sigma: Tensor, fro: float) -> dict[str, float]:
+def scalars_of_leading(sigma: Tensor, fro: float) -> dict[str, float]:
     """The scalars of the leading singular values and the norm. No condition number: that takes the smallest one too."""
     first = float(sigma[0])
     return {"sigma_1": first, "stable_rank": (fro / first) ** 2 if first > 0 else 0.0}

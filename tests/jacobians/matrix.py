@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @dataclass(frozen=True)
 class Row:
-    """A module, its input, how close the answer has to be, and what it is compared with."""
+    """A module, its input, how close the Jacobian has to be, and what it is compared with."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Other people's answers: torchjd, gradcheck, SciPy, and a rank form that never makes the matrix."""
+"""Against other libraries: torchjd, gradcheck, SciPy, and outer products that never make the matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth growth: exact against the product of Jacobians, and the view that tells a good start from a bad one."""
+"""Depth growth: exact against the product of Jacobians, and the view that separates a good start from a bad one."""
 
 from __future__ import annotations
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gradlab
-from gradlab.errors import GradlabWarning, JacobianError
+from gradlab.errors import GradlabWarning
 from gradlab.frame import JacobianBlock
-from gradlab.jacobians.engines.fallback import Fallback
 from gradlab.jacobians.options import JacobianSlice
 from gradlab.jacobians.subgraph import parameter_named
 from gradlab.sinks import MemorySink
@@ -270,14 +269,6 @@ def test_looking_for_a_parameter_computes_none() -> None:
     found = parameter_named(nn.Sequential(layer), "0.parametrizations.weight.original")
     assert found is layer.parametrizations.weight.original
     assert torch.equal(layer.parametrizations.weight[0]._u, before)
-
-
-def test_a_live_slice_has_a_block() -> None:
-    with pytest.raises(JacobianError, match="block=False needs mode='replay'"):
-        live("output", "input", block=False)
-    with pytest.raises(JacobianError, match="train and probe are for mode='replay'"):
-        live("output", "input", probe="validation")
-    assert Fallback().engine == ""
 
 
 def test_taps_see_the_same_with_probes_on() -> None:

@@ -1,4 +1,4 @@
-"""Norm and leading singular values without the block, and what becomes of slices whose memory runs out."""
+"""Norm and leading singular values without the block."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import nn
 
 import gradlab
 from gradlab.jacobians import matrix_free
-from gradlab.jacobians.engines import fallback
 from gradlab.jacobians.engines.columns import transposed
 from gradlab.jacobians.engines.fallback import Fallback
-from gradlab.jacobians.engines.problem import Problem
 from gradlab.jacobians.matrix_free import Operator, estimate_frobenius
 from gradlab.jacobians.measure import replayed_problem
 from gradlab.jacobians.options import Slice
@@ -78,40 +76,6 @@ def test_through_fused_attention_plain_kernels_are_used() -> None:
     block = gradlab.jacobian(layer, x, block=False, top=2)
     assert block.engine == "columns_math"
     np.testing.assert_allclose(block.singular_values, gradlab.jacobian(layer, x).singular_values[:2], rtol=0.02)
-
-
-def test_exhausted_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-    vmap = fallback.ENGINES["vmap"]
-
-    def small(problem: Problem) -> torch.Tensor:
-        tried.append(problem.chunk)
-        if problem.chunk > 10:
-            raise torch.OutOfMemoryError("out of memory")
-        return vmap(problem)
-
-    monkeypatch.setitem(fallback.ENGINES, "vmap", small)
-    block = gradlab.jacobian(MODEL, X[:1], rows=40, chunk=64)
-    assert tried == [64, 20, 10]
-    np.testing.assert_allclose(block.values, gradlab.jacobian(MODEL, X[:1], rows=40, engine="loop").values, atol=1e-14)
-
-
-def test_memory_that_does_not_suffice_for_one_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(problem: Problem) -> torch.Tensor:
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setitem(fallback.ENGINES, "vmap", never)
-    with pytest.raises(gradlab.GradlabError, match=r"memory does not suffice for one row .*give fewer samples"):
-        gradlab.jacobian(MODEL, X, rows=3)
-
-
-def test_a_probe_batch_larger_than_memory_is_an_error() -> None:
-    class Hungry(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(gradlab.GradlabError, match="does not fit in memory; give fewer than these 5 samples"):
-        gradlab.jacobian(Hungry(3, 3), torch.randn(5, 3))
 
 
 def test_estimates_are_cheaper_than_the_block() -> None:

@@ -7,11 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import gradlab
-from gradlab.jacobians.engines import fallback
-from gradlab.jacobians.engines.problem import Problem
 from gradlab.jacobians.options import JacobianSlice
 from gradlab.jacobians.replayed import ReplayedSlice
 
@@ -47,21 +45,6 @@ def test_the_model_of_the_moment_is_measured() -> None:
     with torch.no_grad():
         net.weight.add_(1)
     assert np.array_equal(probe.measure(1).values, net.weight.detach().numpy())
-
-
-def test_an_engine_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-
-    def failing(problem: Problem) -> Tensor:
-        tried.append(1)
-        raise NotImplementedError("no batching rule")
-
-    monkeypatch.setitem(fallback.ENGINES, "vmap", failing)
-    probe = ReplayedSlice(JacobianSlice(of="output", wrt="input"), model(), torch.randn(2, 4))
-    blocks = [probe.measure(step) for step in range(3)]
-    assert len(tried) == 1
-    assert {block.engine for block in blocks} == {"is_grads_batched"}
-    assert {block.notes for block in blocks} == {("vmap refused: NotImplementedError: no batching rule",)}
 
 
 def test_an_input_without_samples_is_measured_whole() -> None:

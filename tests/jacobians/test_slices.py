@@ -1,4 +1,4 @@
-"""Which slice is asked for: sites, parameters, rows, columns, weights, samples, and what the axes are called."""
+"""Which slice is measured: sites, parameters, rows, columns, weights, samples, and what the axes are called."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradlab
+from gradlab.errors import JacobianError
 from gradlab.frame import JacobianBlock
 from gradlab.jacobians.engines import problem as problem_module
 from gradlab.jacobians.engines.fallback import Fallback
@@ -134,7 +135,7 @@ def test_by_a_parameter_frozen_or_not(name: str, frozen: bool) -> None:
     assert all(p.requires_grad is not frozen for p in model.parameters())
 
 
-def test_a_shared_parameter_answers_to_both_names() -> None:
+def test_a_shared_parameter_has_both_names() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
     model[2].weight = model[0].weight
     x = torch.randn(1, 4)
@@ -233,6 +234,23 @@ def test_several_arguments_and_keywords() -> None:
     expected = torch.einsum("oij,i->oj", bilinear.weight, x[0]).detach()
     equal(values(bilinear, (x, y), wrt="input[1]"), expected, 1e-6)
     equal(values(bilinear, {"input1": x, "input2": y}, wrt="input[1]"), expected, 1e-6)
+
+
+def test_groups_are_means_of_their_entries() -> None:
+    model = nn.Linear(4, 6).double()
+    block = gradlab.jacobian(model, torch.randn(1, 4).double(), groups={"even": [0, 2, 4], "last": [-1]})
+    weight = model.weight.detach()
+    expected = torch.stack([weight[::2].mean(0), weight[5]])
+    torch.testing.assert_close(torch.tensor(block.values), expected)
+    assert block.row_names == ("even", "last")
+    with pytest.raises(JacobianError, match=r"groups\['far'\]: index 9 is out of range"):
+        gradlab.jacobian(model, torch.randn(1, 4).double(), groups={"far": [9]})
+
+
+def test_indices_may_come_from_any_iterable_even_one_that_can_be_gone_through_once() -> None:
+    layer = nn.Linear(4, 6)
+    block = gradlab.jacobian(layer, torch.randn(1, 4), rows=iter([0, -1]), cols=torch.tensor([3, 1]))
+    equal(block.values, layer.weight.detach()[[0, 5]][:, [3, 1]])
 
 
 def test_half_precision_comes_as_float32() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradlab.jacobians import spectrum
-from gradlab.jacobians.spectrum import leading, singular_values, summarise
+from gradlab.jacobians.spectrum import leading_singular_values, singular_values, summarise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -100,5 +100,5 @@ def test_block_krylov_finds_the_leading_singular_values(decay: float, shape: tup
     sigma = torch.arange(1, k + 1, dtype=torch.float64) ** -decay
     matrix = u * sigma @ v.T
     start = torch.randn(16, shape[1], generator=generator, dtype=torch.float64)
-    found = leading(lambda rows: rows @ matrix.T, lambda rows: rows @ matrix, start, 8)
+    found = leading_singular_values(lambda rows: rows @ matrix.T, lambda rows: rows @ matrix, start, 8)
     torch.testing.assert_close(found, sigma[:8], rtol=0.02, atol=0)

@@ -1,4 +1,4 @@
-"""Random numbers that are afterwards what they were before: torch's on each device, Python's and NumPy's."""
+"""Generators of random numbers, put back afterwards: torch's on each device, Python's and NumPy's."""
 
 from __future__ import annotations
 
