@@ -103,6 +103,7 @@ class HostCopy:
         num_entries, width = indices.max() + 1, slots.max() + 1
         seen = np.stack([padded(np.array(one), num_entries)[indices] for one in self.numel]) != 0
         norms = np.stack([padded(row, width)[slots] for row in rows]).astype(np.float64)
+        seen &= ~np.isnan(norms)  # a backward whose gradient a hook has cleaned since
         if self.merged is not None:
             seen[1] = False  # of all these one norm was left
         squares, times = np.where(seen, np.square(norms), 0.0).sum(0), seen.sum(0).astype(np.float64)
