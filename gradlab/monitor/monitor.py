@@ -35,8 +35,8 @@ from gradlab.perf.phases import Phase
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.sites.names import parameter_names, unwrapped
-from gradlab.taps.engine import check_taps
 from gradlab.taps.rule import Tap
+from gradlab.taps.unmatched import check_taps
 from gradlab.torch_arguments import OPTIMIZER
 from gradlab.values import few
 

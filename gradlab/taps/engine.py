@@ -7,19 +7,18 @@ the monitor's, which calls what is here outside of the modes of others (`interpr
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from gradlab.errors import TapError, did_you_mean, shortlist, warn
+from gradlab.errors import TapError, did_you_mean, shortlist
 from gradlab.identity import is_among
 from gradlab.optimizers import LossScale
 from gradlab.sites.named import listeners
 from gradlab.sites.names import module_names, parameter_names
-from gradlab.sites.patterns import require_match
 from gradlab.taps.across_ranks.tensor_parallel import combinable
 from gradlab.taps.backward.parameters import ParameterWatch, measurable
 from gradlab.taps.backward.recorder import Recorder
@@ -29,11 +28,11 @@ from gradlab.taps.buffer.rows import Row
 from gradlab.taps.buffer.transfer import HostCopy
 from gradlab.taps.forward.modules import ModuleHooks
 from gradlab.taps.forward.torchscript import scripting
-from gradlab.taps.plan import PARAMETER_QUANTITIES, Plan
-from gradlab.taps.rule import Tap, check_own_stats
+from gradlab.taps.plan import Plan
+from gradlab.taps.rule import Tap
 from gradlab.taps.series import Copy
 from gradlab.taps.structure import Structure, weights_are_lent
-from gradlab.taps.unmatched import unmatched, why_unmatched
+from gradlab.taps.unmatched import PatternReport
 
 if TYPE_CHECKING:
     from gradlab.taps.across_ranks.group import RankGroup
@@ -122,7 +121,6 @@ class Engine:
         self.on_model_changed: Callable[[], None] | None = None
         """Called when the model has been found to have other modules or parameters than before."""
         self.rank_group = rank_group
-        self._strict = strict
         self._optimizers = optimizers
         self._failed = on_failure
         self._backward_noticed = on_backward
@@ -134,7 +132,7 @@ class Engine:
         self._in_backward: StepsInBackward | None = None
         self._plans: dict[tuple[int, ...], _Armed] = {}
         self._armed: _Armed | None = None
-        self._seen_once: set[int] = set()
+        self._patterns = PatternReport(strict=strict)
         self._is_late = False
         """Whether a backward had ended when watching began, and no optimizer has stepped since."""
         self._listener = _Listener(self)
@@ -391,31 +389,4 @@ class Engine:
         Raises:
             TapError: so it is, and `strict`.
         """
-        for rule in plan.rules:
-            if id(rule) in self._seen_once or is_of_parameters(rule):
-                continue
-            self._seen_once.add(id(rule))
-            names = [*plan.targets, *self.parameters]
-            for pattern in unmatched(rule, names):
-                reason = why_unmatched(pattern, names, self.model, plan.without_tensors)
-                if self._strict:
-                    raise TapError(reason)
-                warn(f"a tap saw nothing in its first step: {reason}")
-
-
-def is_of_parameters(rule: Tap) -> bool:
-    """Whether a rule is of nothing but parameters, whose names are known at once."""
-    return all(quantity in PARAMETER_QUANTITIES for quantity in rule.quantities)
-
-
-def check_taps(taps: Sequence[Tap], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuse patterns for parameters that match none, and stats that cannot be told apart.
-
-    Raises:
-        TapError: the message has the near misses.
-    """
-    check_own_stats(taps)
-    for rule in taps:
-        if is_of_parameters(rule):
-            for pattern in rule.patterns:
-                require_match(pattern, list(parameters))
+        self._patterns.report(plan, self.parameters, self.model)
