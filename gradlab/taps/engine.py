@@ -158,7 +158,7 @@ class Engine:
         self.recorder.start(None)
         self.recorder.call_at_first_pass(None)
         self.recorder.ignore_parameters()
-        self.recorder.kept.clear()
+        self.recorder.forget_kept()
         if is_among(self._listener, listeners):
             listeners.remove(self._listener)
             scripting.detach()

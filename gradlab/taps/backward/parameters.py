@@ -33,7 +33,7 @@ class ParameterWatch:
     ) -> None:
         """Read these parameters, of sharded ones (DTensor) the piece of this rank.
 
-        A parameter that cannot be read, or whose gradient cannot, is left aside by itself; `on_failure` is told of it.
+        A parameter that cannot be read, or whose gradient cannot, is left aside by itself; `on_failure` is called with it.
         """
         failed = _Failures(on_failure)
         self.final = Quantity(parameters, plan, "weight_grad", failed)
@@ -169,7 +169,7 @@ def _local_gradient(parameter: Any, gradient: Any) -> Any:
 
 
 def measurable(parameters: dict[str, nn.Parameter], *, across_ranks: bool) -> dict[str, nn.Parameter]:
-    """The parameters whose numbers can be told: the norm of a piece must not be shown as that of the whole."""
+    """The parameters whose numbers are known as a whole: the norm of a piece must not be shown as that of the whole."""
     left_out = {name: why for name, p in parameters.items() if (why := _why_not(p, across_ranks=across_ranks))}
     if left_out:
         name, why = next(iter(left_out.items()))
@@ -182,12 +182,12 @@ class _Failures:
 
     def __init__(self, on_failure: Callable[[str, BaseException], None]) -> None:
         self._on_failure = on_failure
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def unreadable(self, reasons: Mapping[str, str]) -> None:
         """Some parameters have no numbers, by what they are."""
-        fresh = {name: why for name, why in reasons.items() if name not in self._told}
-        self._told |= fresh.keys()
+        fresh = {name: why for name, why in reasons.items() if name not in self._reported}
+        self._reported |= fresh.keys()
         for why in dict.fromkeys(fresh.values()):
             names = [name for name, reason in fresh.items() if reason == why]
             what = f"{len(names)} parameters are" if len(names) > 1 else "a parameter is"
@@ -195,8 +195,8 @@ class _Failures:
 
     def __call__(self, errors: Mapping[str, Exception]) -> None:
         """Of some parameters something could not be computed."""
-        fresh = {name: error for name, error in errors.items() if name not in self._told}
-        self._told |= fresh.keys()
+        fresh = {name: error for name, error in errors.items() if name not in self._reported}
+        self._reported |= fresh.keys()
         alike: dict[str, list[str]] = {}
         for name, error in fresh.items():
             alike.setdefault(str(error), []).append(name)

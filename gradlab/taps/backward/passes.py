@@ -67,7 +67,7 @@ class Passes:
 
     def __init__(self) -> None:
         self.parameters: Sequence[Tensor] = ()
-        """The model's, which tell on which device it is now."""
+        """The model's; it is on the device that they are on."""
         self._plan: Plan | None = None
         self._all: list[Pass] = []
         self._first: Pass | None = None

@@ -119,7 +119,7 @@ class Recorder:
             self.thread_forward.ignoring = True
 
     def end_forward(self, output: Any) -> None:
-        """It returns `output`, or raises (None): the gradient of its output will tell that a backward reached it."""
+        """It returns `output`, or raises (None): a hook on its output will notice the backward."""
         of_thread = self.thread_forward
         current = of_thread.current
         if of_thread.ignoring:
@@ -178,6 +178,10 @@ class Recorder:
         if tensor.requires_grad and tensor.grad_fn is not None:
             tensor.retain_grad()
         self.kept[site] = tensor
+
+    def forget_kept(self) -> None:
+        """Let go of the tensors that taps keep."""
+        self.kept.clear()
 
     def _is_by_the_way(self, site: str) -> bool:
         """Whether integers came along: tokens among inputs, the indices of a sort, not chosen by their own name."""

@@ -8,7 +8,7 @@ outermost one.
 
 Gradients that were thrown away before an optimizer has used them (a skipped step) void the backwards that made them.
 
-Belongs here: what the gradients of parameters and their versions tell. Does not: rows and passes (`passes`).
+Belongs here: what follows from the gradients of parameters and their versions. Does not: rows and passes (`passes`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tasks:
         """How often gradients were thrown away that no optimizer had used, since the last `take_thrown_away`."""
         self._open: dict[int, list[int | None] | None] = {}
         """Those under way, outermost first, with the versions of all gradients when each was noticed; None where a task
-        counts whatever the gradients tell."""
+        counts whatever becomes of the gradients."""
         self._used: set[int] = set()
         """Those whose gradients an optimizer of this step has used: to throw these away voids nothing."""
         self._left: list[tuple[nn.Parameter, int]] = []

@@ -21,7 +21,7 @@ from gradlab.taps.forward.thread_state import ThreadState
 
 
 class ForwardReceiver(Protocol):
-    """Who is told of the calls of modules."""
+    """What hooks on modules call."""
 
     @property
     def thread_state(self) -> ThreadState:
@@ -48,7 +48,7 @@ class ModuleCallHook(CallHook):
 
     Args:
         module: the module.
-        receiver: is told what it returns.
+        receiver: gets what it returns.
         watched: the module under this plan.
         hides_ops: the functional ops inside are its own business.
         owns_ops: they may be sites, so that they have to be seen.

@@ -180,7 +180,7 @@ class ModuleHooks:
         self.recorder.begin_forward()
 
     def end_root(self, output: Any) -> None:
-        """The model's forward ends; its output's gradient will tell that a backward reached this pass."""
+        """The model's forward ends; a hook on its output will notice that a backward reached this pass."""
         if must_not_record():
             return
         state = self.thread_state

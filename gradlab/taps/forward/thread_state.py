@@ -20,7 +20,7 @@ from gradlab.taps.plan import Plan, Target
 
 
 class OpReceiver(Protocol):
-    """Who is told of functional ops that are sites."""
+    """Gets the results of functional ops that are sites."""
 
     @property
     def plan(self) -> Plan:
