@@ -33,7 +33,7 @@ class ParameterWatch:
     ) -> None:
         """Read these parameters, of sharded ones (DTensor) the piece of this rank.
 
-        A parameter that cannot be read, or whose gradient cannot, is left aside by itself; `on_failure` is called with it.
+        A parameter that cannot be read, or whose gradient cannot, is left out alone; `on_failure` is called with it.
         """
         failed = _Failures(on_failure)
         self.final = Quantity(parameters, plan, "weight_grad", failed)
