@@ -15,7 +15,7 @@ FLOORS = [
     ["errors", "values", "arrays", "arguments", "tags", "frame"],
     ["identity", "distributed", "autograd_engine", "optimizers", "torch_arguments", "doctor"],
     ["stats", "events", "data", "hooks", "sites"],
-    ["taps", "nonfinite", "perf", "jacobians", "sinks", "diagnose", "board"],
+    ["taps", "nonfinite", "perf", "jacobians", "sinks", "diagnose", "facts", "board"],
     ["profiling"],
     ["monitor", "config"],
     ["lightning", "integrations", "models", "runs"],

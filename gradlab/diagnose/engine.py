@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradlab.diagnose.context import LossGraph
 from gradlab.diagnose.rules import numbers, ranks
+from gradlab.diagnose.rules.loss import double_activation
 from gradlab.diagnose.rules.signal import ZeroGradients
 from gradlab.frame import Finding, Frame
 
@@ -25,6 +27,14 @@ class Diagnosis:
     def look(self, frame: Frame) -> list[Finding]:
         """The new findings of a frame."""
         return [*self._nonfinite(frame), *self._zero_gradients.look(frame), *self._odd_ranks(frame)]
+
+    def look_at_loss(self, step: int, graph: LossGraph) -> list[Finding]:
+        """The new findings about the graph of a loss."""
+        finding = double_activation(step, graph)
+        if finding is None or finding.kind in self._said:
+            return []
+        self._said.add(finding.kind)
+        return [finding]
 
     def _nonfinite(self, frame: Frame) -> Iterator[Finding]:
         finding = numbers.first(frame)

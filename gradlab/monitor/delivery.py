@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradlab.diagnose import Diagnosis
+from gradlab.diagnose.context import LossGraph
 from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
 from gradlab.frame import Finding, Frame, JacobianBlock, Metrics, Series
 from gradlab.sinks import Sink
@@ -119,15 +120,23 @@ class Delivery:
         self._frames.append(frame)
         for sink in list(self.sinks):
             self._guarded(sink, sink.frame, frame)
+        self._diagnose(lambda diagnosis: diagnosis.look(frame), frame.step, frame.wall_time)
+
+    def loss_graph(self, graph: LossGraph, step: int) -> None:
+        """Diagnose the graph of a loss, just before its backward."""
+        self._diagnose(lambda diagnosis: diagnosis.look_at_loss(step, graph), step, None)
+
+    def _diagnose(self, look: Callable[[Diagnosis], list[Finding]], step: int, wall_time: float | None) -> None:
+        """Report what the diagnosis finds; it alone is switched off where it fails."""
         try:
-            findings = self._diagnosis.look(frame) if self._diagnoses else []
+            findings = look(self._diagnosis) if self._diagnoses else []
         except Exception as error:
             if self._strict:
                 raise
             self._diagnoses, findings = False, []
-            warn(f"the diagnosis was switched off at step {frame.step}: {type(error).__name__}: {error}")
+            warn(f"the diagnosis was switched off at step {step}: {type(error).__name__}: {error}")
         for finding in findings:
-            self.report(finding, frame.wall_time)
+            self.report(finding, wall_time)
 
     def report(self, finding: Finding, wall_time: float | None = None) -> None:
         """Add a finding and hand it to the sinks."""

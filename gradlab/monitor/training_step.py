@@ -17,8 +17,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from gradlab.diagnose.context import LossGraph
 from gradlab.distributed import world_size
 from gradlab.errors import TapError, warn
+from gradlab.facts.backward_facts import BackwardFacts
 from gradlab.frame import Finding
 from gradlab.hooks.call_hooks import Hook
 from gradlab.hooks.interpreter import must_not_record, outside_modes, own_ops
@@ -121,6 +123,9 @@ class TrainingStep:
         self.engine.on_model_changed = weakly(self._model_changed)
         delivery.on_loss = weakly(self._frames_lost)
         self.jacobians = self._schedule(jacobians, probe) if jacobians else None
+        self._facts = BackwardFacts(
+            model, weakly(self._known_parameters), weakly(self._loss_graph_read), weakly(self._facts_failed)
+        )
 
     def _schedule(self, jacobians: Sequence[Measurement], probe: Any) -> Schedule:
         """What measures Jacobians; imported only where there are any."""
@@ -145,6 +150,7 @@ class TrainingStep:
             if self.jacobians.wants():
                 self._handles.append(self.model.register_forward_pre_hook(TakeProbe(self.way_back), with_kwargs=True))
         self.engine.attach()
+        self._facts.attach()
         if self.guard is not None:
             self.guard.attach()
         if self.performance is not None:
@@ -159,6 +165,7 @@ class TrainingStep:
     def detach(self) -> None:
         """Leave no hook on the model and its optimizers; with several ranks, let the others know and wait for them."""
         self.engine.detach()
+        self._facts.detach()
         if self.jacobians is not None:
             self.jacobians.close()
         if self.guard is not None:
@@ -315,6 +322,17 @@ class TrainingStep:
         self.steps.parameters_changed()
         if self.performance is not None:
             self.performance.model_changed()
+
+    def _known_parameters(self) -> dict[str, nn.Parameter]:
+        return self.engine.parameters
+
+    def _loss_graph_read(self, graph: LossGraph) -> None:
+        self.delivery.loss_graph(graph, self.number)
+
+    def _facts_failed(self, error: BaseException) -> None:
+        if self._strict:
+            raise error
+        warn(f"reading the graph of the loss was switched off: {type(error).__name__}: {error}")
 
     def _updates_skipped(self, count: int) -> None:
         self._report_skipped(count, before=self.number)
