@@ -7,16 +7,16 @@ from gradlab.frame import Finding
 
 _SENTENCES = {
     ("LogSoftmax", "Softmax"): (
-        "the outputs go through a softmax, and then through the softmax that cross_entropy (or log_softmax) applies "
+        "the outputs go through a softmax{place}, and then through the softmax that cross_entropy (or log_softmax) applies "
         "itself",
         "Give the loss the outputs from before the softmax.",
     ),
     ("NllLoss", "Softmax"): (
-        "nll_loss is given probabilities of a softmax where it expects their logarithms",
+        "nll_loss is given probabilities of a softmax{place} where it expects their logarithms",
         "Use log_softmax in place of softmax, or cross_entropy on the outputs from before it.",
     ),
     ("BinaryCrossEntropyWithLogits", "Sigmoid"): (
-        "the outputs go through a sigmoid, and then through the sigmoid that binary_cross_entropy_with_logits applies "
+        "the outputs go through a sigmoid{place}, and then through the sigmoid that binary_cross_entropy_with_logits applies "
         "itself",
         "Give the loss the outputs from before the sigmoid.",
     ),
@@ -30,6 +30,7 @@ def double_activation(step: int, graph: LossGraph) -> Finding | None:
     Its place is the module that applies the activation, where there is one such module only.
     """
     site = graph.activation_modules[0] if len(graph.activation_modules) == 1 else ""
+    place = f" (module {site!r})" if site else ""
     for pair in graph.loss_activations:
         if pair in _SENTENCES:
             what, remedy = _SENTENCES[pair]
@@ -37,7 +38,7 @@ def double_activation(step: int, graph: LossGraph) -> Finding | None:
                 step=step,
                 kind="double_softmax",
                 site=site,
-                message=f"{what}: its gradients are a fraction of what they should be.",
+                message=f"{what.format(place=place)}: its gradients are a fraction of what they should be.",
                 advice=remedy,
             )
     return None
