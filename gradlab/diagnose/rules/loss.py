@@ -7,8 +7,8 @@ from gradlab.frame import Finding
 
 _SENTENCES = {
     ("LogSoftmax", "Softmax"): (
-        "the outputs go through a softmax{place}, and then through the softmax that cross_entropy (or log_softmax) applies "
-        "itself",
+        "the outputs go through a softmax{place}, and then through the softmax that cross_entropy (or log_softmax) "
+        "applies itself",
         "Give the loss the outputs from before the softmax.",
     ),
     ("NllLoss", "Softmax"): (
@@ -16,8 +16,8 @@ _SENTENCES = {
         "Use log_softmax in place of softmax, or cross_entropy on the outputs from before it.",
     ),
     ("BinaryCrossEntropyWithLogits", "Sigmoid"): (
-        "the outputs go through a sigmoid{place}, and then through the sigmoid that binary_cross_entropy_with_logits applies "
-        "itself",
+        "the outputs go through a sigmoid{place}, and then through the sigmoid that binary_cross_entropy_with_logits "
+        "applies itself",
         "Give the loss the outputs from before the sigmoid.",
     ),
 }
