@@ -37,8 +37,8 @@ def test_a_softmax_before_cross_entropy_is_said_once_with_its_module():
     (finding,) = train(classifier(nn.Softmax(1)))
     assert (finding.kind, finding.site, finding.step, finding.severity) == ("double_softmax", "3", 0, "warning")
     assert finding.message == (
-        "the outputs go through a softmax (module '3'), and then through the softmax that cross_entropy (or log_softmax) "
-        "applies itself: its gradients are a fraction of what they should be."
+        "the outputs go through a softmax (module '3'), and then through the softmax that cross_entropy (or "
+        "log_softmax) applies itself: its gradients are a fraction of what they should be."
     )
     assert finding.advice == "Give the loss the outputs from before the softmax."
 
