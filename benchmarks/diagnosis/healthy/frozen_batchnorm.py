@@ -1,6 +1,6 @@
 """Fine-tuning of a network whose pretrained batch norms stay in evaluation mode on purpose.
 
-Healthy: the statistics were made by the pretraining in this script and fit the data. May fool rules on batch norm
+Healthy: the statistics come from the pretraining in this script, and are left as they are. May fool rules on batch norm
 that is in eval while training, and on frozen parameters. Measured, seeds 0 to 2, fine-tuning: loss from 1.42,
 1.53, 1.49 to 0.011, 0.014, 0.035.
 """
