@@ -1,4 +1,8 @@
-"""The facts of the first backwards of a training, each read just before its backward begins."""
+"""The facts of the first backwards of a training, each read just before its backward begins.
+
+Belongs here: which backwards are looked at. Does not: what is read of a graph (`loss_graph`), or what follows from it
+(`diagnose.rules`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from gradlab.hooks.interpreter import must_not_record
 from gradlab.sites.names import module_names
 
 _READ_AT = (1, 3, 9, 27)
-"""The first graph may be of a warm-up or a pre-training; later ones are looked at as well, ever more rarely."""
+"""Which backwards are read, those of other models in between counted too: the first may be of a pre-training."""
 _MOST_MISSES = 100
 """After so many backwards in a row that reach nothing of the model, no further one is looked at."""
 _MODULES = {"Softmax": (nn.Softmax, nn.Softmax2d), "Sigmoid": (nn.Sigmoid,)}

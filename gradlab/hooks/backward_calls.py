@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 Listener = Callable[[Any], None]
-"""A bound method, called with what a backward is about to start from: a tensor or several. It must not raise."""
+"""A bound method, called with what a backward is about to start from: a tensor or several. It may raise only where the
+backward is to fail."""
 
 _listeners: list[weakref.WeakMethod[Listener]] = []
 """State of the process, which keeps nothing alive."""

@@ -25,8 +25,3 @@ def muting() -> Iterator[None]:
     finally:
         with _lock:
             depth -= 1
-
-
-def is_muted() -> bool:
-    """Whether a `muting` block is open."""
-    return depth > 0
