@@ -1,10 +1,13 @@
 """Small classifiers and their synthetic data, shared by the faulty scripts: what they train, never what is wrong.
 
 `classifier(net)` makes a model whose last layer is `head`; `batches(net)` makes its endless stream of `x, y`, which
-draws from torch's global generator, so that `torch.manual_seed` before both fixes a run.
+draws from torch's global generator, so that `torch.manual_seed` before both fixes a run. `arguments(NETS)` reads
+the options that all scripts have and seeds torch.
 """
 
+import argparse
 import math
+from collections import OrderedDict
 from itertools import pairwise
 
 import torch
@@ -12,6 +15,17 @@ from torch import nn
 
 NETS = ("mlp", "conv", "transformer", "gru")
 CLASSES = 8
+
+
+def arguments(nets, steps=150):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--net", choices=list(nets), default=next(iter(nets)))
+    parser.add_argument("--repaired", action="store_true", help="the same training without the fault")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=steps)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    return args
 
 
 class MLP(nn.Module):
@@ -92,13 +106,13 @@ def classifier(net, **sizes):
 
 
 def batches(net, size=128):
-    """Endless `x, y` of one kind of data: clusters (mlp), gratings (conv), token bags (transformer), tones (gru)."""
+    """Endless `x, y`: clusters (mlp), gratings (conv, resnet), token bags (transformer) or tones (gru, wave)."""
     centres = torch.randn(2, CLASSES, 16)  # two clusters a class: not linearly separable
     while True:
         y = torch.randint(CLASSES, (size,))
         if net == "mlp":
             x = centres[torch.randint(2, (size,)), y] + 0.8 * torch.randn(size, 16)
-        elif net == "conv":
+        elif net in ("conv", "resnet"):
             angle = (y * math.pi / CLASSES)[:, None, None]
             row, column = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
             phase = 2 * math.pi * torch.rand(size, 1, 1)
@@ -111,3 +125,40 @@ def batches(net, size=128):
             phase = 0.25 * (1 + y[:, None]) * torch.arange(16) + torch.rand(size, 1)
             x = torch.stack([phase.sin(), phase.cos()], 2) + 0.3 * torch.randn(size, 16, 2)
         yield x, y
+
+
+class Residual(nn.Module):
+    def __init__(self, width, norm):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1), norm(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1), norm(width)
+
+    def forward(self, x):
+        return (x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))).relu()
+
+
+class Swap(nn.Module):
+    """[n, length, channels] to [n, channels, length], as Conv1d takes it."""
+
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+def norm_classifier(net, norm, dropout=0.0, width=32):
+    """A classifier with `norm` of a width after each layer but `head`; for batches of mlp, conv, resnet and wave."""
+    drop = nn.Dropout(dropout)
+    if net == "mlp":
+        first = {"fc1": nn.Linear(16, 2 * width), "norm1": norm(2 * width), "relu1": nn.ReLU(), "drop": drop}
+        second = {"fc2": nn.Linear(2 * width, width), "norm2": norm(width), "relu2": nn.ReLU()}
+        last = {}
+    elif net == "wave":
+        first = {"swap": Swap(), "conv1": nn.Conv1d(2, width, 5), "norm1": norm(width), "relu1": nn.ReLU()}
+        second = {"conv2": nn.Conv1d(width, width, 5), "norm2": norm(width), "relu2": nn.ReLU()}
+        last = {"pool": nn.AdaptiveAvgPool1d(1), "flat": nn.Flatten(), "drop": drop}
+    else:
+        first = {"conv1": nn.Conv2d(1, width, 3, stride=2, padding=1), "norm1": norm(width), "relu1": nn.ReLU()}
+        second = {"conv2": nn.Conv2d(width, width, 3, padding=1), "norm2": norm(width), "relu2": nn.ReLU()}
+        if net == "resnet":
+            second = {"block1": Residual(width, norm), "block2": Residual(width, norm)}
+        last = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "drop": drop}
+    return nn.Sequential(OrderedDict(first | second | last | {"head": nn.Linear(width, CLASSES)}))
