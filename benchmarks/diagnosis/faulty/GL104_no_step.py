@@ -1,0 +1,26 @@
+"""Trains a classifier with Adam.
+
+Faulty: the optimizer's `step` is forgotten, so the weights never move.
+"""
+
+import torch
+from encoders import TASKS, Classifier, arguments
+from torch.nn import functional as F
+
+EXPECTS = "GL104"
+PLACE = {"mlp": "", "conv": "", "transformer": "", "gru": "", "bag": ""}
+
+args = arguments(list(PLACE))
+batch, model = TASKS[args.net], Classifier(args.net)
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+for step in range(args.steps):
+    x, y = batch(64)
+    loss = F.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    if args.repaired:
+        optimizer.step()
+    if step % 50 == 0:
+        print(f"step {step} loss {loss.item():.4f}")
+print(f"final loss {loss.item():.4f}")
