@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-NETS = ("mlp", "conv", "transformer", "gru")
+NETS = ("mlp", "conv", "transformer", "gru", "bag")
 CLASSES = 8
 
 
@@ -101,12 +101,23 @@ class GRU(nn.Module):
         return self.head(states.mean(1))
 
 
+class Bag(nn.Module):
+    def __init__(self, width=64, vocabulary=CLASSES):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.hidden = nn.Linear(width, width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.hidden(self.embed(x).mean(1)).relu())
+
+
 def classifier(net, **sizes):
-    return {"mlp": MLP, "conv": ConvNet, "transformer": Transformer, "gru": GRU}[net](**sizes)
+    return {"mlp": MLP, "conv": ConvNet, "transformer": Transformer, "gru": GRU, "bag": Bag}[net](**sizes)
 
 
 def batches(net, size=128):
-    """Endless `x, y`: clusters (mlp), gratings (conv, resnet), token bags (transformer) or tones (gru, wave)."""
+    """Endless `x, y`: clusters (mlp), gratings (conv, resnet), tokens (transformer, bag), tones (gru, wave)."""
     centres = torch.randn(2, CLASSES, 16)  # two clusters a class: not linearly separable
     while True:
         y = torch.randint(CLASSES, (size,))
@@ -118,7 +129,7 @@ def batches(net, size=128):
             phase = 2 * math.pi * torch.rand(size, 1, 1)
             x = torch.sin(1.5 * (row * angle.sin() + column * angle.cos()) + phase)
             x = (x + 0.7 * torch.randn(size, 12, 12))[:, None]
-        elif net == "transformer":
+        elif net in ("transformer", "bag"):
             x = torch.randint(CLASSES, (size, 16))  # the class is the token that a third of the places hold
             x = torch.where(torch.rand(size, 16) < 0.35, y[:, None], x)
         else:
