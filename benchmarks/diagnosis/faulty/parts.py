@@ -155,21 +155,26 @@ class Swap(nn.Module):
         return x.transpose(1, 2)
 
 
-def norm_classifier(net, norm, dropout=0.0, width=32):
+def norm_classifier(net, norm, dropout=0.0, width=32, depth=2):
     """A classifier with `norm` of a width after each layer but `head`; for batches of mlp, conv, resnet and wave."""
-    drop = nn.Dropout(dropout)
-    if net == "mlp":
-        first = {"fc1": nn.Linear(16, 2 * width), "norm1": norm(2 * width), "relu1": nn.ReLU(), "drop": drop}
-        second = {"fc2": nn.Linear(2 * width, width), "norm2": norm(width), "relu2": nn.ReLU()}
-        last = {}
-    elif net == "wave":
-        first = {"swap": Swap(), "conv1": nn.Conv1d(2, width, 5), "norm1": norm(width), "relu1": nn.ReLU()}
-        second = {"conv2": nn.Conv1d(width, width, 5), "norm2": norm(width), "relu2": nn.ReLU()}
-        last = {"pool": nn.AdaptiveAvgPool1d(1), "flat": nn.Flatten(), "drop": drop}
-    else:
-        first = {"conv1": nn.Conv2d(1, width, 3, stride=2, padding=1), "norm1": norm(width), "relu1": nn.ReLU()}
-        second = {"conv2": nn.Conv2d(width, width, 3, padding=1), "norm2": norm(width), "relu2": nn.ReLU()}
-        if net == "resnet":
-            second = {"block1": Residual(width, norm), "block2": Residual(width, norm)}
-        last = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "drop": drop}
-    return nn.Sequential(OrderedDict(first | second | last | {"head": nn.Linear(width, CLASSES)}))
+    layers = OrderedDict()
+    if net == "wave":
+        layers["swap"] = Swap()
+    for i in range(1, depth + 1):
+        if net == "mlp":
+            layers[f"fc{i}"] = nn.Linear(16 if i == 1 else width, width)
+        elif net == "wave":
+            layers[f"conv{i}"] = nn.Conv1d(2 if i == 1 else width, width, 5, padding=2)
+        elif net == "conv" or i == 1:
+            layers[f"conv{i}"] = nn.Conv2d(1 if i == 1 else width, width, 3, stride=1 + (i <= 2), padding=1)
+        else:
+            layers[f"block{i}"] = Residual(width, norm)
+            continue
+        layers[f"norm{i}"] = norm(width)
+        layers[f"relu{i}"] = nn.ReLU()
+    if net != "mlp":
+        layers["pool"] = nn.AdaptiveAvgPool1d(1) if net == "wave" else nn.AdaptiveAvgPool2d(1)
+        layers["flat"] = nn.Flatten()
+    layers["drop"] = nn.Dropout(dropout)
+    layers["head"] = nn.Linear(width, CLASSES)
+    return nn.Sequential(layers)
