@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ class Mutator:
 
     def apply(self, tree: ast.Module) -> Mutant | None:
         """The script with the fault, or None where it has no place for it. The tree given is left as it is."""
-        script = Script(copy.deepcopy(tree))
+        script = Script(ast.parse(ast.unparse(tree)))  # a copy, faster than deepcopy
         try:
             place = self.plant(script)
         except NotHere:

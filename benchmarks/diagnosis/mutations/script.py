@@ -272,7 +272,7 @@ class Script:
         if isinstance(node, ast.Call) and (inner := self.functions.get(last(node.func))):
             returns = [n.value for n in ast.walk(inner) if isinstance(n, ast.Return) and n.value]
             return len(returns) == 1 and self.is_known_loss(returns[0], inner, depth + 1)
-        return any(node in self.loss_calls(kind) for kind in LOSSES)
+        return isinstance(node, ast.Call) and any(node in self.loss_calls(kind) for kind in LOSSES)
 
     # Changes
 
