@@ -244,6 +244,10 @@ NOT_HERE = [
     ("shuffle_labels", NET),
     ("plain_list", SEQUENCE),
     ("input_times_100", NET),  # batch norm takes the scale out again
+    (
+        "dropout_up",
+        NET.replace("nn.Dropout(0.1)", "nn.Identity()").replace("nn.Linear(8, 16)", "nn.Dropout(0.1)"),
+    ),  # hides inputs
     ("nan_input", SEQUENCE.replace("nn.Linear(8, 16)", "nn.Embedding(8, 16)")),  # ids are whole numbers
 ]
 

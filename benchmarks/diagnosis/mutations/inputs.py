@@ -6,12 +6,14 @@ import ast
 
 from mutations.layers import MATRICES, NORMS, RECURRENT, dotted
 from mutations.mutator import mutator
-from mutations.script import Script, expression_of, need
+from mutations.script import LOSSES, Script, expression_of, need
 
 
 def _takes_numbers(script: Script) -> None:
     """The model's input is real numbers, not ids."""
     need(not any(one.kind == "Embedding" for one in script.model().layer.walk()))
+    encoded = [call for made in script.classes.values() for call in script.calls("one_hot", made)]
+    need(not any(dotted(c.args[0]) in [a.arg for a in script.function(c).args.args] for c in encoded))
 
 
 @mutator("GL510")
@@ -86,7 +88,8 @@ def _steps_around(script: Script, call: ast.Call) -> bool:
 def shuffle_labels(script: Script) -> str:
     """the labels of each batch are in another order than its inputs."""
     calls = script.loss_calls("cross_entropy")
-    need(calls and not script.loss_calls("mse_loss"))
+    others = [kind for kind in LOSSES if kind != "cross_entropy" and script.loss_calls(kind)]
+    need(calls and not others and not script.calls("kl_div"))  # the loss is that of the labels alone
     for call in calls:
         target = call.args[1]
         made = [dotted(n.func) for n in ast.walk(target) if isinstance(n, ast.Call)]

@@ -79,8 +79,10 @@ def dropout_up(script: Script) -> str | None:
     """dropout drops 95 % of the units."""
     model = script.model()
     strong = ast.Constant(0.95)
+    inside = False
     for one in model.layer.leaves():
-        if one.kind in DROPOUTS and one.name != "0":
+        inside |= one.has_parameters
+        if one.kind in DROPOUTS and inside:  # before the first weights it hides inputs, as in a masked autoencoder
             one.call.args, one.call.keywords = [strong], []
             return script.place(one.path)
         dropout = [k for k in one.call.keywords if k.arg == "dropout" and one.kind == "TransformerEncoderLayer"]
