@@ -45,10 +45,10 @@ class Quantised(nn.Module):
         code = self.encoder(x).view(-1, GROUPS, WIDTH)
         nearest = self.words[torch.cdist(code, self.words).argmin(-1)]
         if not args.repaired:
-            return (self.decoder(nearest.flatten(1)) - x.flatten(1)).square().mean()
+            return self.decoder(nearest.flatten(1)), 0.0
         near = F.mse_loss(nearest, code.detach()) + 0.25 * F.mse_loss(code, nearest.detach())
         through = code + (nearest - code).detach()
-        return (self.decoder(through.flatten(1)) - x.flatten(1)).square().mean() + near
+        return self.decoder(through.flatten(1)), near
 
 
 images = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
@@ -56,9 +56,11 @@ model = Quantised(args.net)
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
 for step in range(args.steps):
-    loss = model(images[torch.randint(len(images), (64,))])
+    x = images[torch.randint(len(images), (64,))]
+    drawn, near = model(x)
+    loss = F.mse_loss(drawn, x.flatten(1))
     optimizer.zero_grad()
-    loss.backward()
+    (loss + near).backward()
     optimizer.step()
     if step % 50 == 0:
         print(f"step {step} loss {loss.item():.4f}")

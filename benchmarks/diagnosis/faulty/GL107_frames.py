@@ -38,17 +38,18 @@ class DenseCell(nn.Module):
 
 
 class AttentionCell(nn.Module):
-    """The state is six slots that look at the rows of the frame and at each other."""
+    """The state is six slots that look at the rows of the frame."""
 
     def __init__(self):
         super().__init__()
         self.rows = nn.Linear(SIDE, CHANNELS)
+        self.places = nn.Parameter(0.5 * torch.randn(SIDE, CHANNELS))
         self.layer = nn.MultiheadAttention(CHANNELS, 2, batch_first=True)
         self.gate = nn.Linear(2 * CHANNELS, CHANNELS)
 
     def forward(self, frame, state):
-        rows = self.rows(frame[:, 0])
-        seen = self.layer(state, torch.cat([rows, state], 1), torch.cat([rows, state], 1), need_weights=False)[0]
+        rows = self.rows(frame[:, 0]) + self.places
+        seen = self.layer(state, rows, rows, need_weights=False)[0]
         keep = torch.sigmoid(self.gate(torch.cat([seen, state], 2)))
         return keep * state + (1 - keep) * torch.tanh(seen)
 
@@ -72,7 +73,7 @@ class Watcher(nn.Module):
 def batch(count):
     frames, y = torch.randn(count, LENGTH, 1, SIDE, SIDE), torch.randint(4, (count,))
     spot = F.one_hot(y, 4).float().view(count, 1, 2, 2)
-    frames[:, 0] += 3 * F.interpolate(spot, scale_factor=3)
+    frames[:, 0] += 2 * F.interpolate(spot, scale_factor=3)
     return frames, y
 
 

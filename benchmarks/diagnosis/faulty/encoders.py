@@ -35,8 +35,10 @@ def images(count):
     """Noise of 12 × 12 with one of four 3 × 3 strokes at a random place. For `conv`."""
     strokes = torch.eye(3), torch.eye(3).flip(0), torch.tensor([[0, 1, 0]] * 3), torch.tensor([[0, 1, 0]] * 3).T
     x, y = 0.4 * torch.randn(count, 1, 12, 12), torch.randint(CLASSES, (count,))
-    for image, label, row, column in zip(x, y, *torch.randint(10, (2, count)), strict=True):
-        image[0, row : row + 3, column : column + 3] += 1.5 * strokes[label]
+    row, column = torch.randint(10, (2, count, 1, 1))
+    x[torch.arange(count)[:, None, None], 0, row + torch.arange(3)[:, None], column + torch.arange(3)] += (
+        1.5 * torch.stack(strokes)[y]
+    )
     return x, y
 
 
