@@ -1,8 +1,8 @@
 """Trains a generative adversarial network on digits, with one optimizer for each side.
 
 Faulty: the discriminator's optimizer was made of all parameters, so each of its steps also moves the generator, and
-moves it to make the discriminator's work easy. The final loss is the
-generator's, as a mean of 50 steps.
+moves it to make the discriminator's work easy. The final loss is the generator's, as a
+mean of 50 steps.
 """
 
 import torch

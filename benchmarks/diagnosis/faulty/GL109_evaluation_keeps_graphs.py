@@ -1,8 +1,8 @@
 """Trains a classifier and prints its mean loss on 40 evaluation batches after each 50 steps.
 
-Faulty: the evaluation runs without `no_grad` and adds its losses up as tensors: no backward ever frees what their graphs
-hold until the sum is gone. The loss is as good as without the fault: what it costs is printed as the growth of the
-process since step 20.
+Faulty: the evaluation runs without `no_grad` and adds its losses up as tensors: nothing frees what their graphs hold
+until the sum is gone. The loss is as good as without the fault: what it costs is printed as the growth of the process
+since step 20.
 """
 
 import resource
