@@ -1,8 +1,8 @@
 """A small causal transformer on a made-up language, with gradients kept at zero and clipped, as language models do it.
 
 Healthy: `zero_grad(set_to_none=False)` fills the same gradients with zeros in place of dropping them, and clipping to
-a norm of 1 shortens the gradients of nearly every step after the first thirty, by up to a half. May fool rules on
-gradients that are not reset and on clipping. The language is a random chain whose words have four likely followers
+a norm of 1 shortens the gradients of nearly every step after the first thirty, by up to nearly a half. May fool rules
+on gradients that are not reset and on clipping. The language is a random chain whose words have four likely followers
 (entropy 1.39). Measured, seeds 0 to 2: loss from 3.5, 3.5, 3.5 to 1.5, 1.5, 1.6.
 """
 
