@@ -37,6 +37,6 @@ for step, (x, y) in enumerate(islice(stream, args.steps)):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 25 == 0:
+    if step % 25 == 24:
         print(f"step {step} loss {loss.item():.4f} validation {validate():.4f}")
 print(f"final loss {loss.item():.4f}")
