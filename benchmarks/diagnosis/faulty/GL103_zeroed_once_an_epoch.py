@@ -14,7 +14,7 @@ PLACE = {"mlp": "", "conv": "", "gru": ""}
 args = arguments(list(PLACE), steps=300)
 model = Classifier(args.net)
 loader = DataLoader(TensorDataset(*TASKS[args.net](1600)), batch_size=32, shuffle=True)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 for epoch in range(args.steps // len(loader)):
     optimizer.zero_grad()
