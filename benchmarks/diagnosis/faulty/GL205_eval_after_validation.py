@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 EXPECTS = "GL205"
-PLACE = {"mlp": "norm1", "conv": "norm1", "resnet": "norm1", "wave": "norm1"}
-NORMS = {"mlp": nn.BatchNorm1d, "conv": nn.BatchNorm2d, "resnet": nn.BatchNorm2d, "wave": nn.BatchNorm1d}
-DEPTHS = {"mlp": 10, "conv": 8, "resnet": 3, "wave": 8}
+PLACE = {"mlp": "norm1", "conv": "norm1", "wave": "norm1"}
+NORMS = {"mlp": nn.BatchNorm1d, "conv": nn.BatchNorm2d, "wave": nn.BatchNorm1d}
+DEPTHS = {"mlp": 10, "conv": 8, "wave": 8}
 
 args = arguments(PLACE)
 model = norm_classifier(args.net, NORMS[args.net], depth=DEPTHS[args.net])
