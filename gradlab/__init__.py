@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from gradlab import errors as errors
     from gradlab import frame as frame
     from gradlab import sinks as sinks
+    from gradlab.diagnose.context import Abstain as Abstain
+    from gradlab.diagnose.options import Diagnose as Diagnose
+    from gradlab.diagnose.registry import Evidence as Evidence
+    from gradlab.diagnose.registry import rule as rule
     from gradlab.errors import ArgumentError as ArgumentError
     from gradlab.errors import ConfigError as ConfigError
     from gradlab.errors import CopyError as CopyError
@@ -27,8 +31,8 @@ if TYPE_CHECKING:
     from gradlab.errors import UnknownNameError as UnknownNameError
     from gradlab.errors import UnknownRunError as UnknownRunError
     from gradlab.errors import UsageError as UsageError
+    from gradlab.finding import Finding as Finding
     from gradlab.frame import ABSENT as ABSENT
-    from gradlab.frame import Finding as Finding
     from gradlab.frame import Frame as Frame
     from gradlab.frame import JacobianBlock as JacobianBlock
     from gradlab.frame import Schema as Schema
@@ -62,14 +66,17 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ABSENT": "gradlab.frame",
+    "Abstain": "gradlab.diagnose.context",
     "ArgumentError": "gradlab.errors",
     "CallbackSink": "gradlab.sinks",
     "ConfigError": "gradlab.errors",
     "CopyError": "gradlab.errors",
     "CsvSink": "gradlab.sinks",
     "DepthGrowth": "gradlab.jacobians.options",
+    "Diagnose": "gradlab.diagnose.options",
     "EventError": "gradlab.errors",
-    "Finding": "gradlab.frame",
+    "Evidence": "gradlab.diagnose.registry",
+    "Finding": "gradlab.finding",
     "Frame": "gradlab.frame",
     "GradlabError": "gradlab.errors",
     "GradlabWarning": "gradlab.errors",
@@ -102,6 +109,7 @@ _HOME = {
     "jacobian": "gradlab.jacobians.jacobian",
     "loss_sharpness": "gradlab.jacobians.sharpness",
     "profile": "gradlab.profiling.profile",
+    "rule": "gradlab.diagnose.registry",
     "sinks_of_trackers": "gradlab.sinks",
     "sites_of": "gradlab.sites.forward",
     "tap": "gradlab.sites.named",

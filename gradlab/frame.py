@@ -238,33 +238,6 @@ class Frame(Value, Mapping[str, Series]):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Finding(Value):
-    """A diagnosis in one sentence, with what it rests on."""
-
-    step: int
-    """The optimizer step at which it was seen."""
-    kind: str
-    """A short stable name of the rule: `nonfinite`, `zero_gradient`, ..."""
-    site: str
-    """The site it is about, or "" for the whole run."""
-    message: str
-    """One sentence for a person."""
-    evidence: Mapping[str, float] = field(default_factory=dict)
-    """The numbers that the sentence rests on, by metric."""
-    advice: str = ""
-    """What to try."""
-    severity: str = "warning"
-    """`info`, `warning` or `error`."""
-
-    def __post_init__(self) -> None:
-        protect_fields(self)
-
-    def __repr__(self) -> str:
-        where = f" at {short(self.site)}" if self.site else ""
-        return f"Finding(step {self.step}, {self.severity}, {self.kind}{where}: {short(self.message)})"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class JacobianBlock(Value):
     """A slice of d(of)/d(wrt) on the host, with the names of its axes and what is known of its quality."""
 

@@ -81,7 +81,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Series": (gradlab.Series, {"schema": SCHEMA, "array": np.ones(2, np.float32)}),
     "Schema": (gradlab.Schema, {"metric": "output.norm", "sites": ("a", "b")}),
     "Frame": (gradlab.Frame, {"step": 1, "wall_time": 1.0, "series": {}}),
-    "Finding": (gradlab.Finding, {"step": 1, "kind": "k", "site": "", "message": "m"}),
+    "Finding": (gradlab.Finding, {"first_step": 1, "name": "k", "message": "m"}),
     "MemorySink": (gradlab.MemorySink, {}),
     "CallbackSink": (gradlab.CallbackSink, {"function": print}),
     "JsonlSink": (gradlab.JsonlSink, {"path": "x.jsonl"}),

@@ -37,7 +37,7 @@ def block(value: float = 1.0) -> gradlab.JacobianBlock:
 
 
 def finding(value: float = np.nan) -> gradlab.Finding:
-    return gradlab.Finding(step=3, kind="nonfinite", site="a", message="bad\nnews", evidence={"norm": value})
+    return gradlab.Finding(first_step=3, name="nonfinite", sites=("a",), message="bad\nnews", evidence={"norm": value})
 
 
 def double(tensor: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_lines_for_people() -> None:
 
 def test_evidence_is_still_json_and_a_finding_still_a_dataclass() -> None:
     assert json.loads(json.dumps(dataclasses.asdict(finding(2.0))))["evidence"] == {"norm": 2.0}
-    assert dataclasses.replace(finding(), step=4).step == 4
+    assert dataclasses.replace(finding(), first_step=4).step == 4
 
 
 def test_one_holder_cannot_change_what_another_sees() -> None:

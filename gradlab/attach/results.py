@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.launch.layer_table import Layer, layer_table
 from gradlab.monitor.monitor import Monitor
 from gradlab.sinks.scalars import present_numbers

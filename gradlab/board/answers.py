@@ -25,6 +25,7 @@ from gradlab.board.reader import Loaded, Range, RunReader
 from gradlab.board.source import Source
 from gradlab.board.wire import pack
 from gradlab.errors import UnknownRunError, UsageError, did_you_mean
+from gradlab.finding import finding_of_record, finding_record
 from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, HPARAMS_PLUGIN, JACOBIAN_PLUGIN, SERIES_PLUGIN
 
 MOST_RUNS = 20
@@ -143,11 +144,10 @@ def findings(source: Source, query: Query) -> Answer:
     for one in source.read(FINDINGS_PLUGIN, run, FINDINGS_TAG).values:
         for text in np.asarray(one).reshape(-1):
             try:
-                found.append(json.loads(text))
-            except ValueError:
+                found.append(finding_record(finding_of_record(json.loads(text))))
+            except (ValueError, TypeError, KeyError, AttributeError):
                 broken += 1
-    sound = [one for one in found if isinstance(one, dict) and isinstance(one.get("step"), int)]
-    return {"run": run, "findings": sorted(sound, key=lambda one: one["step"]), "broken": broken}
+    return {"run": run, "findings": sorted(found, key=lambda one: one["first_step"]), "broken": broken}
 
 
 def jacobian(source: Source, query: Query) -> Answer:

@@ -1,26 +1,305 @@
-"""What rules see besides frames: plain values, without tensors.
+"""What rules see: plain values, without tensors.
 
-Belongs here: records that `facts` fills and rules read. Does not: how they are found.
+Belongs here: the records that `facts` fills and rules read. Does not: how they are read off a training (`facts`), or
+what follows from them (`rules`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gradlab.frame import Frame
+
+
+class Abstain(Exception):
+    """A rule cannot tell, as what it needs is not there; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterFacts:
+    """One parameter that belongs to the training: of the watched model, or reached by a backward."""
+
+    name: str
+    """As `named_parameters` of the model gives it; of one outside by the variable that holds its module."""
+    module: str
+    """The name of the module that owns it."""
+    module_class: str
+    shape: tuple[int, ...]
+    requires_grad: bool
+    is_in_model: bool
+    """Whether the watched model has it in its tables."""
+    is_in_plain_list: bool = False
+    """Whether its module is in a list, tuple or dict that is an attribute of a module, and so registered nowhere."""
+    optimizers: tuple[int, ...] = ()
+    """Places in `Context.optimizers` of those that have it."""
+    is_reached: bool = False
+    """Whether a backward that was read has reached it."""
+    has_gradient_arrived: bool = False
+    """Whether it has had a gradient at the end of a backward, or at a step."""
+    is_changed_in_place: bool = False
+    """Whether its values were written to since watching began, by whomever (its version counter)."""
+    is_at_default_init: bool | None = None
+    """Whether its numbers still have the distribution of torch's default init; None where that was not looked at."""
+    is_called: bool | None = None
+    """Whether its module was called in a forward with gradients since it was found silent; None: not looked at."""
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has rows: two dimensions or more."""
+        return len(self.shape) > 1
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleFacts:
+    """One module of a kind whose mode or settings rules look at: normalizations, dropouts."""
+
+    name: str
+    kind: str
+    """Its class."""
+    is_training: bool
+    """Its mode at the last backward that was read."""
+    num_evaluating: int = 0
+    """At how many of the backwards in a row, the last one included, it was in evaluation mode."""
+    num_training: int = 0
+    """At how many backwards it was in training mode."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """`p` of a dropout, `momentum`, `track_running_stats` of a normalization, ..."""
+    requires_grad: bool = False
+    """Whether one of its own parameters does."""
+    is_loaded: bool = False
+    """Whether its statistics were there when watching began: it was trained before, or loaded."""
+    samples: int | None = None
+    """Of a batch norm: numbers per channel in the last batch; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFacts:
+    """One living optimizer of torch's, with the settings of its groups as they are now."""
+
+    name: str
+    """Its class."""
+    is_counted: bool
+    """Whether its steps are those of this training."""
+    num_steps: int
+    last_step: int
+    """The step at which it stepped last, -1 where it never has."""
+    groups: tuple[Mapping[str, float], ...]
+    """Of each group its numbers: `lr`, `weight_decay`, `momentum`, `beta1`, `beta2`, `eps`, `maximize`, ..."""
+    parameters: tuple[tuple[str, ...], ...]
+    """Of each group the names of its parameters, those of other models left out."""
+    has_decoupled_decay: bool = False
+    """Whether weight decay is subtracted from the weights (AdamW) rather than added to the gradient."""
+    is_adaptive: bool = False
+    """Whether it divides by a running size of the gradient (Adam, RMSprop, Adagrad, ...)."""
+    shares_groups_with: tuple[int, ...] = ()
+    """Places of optimizers that hold the same group objects, as a wrapper around another does."""
+    num_not_reset: int = 0
+    """Before how many of its steps in a row gradients were not reset, since those of the step before were used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossGraph:
-    """What the graph of a loss says, as it was just before a backward."""
+    """What the graph of one loss says, as it was just before a backward. One record for each signature."""
 
     root: str
-    """The function that gave the loss, as autograd names it: `NllLoss`, `Mean`."""
-    loss_activations: tuple[tuple[str, str], ...]
+    """The function that gave the loss, as autograd names it: `NllLoss`, `Mean`; "" of a leaf."""
+    chain: tuple[str, ...] = ()
+    """The root and what follows it while there is one input: (`Neg`, `NllLoss`, `LogSoftmax`, `Addmm`)."""
+    factor: float = 1.0
+    """What the loss is multiplied by on this chain by plain numbers: -1 for `-loss`, 0.25 for `loss / 4`."""
+    reduction: str = ""
+    """`mean` or `sum`, of the loss function at the end of factors; "" where it is not known."""
+    loss_activations: tuple[tuple[str, str], ...] = ()
     """Each (loss, activation) where the activation is the input of the loss: (`LogSoftmax`, `Softmax`)."""
-    activation_modules: tuple[str, ...]
+    activation_modules: tuple[str, ...] = ()
     """The modules of the model that apply these activations, by name."""
-    num_parameters: int
+    reached: frozenset[str] = frozenset()
+    """The parameters that it reaches, by name, those outside of the model included."""
+    cut: frozenset[str] = frozenset()
+    """Those among them that it reaches only by functions whose gradient is zero: `Round`, `Sign`, `Floor`, ..."""
+    cut_by: tuple[str, ...] = ()
+    """These functions."""
+    functions: Mapping[str, int] = field(default_factory=dict)
+    """How many nodes of each name there are."""
+    num_parameters: int = 0
     """How many parameters of the model it reaches."""
-    num_nodes: int
-    """How many nodes were read."""
-    is_whole: bool
+    num_nodes: int = 0
+    is_whole: bool = True
     """Whether all nodes were read."""
+    is_opaque: bool = False
+    """Whether a part of it is one node of a compiled function or of somebody's own, whose inside cannot be read."""
+    is_leaf: bool = False
+    """Whether the loss is a leaf, which no parameter has a part in."""
+    num_backwards: int = 0
+    """How many backwards there were from losses of this signature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetFacts:
+    """The target of a loss function in one batch."""
+
+    loss: str
+    """The function that saved it: `NllLoss`, `MseLoss`."""
+    numel: int
+    mean: float
+    std: float
+    prediction_mean: float | None = None
+    prediction_std: float | None = None
+    prediction_spread: float | None = None
+    """The spread of the prediction over the batch, by its root mean square: 0 where it is the same for each sample."""
+    label_counts: tuple[int, ...] = ()
+    """Of classes: how often each was there."""
+    nonfinite: int = 0
+
+
+class History:
+    """Numbers of sites over the last looks, [looks, sites] for each name; NaN where a site had none.
+
+    `history["update.norm"]` raises Abstain where no look had that.
+    """
+
+    def __init__(self, most: int = 200) -> None:
+        self.sites: tuple[str, ...] = ()
+        self._looks: deque[tuple[int, dict[str, np.ndarray]]] = deque(maxlen=most)
+
+    def add(self, step: int, sites: tuple[str, ...], numbers: Mapping[str, np.ndarray]) -> None:
+        """Append a look. Where the sites are others than before, what was kept is dropped."""
+        if sites != self.sites:
+            self._looks.clear()
+            self.sites = sites
+        self._looks.append((step, dict(numbers)))
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """[looks] int64."""
+        return np.array([step for step, _ in self._looks], np.int64)
+
+    def __contains__(self, name: str) -> bool:
+        return any(name in numbers for _, numbers in self._looks)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self:
+            raise Abstain(f"{name} is not measured")
+        width = next(numbers[name].shape for _, numbers in self._looks if name in numbers)
+        absent = np.full(width, np.nan)
+        return np.stack([numbers.get(name, absent) for _, numbers in self._looks])
+
+    def last(self, name: str) -> np.ndarray:
+        """[sites] of the newest look.
+
+        Raises:
+            Abstain: the newest look has none.
+        """
+        if not self._looks or name not in self._looks[-1][1]:
+            raise Abstain(f"{name} is not measured")
+        return self._looks[-1][1][name]
+
+
+@dataclass(kw_only=True)
+class LossSeries:
+    """The values of one loss, one a backward: `steps` and `values` are [n], the newest last."""
+
+    root: str
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(kw_only=True)
+class Context:
+    """All that is known of one training at a look."""
+
+    step: int = -1
+    """The newest optimizer step that has ended, -1 before the first."""
+    num_backwards: int = 0
+    is_end: bool = False
+    """Whether this is the last look, at the end of training."""
+    parameters: Sequence[ParameterFacts] = ()
+    modules: Sequence[ModuleFacts] = ()
+    optimizers: Sequence[OptimizerFacts] = ()
+    graphs: Sequence[LossGraph] = ()
+    retained_graphs: int = 0
+    """How many graphs of past losses are still held."""
+    accumulation: int | None = None
+    """How many backwards of one signature come to one step, each from a forward of its own; None: not known."""
+    gradients_rescaled: bool = False
+    """Whether gradients were written to between the last backward and the step."""
+    targets: Sequence[Sequence[TargetFacts]] = ()
+    """Of the last batches that were looked at, the newest last."""
+    readings: History = field(default_factory=History)
+    """Numbers of parameters: `weight.norm`, `weight_grad.norm`, `weight_grad.norm@clipped`, `update.norm`,
+    `weight_grad.zero_rows` (share of rows without gradient), `weight.equal_rows` (spread of rows by their rms)."""
+    samples: History = field(default_factory=History)
+    """Numbers at a few fixed places of some matrices, [looks, matrices, places]: `weight`, `weight_grad`, `update`."""
+    inputs: History = field(default_factory=History)
+    """What goes into layers with weights, in the order of the forward: `rms`, `max_abs`, `zeros` (share), `nonfinite`
+    (count), `spread` (over the batch, by the rms), `columns` (largest by smallest rms of a column)."""
+    losses: Sequence[LossSeries] = ()
+    learning_rates: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    """[n, 2]: a step, and the largest learning rate from it on."""
+    frames: Sequence[Frame] = ()
+    """The last frames, with what the taps have measured."""
+    world_size: int = 1
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """By code, where a limit was given."""
+    rule: str = ""
+    """The code of the rule that looks."""
+
+    @property
+    def num_steps(self) -> int:
+        """How many optimizer steps have ended."""
+        return self.step + 1
+
+    def limit(self, usual: float) -> float:
+        """The limit of the rule that looks: as it was given, or `usual`."""
+        return self.limits.get(self.rule, usual)
+
+    def parameter(self, name: str) -> ParameterFacts | None:
+        """The facts of a parameter."""
+        return next((one for one in self.parameters if one.name == name), None)
+
+    @property
+    def matrices(self) -> np.ndarray:
+        """[n] int64 places in `readings.sites` of parameters with rows that are trained, embeddings left out."""
+        facts = {one.name: one for one in self.parameters}
+        return np.array(
+            [
+                place
+                for place, name in enumerate(self.readings.sites)
+                if name in facts
+                and facts[name].is_matrix
+                and facts[name].requires_grad
+                and not is_embedding(facts[name])
+            ],
+            np.int64,
+        )
+
+    def settings(self, name: str) -> Iterator[tuple[OptimizerFacts, Mapping[str, float]]]:
+        """Each counted optimizer that has a parameter, with the settings of its group."""
+        for one in self.optimizers:
+            if one.is_counted:
+                for settings, names in zip(one.groups, one.parameters, strict=True):
+                    if name in names:
+                        yield one, settings
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the learning rate has been rising lately."""
+        rates = self.learning_rates
+        return len(rates) > 1 and rates[-1, 1] > rates[-2, 1] and rates[-1, 0] >= self.step - 2
+
+
+def is_embedding(one: ParameterFacts) -> bool:
+    """Whether a parameter is a table of which a batch uses some rows."""
+    return "Embedding" in one.module_class

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradlab.arguments import named_options
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement
 from gradlab.monitor.loop_monitor import LoopMonitor

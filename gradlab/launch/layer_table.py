@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 
 if TYPE_CHECKING:
     import torch

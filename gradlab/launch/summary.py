@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradlab.frame import Finding
+from gradlab.finding import Finding, finding_of_record, finding_record
 from gradlab.launch.layer_table import Layer
 from gradlab.runs.folder import RunFolder, read_json, write_json
 
@@ -47,7 +47,7 @@ class Summary:
 
     def save(self, folder: RunFolder) -> None:
         """Write `summary.json`."""
-        write_json(folder.summary, asdict(self))
+        write_json(folder.summary, asdict(self) | {"findings": [finding_record(one) for one in self.findings]})
 
 
 def load_summary(folder: RunFolder) -> Summary | None:
@@ -55,7 +55,7 @@ def load_summary(folder: RunFolder) -> Summary | None:
     saved = read_json(folder.summary)
     if saved is None:
         return None
-    findings = tuple(Finding(**finding) for finding in saved.pop("findings"))
+    findings = tuple(map(finding_of_record, saved.pop("findings")))
     layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in saved.pop("layers"))
     return Summary(**saved, findings=findings, layers=layers)
 

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from gradlab.arguments import named_options
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement, Sharpness
 from gradlab.lightning.loss import TrainingLoss

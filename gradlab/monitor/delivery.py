@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.diagnose import Diagnosis
-from gradlab.diagnose.context import LossGraph
+from gradlab.diagnose import Diagnose, Diagnosis
+from gradlab.diagnose.context import Context
 from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
-from gradlab.frame import Finding, Frame, JacobianBlock, Metrics, Series
+from gradlab.finding import Finding
+from gradlab.frame import Frame, JacobianBlock, Metrics, Series
 from gradlab.sinks import Sink
 from gradlab.taps.plan import Plan
 from gradlab.taps.series import Copy, with_derived
 
 _MOST_WAITING, _LATE_SECONDS = 16, 0.1
 """So many frames wait at most before they are handed out, and so long."""
+_FRAMES_FOR_RULES = 200
+"""So many of the last frames rules see."""
 _YOUNG_FRAMES = 8
 """So many first frames are handed out at once: they show how the next steps may be watched."""
 
@@ -45,24 +48,27 @@ class Delivery:
         sinks: where results go.
         strict: raise where a sink fails, instead of one warning and going on without it.
         history: how many frames are kept.
+        diagnose: which rules are asked; None: none.
     """
 
-    def __init__(self, sinks: Sequence[Sink], *, strict: bool, history: int) -> None:
+    def __init__(self, sinks: Sequence[Sink], *, strict: bool, history: int, diagnose: Diagnose | None = None) -> None:
         self.sinks = list(sinks)
         self.is_prompt = any(getattr(sink, "prompt", False) for sink in sinks)
         """Whether one of the given sinks wants each frame at once, without a wait for several."""
-        self.findings: list[Finding] = []
         self.on_finding: Callable[[Finding], None] | None = None
         """Called with each new finding."""
         self.on_loss: Callable[[BaseException], None] | None = None
         """Called where frames cannot arrive any more, since another rank is gone."""
         self._strict = strict
-        self._diagnosis = Diagnosis()
+        self._diagnosis = Diagnosis(diagnose or Diagnose(), None if strict else self._rule_failed)
         self._frames: deque[Frame] = deque(maxlen=history)
         self._pending: deque[Pending] = deque()
         self._sent = 0
         self._has_lost = False
-        self._diagnoses = self._derives = True
+        self.diagnoses = diagnose is not None
+        """Whether rules are asked."""
+        self._recent: deque[Frame] = deque(maxlen=_FRAMES_FOR_RULES)
+        self._derives = True
         self._delivered = time.monotonic()
 
     def send(self, pending: Pending) -> None:
@@ -120,31 +126,39 @@ class Delivery:
         self._frames.append(frame)
         for sink in list(self.sinks):
             self._guarded(sink, sink.frame, frame)
-        self._diagnose(lambda diagnosis: diagnosis.look(frame), frame.step, frame.wall_time)
+        self._recent.append(frame)
+        if self.diagnoses:
+            context = Context(step=frame.step, frames=self._recent)
+            self._hand_out_findings(self._diagnosis.look_at_frame(context), frame.wall_time)
 
-    def loss_graph(self, graph: LossGraph, step: int) -> None:
-        """Diagnose the graph of a loss, just before its backward."""
-        self._diagnose(lambda diagnosis: diagnosis.look_at_loss(step, graph), step, None)
+    def look(self, context: Context) -> None:
+        """Ask the rules what they say to a look."""
+        context.frames = self._recent
+        self._hand_out_findings(self._diagnosis.look(context), time.time())
 
-    def _diagnose(self, look: Callable[[Diagnosis], list[Finding]], step: int, wall_time: float | None) -> None:
-        """Report what the diagnosis finds; it alone is switched off where it fails."""
-        try:
-            findings = look(self._diagnosis) if self._diagnoses else []
-        except Exception as error:
-            if self._strict:
-                raise
-            self._diagnoses, findings = False, []
-            warn(f"the diagnosis was switched off at step {step}: {type(error).__name__}: {error}")
-        for finding in findings:
-            self.report(finding, wall_time)
+    def _rule_failed(self, code: str, error: Exception) -> None:
+        warn(f"the rule {code} was switched off: {type(error).__name__}: {error}")
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far, each in its newest state, in the order in which they came."""
+        return self._diagnosis.findings
+
+    @property
+    def abstained(self) -> Mapping[str, str]:
+        """By code of each rule that could not tell when it was last asked: what was missing."""
+        return self._diagnosis.abstained
 
     def report(self, finding: Finding, wall_time: float | None = None) -> None:
         """Add a finding and hand it to the sinks."""
-        self.findings.append(finding)
-        if self.on_finding is not None:
-            self.on_finding(finding)
-        for sink in list(self.sinks):
-            self._guarded(sink, sink.finding, finding, time.time() if wall_time is None else wall_time)
+        self._hand_out_findings(self._diagnosis.add(finding), time.time() if wall_time is None else wall_time)
+
+    def _hand_out_findings(self, findings: Sequence[Finding], wall_time: float) -> None:
+        for finding in findings:
+            if self.on_finding is not None:
+                self.on_finding(finding)
+            for sink in list(self.sinks):
+                self._guarded(sink, sink.finding, finding, wall_time)
 
     def scalars(self, values: Mapping[str, float], step: int, wall_time: float) -> None:
         """Hand named numbers to the sinks."""

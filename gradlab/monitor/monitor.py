@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradlab.arguments import NAME, check_argument, named_options, one_of
+from gradlab.diagnose import Diagnose
 from gradlab.distributed import rank_in_group, world_size
 from gradlab.errors import CopyError, TapError, warn
-from gradlab.frame import Finding, Series
+from gradlab.finding import Finding
+from gradlab.frame import Series
 from gradlab.identity import WeakIdentityDict
 from gradlab.jacobians.options import Measurement
 from gradlab.monitor.delivery import Delivery
@@ -78,7 +80,8 @@ class Monitor:
             by one collective a logged step, on a gloo group of gradlab's own. Every rank has to watch, with the same
             taps; rank 0 writes. False: each rank by itself, with a `logdir` of its own. Left out: likewise, but rank 0
             alone writes into `logdir`.
-        strict: raise where a tap or a sink fails, instead of one warning and going on without it.
+        diagnose: which rules look for what is wrong with the training, as a `Diagnose`; False: none.
+        strict: raise where a tap, a rule or a sink fails, instead of one warning and going on without it.
         history: how many frames are kept for `history()`.
         first_step: the number of the next optimizer step, where training is resumed.
         closes_sinks: whether `close()` closes the sinks too.
@@ -108,6 +111,7 @@ class Monitor:
         sinks: Sink | Sequence[Sink] = (),
         logdir: str | Path | None = None,
         across_ranks: bool | None = None,
+        diagnose: Diagnose | bool = True,
         strict: bool = False,
         history: int = 1000,
         first_step: int = 0,
@@ -119,7 +123,9 @@ class Monitor:
         self._inner = unwrapped(model)
         rules: tuple[Tap, ...] = (Tap("*", of="weight_grad"),) if kept["taps"] is None else kept["taps"]
         check_taps(rules, parameter_names(model))
-        self._delivery = Delivery(kept["sinks"], strict=strict, history=kept["history"])
+        self._delivery = Delivery(
+            kept["sinks"], strict=strict, history=kept["history"], diagnose=_chosen(kept["diagnose"])
+        )
         self._training_step = TrainingStep(
             model,
             rules,
@@ -384,6 +390,13 @@ class Monitor:
         check_argument("monitor.phase()", "name", one_of(*get_args(Phase)), name)
         performance = self._training_step.performance
         return performance.phase(name) if performance is not None else nullcontext()
+
+
+def _chosen(diagnose: Diagnose | bool) -> Diagnose | None:
+    """The rules to ask; None: none."""
+    if isinstance(diagnose, Diagnose):
+        return diagnose
+    return Diagnose() if diagnose else None
 
 
 def _series_folder(logdir: str | Path | None, first_step: int, across_ranks: bool | None) -> Path | None:

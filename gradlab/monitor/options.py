@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradlab.arguments import FLAG, PATH, Kind, Table, check_arguments, instance, listed, optional, whole
+from gradlab.arguments import FLAG, PATH, Kind, Table, check_arguments, either, instance, listed, optional, whole
+from gradlab.diagnose import Diagnose
 from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Sharpness
 from gradlab.nonfinite.guard import NonFinite
 from gradlab.profiling.options import Profile
@@ -65,6 +66,7 @@ _OPTIONS: Table = {
     "sinks": Kind("a list of sinks", _sinks, _fix_sink),
     "logdir": optional(PATH),
     "across_ranks": optional(FLAG),
+    "diagnose": either(FLAG, instance(Diagnose, "a gradlab.Diagnose", "Give gradlab.Diagnose(ignore=['GL301']).")),
     "strict": FLAG,
     "history": whole(0),
     "first_step": whole(0),

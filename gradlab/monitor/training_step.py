@@ -17,11 +17,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradlab.diagnose.context import LossGraph
+from gradlab.diagnose.context import Context
 from gradlab.distributed import world_size
 from gradlab.errors import TapError, warn
-from gradlab.facts.backward_facts import BackwardFacts
-from gradlab.frame import Finding
+from gradlab.facts.collection import Facts
+from gradlab.finding import Finding
 from gradlab.hooks.call_hooks import Hook
 from gradlab.hooks.interpreter import must_not_record, outside_modes, own_ops
 from gradlab.jacobians.options import Measurement
@@ -123,8 +123,13 @@ class TrainingStep:
         self.engine.on_model_changed = weakly(self._model_changed)
         delivery.on_loss = weakly(self._frames_lost)
         self.jacobians = self._schedule(jacobians, probe) if jacobians else None
-        self._facts = BackwardFacts(
-            model, weakly(self._known_parameters), weakly(self._loss_graph_read), weakly(self._facts_failed)
+        self._facts = Facts(
+            model,
+            weakly(self._known_parameters),
+            counted=weakly(self.optimizers),
+            step=weakly(self._number_now),
+            on_look=weakly(self._looked),
+            on_failure=weakly(self._facts_failed),
         )
 
     def _schedule(self, jacobians: Sequence[Measurement], probe: Any) -> Schedule:
@@ -150,7 +155,8 @@ class TrainingStep:
             if self.jacobians.wants():
                 self._handles.append(self.model.register_forward_pre_hook(TakeProbe(self.way_back), with_kwargs=True))
         self.engine.attach()
-        self._facts.attach()
+        if self.delivery.diagnoses:
+            self._facts.attach()
         if self.guard is not None:
             self.guard.attach()
         if self.performance is not None:
@@ -183,6 +189,8 @@ class TrainingStep:
         self.way_back.held = self
         try:
             self.steps.missing.closing()
+            self.delivery.deliver(wait=True)
+            self._facts.end()
             self.detach()
             self.delivery.deliver(wait=True)
             if self.performance is not None:
@@ -209,6 +217,7 @@ class TrainingStep:
 
     def update_begins(self, optimizer: Optimizer) -> None:
         """An optimizer's `step` has been entered: read the weights."""
+        self._facts.update_begins(optimizer)
         if self.engine.is_armed:
             try:
                 with own_ops():  # an optimizer may step inside of a forward whose ops are being watched
@@ -218,10 +227,11 @@ class TrainingStep:
 
     def before_update(self, optimizer: Optimizer) -> None:
         """The gradients are complete: read them, clipped and scaled as they are."""
+        scale = self.engine.scale.now()
+        self._facts.before_update(optimizer, is_scaled=scale is not None)
         if not self.engine.is_armed and self.guard is None:
             return
         try:
-            scale = self.engine.scale.now()
             with own_ops():
                 self.engine.before_update(optimizer, scale)
             if self.guard is not None and scale is None:  # a GradScaler skips such steps by itself
@@ -240,6 +250,7 @@ class TrainingStep:
         """An optimizer has stepped: read the update."""
         if self.performance is not None:
             self.performance.optimizer_ended()
+        self._facts.after_update(optimizer)
         with own_ops():
             self.engine.after_update(optimizer)
         if self.guard is not None:
@@ -247,6 +258,7 @@ class TrainingStep:
 
     def in_backward(self, optimizer: Optimizer, *, has_stepped: bool) -> None:
         """An optimizer is about to step, or has stepped, while the backward goes on, with which the step will end."""
+        self._facts.in_backward()
         with own_ops():
             self.engine.in_backward(optimizer, has_stepped=has_stepped)
 
@@ -259,6 +271,7 @@ class TrainingStep:
             self.fail("", error)
         if self.guard is not None:
             self.guard.step_ended()
+        self._facts.step_ended(self.number)
         ended, self.number = self.number, self.number + 1
         if self.steps.is_attached:
             self.engine.arm(self.number)  # not outside of modes: in a forward under way, one is ours
@@ -312,6 +325,7 @@ class TrainingStep:
         return self.engine.current_parameters()
 
     def _backward_ended(self, leaves_traces: bool) -> None:
+        self._facts.after_backward()
         self.steps.backward_ended(leaves_traces=leaves_traces)
 
     def _ended_in_backward(self) -> None:
@@ -326,13 +340,16 @@ class TrainingStep:
     def _known_parameters(self) -> dict[str, nn.Parameter]:
         return self.engine.parameters
 
-    def _loss_graph_read(self, graph: LossGraph) -> None:
-        self.delivery.loss_graph(graph, self.number)
+    def _number_now(self) -> int:
+        return self.number
+
+    def _looked(self, context: Context) -> None:
+        self.delivery.look(context)
 
     def _facts_failed(self, error: BaseException) -> None:
         if self._strict:
             raise error
-        warn(f"reading the graph of the loss was switched off: {type(error).__name__}: {error}")
+        warn(f"the facts for the diagnosis are gathered no more: {type(error).__name__}: {error}")
 
     def _updates_skipped(self, count: int) -> None:
         self._report_skipped(count, before=self.number)
@@ -340,13 +357,13 @@ class TrainingStep:
     def _report_skipped(self, count: int, *, before: int) -> None:
         what = f"{count} updates were" if count > 1 else "an update was"
         finding = Finding(
-            step=self.number,
-            kind="skipped_update",
-            site="",
+            code="GL704",
+            name="skipped-update",
+            first_step=self.number,
             message=f"{what} left out before step {before}: the gradients were thrown away, as by a GradScaler "
             f"where they overflow.",
             evidence={"updates": count},
-            advice="A few while the loss scale finds its place are as they should be; if they go on, lower the scale.",
+            remedy="A few while the loss scale finds its place are as they should be; if they go on, lower the scale.",
             severity="info",
         )
         self.delivery.report(finding)

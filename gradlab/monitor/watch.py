@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradlab.arguments import named_options
+from gradlab.diagnose import Diagnose
 from gradlab.jacobians.options import Measurement
 from gradlab.monitor.monitor import Monitor
 from gradlab.nonfinite.guard import NonFinite
@@ -34,6 +35,7 @@ def watch(
     sinks: Sink | Sequence[Sink] = (),
     logdir: str | Path | None = None,
     across_ranks: bool | None = None,
+    diagnose: Diagnose | bool = True,
     strict: bool = False,
     history: int = 1000,
     first_step: int = 0,
@@ -57,6 +59,7 @@ def watch(
         sinks=sinks,
         logdir=logdir,
         across_ranks=across_ranks,
+        diagnose=diagnose,
         strict=strict,
         history=history,
         first_step=first_step,

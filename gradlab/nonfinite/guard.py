@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from gradlab.arguments import FLAG, PATH, check_fields, either, named_fields
 from gradlab.autograd_engine import is_in_backward
 from gradlab.distributed import own_rank, world_size
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.hooks.call_hooks import Hook
 from gradlab.hooks.interpreter import is_batched, must_not_record, outside_modes, own_ops
 from gradlab.hooks.leaf_hooks import LeafHooks
@@ -263,12 +263,13 @@ def _finding(step: int, origin: Origin | None, why_not: str, skipped: bool, save
     if saved is not None:
         message += f" The batch is in {saved.name}."
     return Finding(
-        step=step,
-        kind="nonfinite_origin",
-        site=origin.module if origin is not None else "",
+        code="GL703",
+        name="nonfinite-origin",
+        first_step=step,
+        sites=(origin.module,) if origin is not None and origin.module else (),
         message=message,
         evidence={t.name or f"input {n}": t.max for n, t in enumerate(origin.inputs)} if origin is not None else {},
-        advice=_advice(origin),
+        remedy=_advice(origin),
         severity="error",
     )
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.perf.devices import device_of
 from gradlab.profiling.persistent_memory import persistent_memory
 from gradlab.sites.names import module_names
@@ -64,12 +64,13 @@ class OutOfMemory:
     def finding(self) -> Finding:
         """`sentence` and `advice` as a finding."""
         return Finding(
-            step=self.step,
-            kind="out_of_memory",
-            site=self.module or "",
+            code="GL804",
+            name="out-of-memory",
+            first_step=self.step,
+            sites=(self.module,) if self.module else (),
             message=self.sentence,
             evidence={name: float(size) for name, size in self.categories.items()},
-            advice=self.advice,
+            remedy=self.advice,
             severity="error",
         )
 

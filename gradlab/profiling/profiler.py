@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradlab.errors import ProfileError, never_stops_training, warn
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.profiling.options import Profile
 from gradlab.profiling.out_of_memory import OutOfMemory, explain
 from gradlab.profiling.recording import Recording, someone_else_is_profiling

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.profiling.analysis.ranks import with_ranks
 from gradlab.profiling.analysis.summary import NO_KERNELS, summarize
 from gradlab.profiling.files import summary_name
@@ -125,12 +125,13 @@ def finding_of(summary: Mapping[str, Any]) -> Finding:
     which = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
     shares = {f"share.{key}": value for key, value in summary["verdict"]["shares"].items() if value is not None}
     return Finding(
-        step=steps[-1],
-        kind="profile",
-        site="",
+        code="GL801",
+        name="profile",
+        first_step=steps[0],
+        last_step=steps[-1],
         message=f"the profile of {which} is {summary['verdict']['sentence']}",
         evidence={"step_ms": summary["mean"]["ms"], **shares},
-        advice=f"Try {summary['verdict']['attempts'][0]}.",
+        remedy=f"Try {summary['verdict']['attempts'][0]}.",
         severity="info",
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from gradlab.arguments import FLAG, FUNCTION, TEXT, check_arguments, named_options, optional
-from gradlab.frame import Finding, Frame, JacobianBlock
+from gradlab.finding import Finding
+from gradlab.frame import Frame, JacobianBlock
 from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, frame_scalars
 
 _ARGUMENTS = {"function": FUNCTION, "on_finding": optional(FUNCTION), "name": TEXT, "prompt": FLAG}

@@ -13,7 +13,8 @@ import numpy as np
 
 from gradlab.arguments import PATH, TEXT, check_arguments, named_options
 from gradlab.events import OutputFile
-from gradlab.frame import Finding, Frame, JacobianBlock
+from gradlab.finding import Finding
+from gradlab.frame import Frame, JacobianBlock
 from gradlab.sinks.scalars import block_scalars, site_scalars
 
 _OPEN_ROWS = 64

@@ -11,8 +11,9 @@ from typing import Any
 
 from gradlab.arguments import PATH, TEXT, check_arguments, named_options
 from gradlab.events import OutputFile
-from gradlab.frame import Finding, Frame, JacobianBlock
-from gradlab.sinks.scalars import block_scalars, finding_record, finite_or_null, global_norms
+from gradlab.finding import Finding, finding_record, finite_or_null
+from gradlab.frame import Frame, JacobianBlock
+from gradlab.sinks.scalars import block_scalars, global_norms
 
 
 class JsonlSink:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 
 from gradlab.arguments import TEXT, check_arguments, named_options, whole
-from gradlab.frame import Finding, Frame, JacobianBlock
+from gradlab.finding import Finding
+from gradlab.frame import Frame, JacobianBlock
 
 
 class MemorySink:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from gradlab.frame import Finding, Frame, JacobianBlock
+from gradlab.finding import Finding
+from gradlab.frame import Frame, JacobianBlock
 
 
 class Sink(Protocol):

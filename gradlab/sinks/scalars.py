@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from gradlab.arguments import described
 from gradlab.errors import UsageError
-from gradlab.frame import Finding, Frame, JacobianBlock, Series, is_absent
+from gradlab.frame import Frame, JacobianBlock, Series, is_absent
 
 Scalars = Literal["few", "all"]
 """`few`: the global gradient norm and its percentiles over sites; `all`: every value of every site too."""
@@ -67,34 +67,6 @@ def block_scalars(block: JacobianBlock, prefix: str = "") -> dict[str, float]:
     if not math.isnan(block.audit_error):
         found[f"{prefix}/audit_error"] = block.audit_error
     return found
-
-
-def finding_record(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON has it: its fields, and `nonfinite` as in `finite_or_null`."""
-    evidence, nonfinite = finite_or_null(finding.evidence)
-    record = {
-        "step": finding.step,
-        "kind": finding.kind,
-        "site": finding.site,
-        "severity": finding.severity,
-        "message": finding.message,
-        "advice": finding.advice,
-        "evidence": evidence,
-    }
-    return record | ({"nonfinite": nonfinite} if nonfinite else {})
-
-
-def finite_or_null(values: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """`values` as JSON can hold them: None for what is not finite, which is named apart as `nan`, `inf` or `-inf`."""
-    plain: dict[str, float | None] = {}
-    nonfinite: dict[str, str] = {}
-    for name, value in values.items():
-        number = float(value)
-        if math.isfinite(number):
-            plain[name] = number
-        else:
-            plain[name], nonfinite[name] = None, str(number)
-    return plain, nonfinite
 
 
 def _gradient_norms(frame: Frame) -> list[tuple[str, np.ndarray]]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from gradlab.arguments import TEXT, check_arguments, instance, named_options
 from gradlab.events import EventWriter, diverging
-from gradlab.frame import Finding, Frame, JacobianBlock
-from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, finding_record, frame_scalars
+from gradlab.finding import Finding, finding_record
+from gradlab.frame import Frame, JacobianBlock
+from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, frame_scalars
 from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, JACOBIAN_PLUGIN, JACOBIAN_PREFIX, SPECTRUM_SUFFIX
 
 _WRITER = instance(EventWriter, "a gradlab.events.EventWriter", "Of a folder: TensorBoardSink(EventWriter(folder)).")

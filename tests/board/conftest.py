@@ -24,7 +24,8 @@ from torch import nn
 
 import gradlab
 from gradlab.events import EventWriter
-from gradlab.frame import ABSENT, Finding, Frame, Schema, Series
+from gradlab.finding import Finding
+from gradlab.frame import ABSENT, Frame, Schema, Series
 from gradlab.sinks import TensorBoardSink
 
 with warnings.catch_warnings():
@@ -106,7 +107,9 @@ def logdir(tmp_path_factory) -> Path:
     schema = Schema("weight_grad.norm", sites)
     for step, row in enumerate(some_values(90, 4)):
         sink.frame(Frame(step, 1e9 + step, {"weight_grad.norm": Series(schema, row)}))
-    sink.finding(Finding(step=12, kind="nonfinite", site=sites[2], message=f"{HOSTILE} is bad", severity="error"), 1e9)
+    sink.finding(
+        Finding(first_step=12, name="nonfinite", sites=(sites[2],), message=f"{HOSTILE} is bad", severity="error"), 1e9
+    )
     sink.close()
     write_windows(root / "hostile")
     other = EventWriter(root / "plain")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.launch.layer_table import Layer
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, write_json
@@ -42,8 +42,10 @@ def run(tmp_path):
         steps=30,
         metrics={"val/loss": 0.25},
         findings=(
-            Finding(step=3, kind="zero_gradient", site="b", message="b has no gradient.", advice="Is it used?"),
-            Finding(step=4, kind="x", site="[c]", message="[c] is odd.", severity="error"),
+            Finding(
+                first_step=3, name="zero-gradient", sites=("b",), message="b has no gradient.", remedy="Is it used?"
+            ),
+            Finding(first_step=4, name="x", sites=("[c]",), message="[c] is odd.", severity="error"),
         ),
         answers={"slope": "2"},
         layers=(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.launch.layer_table import Layer, layer_table
 from gradlab.launch.summary import Summary, answer_text, final_metrics, load_summary
 from gradlab.runs.folder import RunFolder
@@ -133,7 +133,7 @@ def test_frozen_parameters_are_marked_as_such(model):
 
 
 def test_a_finding_of_an_earlier_step_is_remembered(model):
-    finding = Finding(step=3, kind="nonfinite", site="1.weight", message="NaN")
+    finding = Finding(first_step=3, name="nonfinite", sites=("1.weight",), message="NaN")
     assert marks(model, {"1.weight": 1.0}, [finding]) == {"1.weight": "non-finite gradient"}
 
 
@@ -151,7 +151,7 @@ def test_a_summary_is_read_back_as_it_was_written(tmp_path, model):
         epochs=2,
         steps=30,
         metrics={"val/loss": 0.25},
-        findings=(Finding(step=3, kind="zero_gradient", site="a", message="dead", evidence={"x": 1.0}),),
+        findings=(Finding(first_step=3, name="zero-gradient", sites=("a",), message="dead", evidence={"x": 1.0}),),
         answers={"slope": "2"},
         layers=tuple(layer_table(model, {"weight_grad.norm": {"0.weight": 2.0}})),
     )

@@ -4,7 +4,7 @@ import pytest
 from profiling.example import read_summary, recorded_steps
 
 import gradlab
-from gradlab.frame import Finding
+from gradlab.finding import Finding
 from gradlab.profiling import profiler as profiler_module
 from gradlab.profiling.options import Profile, Trigger
 from gradlab.profiling.profiler import Profiler
@@ -65,12 +65,12 @@ def test_waiting_for_data_opens_a_window(run, tmp_path, clock):
 
 
 def test_a_finding_opens_a_window_where_it_is_asked_for(run, tmp_path):
-    finding = Finding(step=3, kind="nonfinite", site="0", message="the output of 0 has 3 non-finite values.")
+    finding = Finding(first_step=3, name="nonfinite", sites=("0",), message="the output of 0 has 3 non-finite values.")
     for on_finding, windows in ((True, 1), (False, 0)):
         options = Profile(trigger=Trigger(on_finding=on_finding), **WATCHFUL)
         profiler = Profiler(options, tmp_path / str(on_finding), run.model, strict=True)
         run.train(profiler, 3)
-        profiler.finding_reported(Finding(step=3, kind="profile", site="", message="host-bound", severity="info"))
+        profiler.finding_reported(Finding(first_step=3, name="profile", message="host-bound", severity="info"))
         profiler.finding_reported(finding)
         run.train(profiler, 5)
         profiler.close()
@@ -84,7 +84,7 @@ def test_a_monitor_passes_its_findings_on_and_gets_the_verdict_as_one(run, tmp_p
     options = Profile(trigger=Trigger(on_finding=True), **WATCHFUL)
     monitor = gradlab.watch(run.model, run.optimizer, sinks=[sink], logdir=tmp_path, profile=options, strict=True)
     run.step()
-    monitor.report(Finding(step=0, kind="mine", site="", message="look here"))
+    monitor.report(Finding(first_step=0, name="mine", message="look here"))
     for _ in range(5):
         run.step()
     monitor.close()

@@ -11,7 +11,8 @@ from tensorboard_loaders import LOADERS, opened
 
 from gradlab.errors import EventError, UsageError
 from gradlab.events import EventWriter, diverging, png, read_events
-from gradlab.frame import ABSENT, Finding, Frame, JacobianBlock, Schema, Series
+from gradlab.finding import Finding
+from gradlab.frame import ABSENT, Frame, JacobianBlock, Schema, Series
 from gradlab.sinks import CallbackSink, CsvSink, JsonlSink, MemorySink, Sink, TensorBoardSink
 
 SITES = ("fc1.weight", "fc1.bias", "fc2.weight")
@@ -27,8 +28,23 @@ def make_frame(step=0, sites=SITES, **metrics):
     return Frame(step, 1000.0 + step, series)
 
 
+FIELDS = {
+    "code": "",
+    "name": "k",
+    "sites": ["fc1"],
+    "first_step": 4,
+    "last_step": 4,
+    "remedy": "a",
+    "severity": "warning",
+    "certainty": "exact",
+    "explained_by": None,
+    "key": "",
+}
+"""What a record of `finding(4)` has besides its message and its evidence."""
+
+
 def finding(step, message="m", **evidence):
-    return Finding(step=step, kind="k", site="fc1", message=message, evidence=evidence, advice="a")
+    return Finding(first_step=step, name="k", sites=("fc1",), message=message, evidence=evidence, remedy="a")
 
 
 def block(values=None, **changes):
@@ -172,13 +188,8 @@ def test_findings_of_one_step_share_one_record_written_with_the_next_frame(sink)
     sink.finding(finding(4, "b"), 1.0)
     sink.frame(make_frame(5, weight_grad_norm=[1, 1, 1]))
     (record,) = [one for one in read_events(sink.writer.path) if one.tag == "gradlab/findings"]
-    assert json.loads(record.value[0]) == {
-        "step": 4,
-        "kind": "k",
-        "site": "fc1",
-        "severity": "warning",
+    assert json.loads(record.value[0]) == FIELDS | {
         "message": "a",
-        "advice": "a",
         "evidence": {"norm": None},
         "nonfinite": {"norm": "inf"},
     }
@@ -309,15 +320,7 @@ def test_lines_hold_what_json_can_and_name_what_it_cannot(tmp_path):
         {
             "step": 4,
             "time": 9.5,
-            "finding": {
-                "step": 4,
-                "kind": "k",
-                "site": "fc1",
-                "severity": "warning",
-                "message": "m",
-                "advice": "a",
-                "evidence": {"norm": 2.0},
-            },
+            "finding": FIELDS | {"message": "m", "evidence": {"norm": 2.0}},
         },
         {
             "step": 5,

@@ -1,4 +1,9 @@
-"""Rules, one family a file: numbers.py what is not finite · signal.py gradients of zero · ranks.py a rank apart.
+"""Rules, one family a file: numbers.py what is not finite · signal.py gradients of zero · ranks.py a rank apart ·
+loss.py the loss and its functions.
 
-A rule looks at frames and returns findings. It sees no tensors and puts on no hooks.
+A rule is a function from a `Context` to evidence (`registry.rule`). It sees no tensors and puts on no hooks.
 """
+
+from gradlab.diagnose.rules import loss, numbers, ranks, signal
+
+__all__ = ["loss", "numbers", "ranks", "signal"]

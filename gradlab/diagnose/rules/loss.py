@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from gradlab.diagnose.context import LossGraph
-from gradlab.frame import Finding
+from collections.abc import Iterator
+
+from gradlab.diagnose.context import Context, LossGraph
+from gradlab.diagnose.registry import Evidence, rule
 
 _SENTENCES = {
     ("LogSoftmax", "Softmax"): (
@@ -24,21 +26,35 @@ _SENTENCES = {
 _SENTENCES["NllLoss2D", "Softmax"] = _SENTENCES["NllLoss", "Softmax"]
 
 
-def double_activation(step: int, graph: LossGraph) -> Finding | None:
-    """A softmax or sigmoid before a loss that has its own: an exact fact of the graph.
+@rule("GL201", "double-softmax", certainty="exact", explains=("GL302", "GL402", "GL5"))
+def double_softmax(context: Context) -> Iterator[Evidence]:
+    """A softmax or sigmoid before a loss function that applies its own.
 
-    Its place is the module that applies the activation, where there is one such module only.
+    **What it sees.** The graph of the loss: a softmax whose result goes, through nothing but other shapes, into
+    log_softmax or nll_loss; a sigmoid that goes into binary_cross_entropy_with_logits.
+
+    **Why it hurts.** The second softmax sees numbers between 0 and 1 only: its gradients are a fraction of what they
+    should be, and no class can get a probability near 1.
+
+    **What to do.** Give the loss the outputs from before the softmax.
+
+    **What looks like it and is healthy.** log_softmax twice, log(softmax), an attention softmax with a linear layer
+    after it, the softmax of a teacher without gradients: no finding.
     """
+    for graph in context.graphs:
+        yield from _double_activation(graph)
+
+
+def _double_activation(graph: LossGraph) -> Iterator[Evidence]:
+    """Its place is the module that applies the activation, where there is one such module only."""
     site = graph.activation_modules[0] if len(graph.activation_modules) == 1 else ""
     place = f" (module {site!r})" if site else ""
     for pair in graph.loss_activations:
         if pair in _SENTENCES:
             what, remedy = _SENTENCES[pair]
-            return Finding(
-                step=step,
-                kind="double_softmax",
-                site=site,
+            yield Evidence(
+                sites=(site,) if site else (),
                 message=f"{what.format(place=place)}: its gradients are a fraction of what they should be.",
-                advice=remedy,
+                remedy=remedy,
             )
-    return None
+            return

@@ -10,16 +10,40 @@ A NaN norm is a NaN in the tensor. An infinite norm is an infinity, or numbers w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
-from gradlab.frame import Finding, Frame, Series, is_absent
+from gradlab.diagnose.context import Context
+from gradlab.diagnose.registry import Evidence, rule
+from gradlab.frame import Frame, Series, is_absent
 
 _VALUES, _GRADIENTS, _WEIGHTS = "output.norm", "output_grad.norm", "weight_grad.norm"
 
 
-def first(frame: Frame) -> Finding | None:
-    """The finding about a frame's first non-finite site, or None where nothing bad came of any."""
+@rule("GL702", "nonfinite", certainty="exact", severity="error", clock="frame", ends_after=1, explains=("GL",))
+def nonfinite(context: Context) -> Iterator[Evidence]:
+    """A number of the forward or the backward is not finite, and has got into gradients or into the output.
+
+    **What it sees.** The norms of what the taps watch: a norm is finite only if its tensor is. The first site in the
+    order of the computation made the number, or what lies between it and the finite site before it did; all the others
+    pass it on.
+
+    **Why it hurts.** One NaN in a gradient makes every weight that it moves NaN, for good.
+
+    **What to do.** Lower the learning rate, clip gradients, or look for a division or logarithm of zero there.
+    `watch(..., nonfinite=NonFinite(skip=True))` names the op and the line before the weights are spoilt.
+
+    **What looks like it and is healthy.** The -inf of an attention mask, which reaches neither the end of the forward
+    nor a gradient: no finding. Overflows that a GradScaler skips are told as GL704.
+    """
+    finding = first(context.frames[-1])
+    if finding is not None:
+        yield finding
+
+
+def first(frame: Frame) -> Evidence | None:
+    """What there is to say of a frame's first non-finite site, or None where nothing bad came of any."""
     bad = {metric: _bad_sites(frame.get(metric)) for metric in (_VALUES, _GRADIENTS, _WEIGHTS)}
     if not _did_harm(frame, bad):
         return None
@@ -50,7 +74,7 @@ def _last_seen(series: Series) -> int:
     return int(seen[-1]) if len(seen) else -1
 
 
-def _forward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
+def _forward(frame: Frame, bad: dict[str, np.ndarray]) -> Evidence:
     series, place = frame[_VALUES], int(bad[_VALUES][0])
     site = series.schema.sites[place]
     before = [n for n in range(place) if not is_absent(series.array[n : n + 1])[0]]
@@ -61,7 +85,7 @@ def _forward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
     return _finding(frame, site, message, {_VALUES: series[site]}, bad)
 
 
-def _backward(frame: Frame, bad: dict[str, np.ndarray]) -> Finding:
+def _backward(frame: Frame, bad: dict[str, np.ndarray]) -> Evidence:
     metric = _GRADIENTS if len(bad[_GRADIENTS]) else _WEIGHTS
     series, place = frame[metric], int(bad[metric][-1])
     site = series.schema.sites[place]
@@ -83,14 +107,11 @@ def _passed_on(bad: dict[str, np.ndarray]) -> str:
     return f" ({', '.join(counts)} are not)" if sum(map(len, bad.values())) > 1 else ""
 
 
-def _finding(frame: Frame, site: str, message: str, evidence: dict[str, float], bad: dict[str, np.ndarray]) -> Finding:
-    return Finding(
-        step=frame.step,
-        kind="nonfinite",
-        site=site,
+def _finding(frame: Frame, site: str, message: str, evidence: dict[str, float], bad: dict[str, np.ndarray]) -> Evidence:
+    return Evidence(
+        sites=(site,),
         message=message,
-        evidence=evidence | {"sites": float(sum(map(len, bad.values())))},
-        advice="Lower the learning rate, clip gradients, or look for a division or logarithm of zero there; "
+        numbers=evidence | {"sites": float(sum(map(len, bad.values())))},
+        remedy="Lower the learning rate, clip gradients, or look for a division or logarithm of zero there; "
         "watch(..., nonfinite=NonFinite(skip=True)) names the op and the line before the weights are spoilt.",
-        severity="error",
     )

@@ -9,16 +9,37 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlab.frame import Finding, Frame, Series, is_absent
+from gradlab.diagnose.context import Context
+from gradlab.diagnose.registry import Evidence, rule
+from gradlab.frame import Frame, Series, is_absent
 
 APART = 10.0
 """So many times the median over ranks is the norm of a rank that stands out, or so many times smaller."""
 _SUFFIX = ".norm@ranks"
 
 
-def standing_out(frame: Frame) -> dict[int, Finding]:
-    """By rank that stands out: the finding about the first site, in forward order, at which it does."""
-    found: dict[int, Finding] = {}
+@rule("GL901", "rank-stands-out", certainty="scale-free", clock="frame", ends_after=1)
+def rank_stands_out(context: Context) -> Iterator[Evidence]:
+    """One rank's numbers are far from those of the others, before anything is reduced over ranks.
+
+    **What it sees.** Each rank's own norms, where taps watch them (`per_rank: true`): ten times the median over ranks,
+    or ten times smaller.
+
+    **Why it hurts.** After the reduction nobody can tell whose data or whose device is broken.
+
+    **What to do.** Look at what that rank reads: its share of the data, its preprocessing, its seed.
+
+    **What looks like it and is healthy.** Ranks with batches of very different lengths. Norms within a factor of ten
+    are no finding.
+    """
+    frame = context.frames[-1]
+    if any(metric.endswith("@ranks") for metric in frame):
+        yield from standing_out(frame).values()
+
+
+def standing_out(frame: Frame) -> dict[int, Evidence]:
+    """By rank that stands out: what there is to say of the first site, in forward order, at which it does."""
+    found: dict[int, Evidence] = {}
     for metric in ("output", "weight_grad", "output_grad"):
         series = frame.get(metric + _SUFFIX)
         if series is None:
@@ -63,7 +84,7 @@ def _middle(values: np.ndarray, rank: int) -> np.ndarray:
     return middle
 
 
-def _finding(frame: Frame, series: Series, rank: int, place: int) -> Finding:
+def _finding(frame: Frame, series: Series, rank: int, place: int) -> Evidence:
     values = _by_rank(series)
     middle, size = float(_middle(values, rank)[place]), values.shape[1]
     site = series.schema.sites[place * size].rpartition("@rank")[0]
@@ -72,12 +93,11 @@ def _finding(frame: Frame, series: Series, rank: int, place: int) -> Finding:
     mine = float(series.array[place * size + rank])
     of = "that of the other" if size == 2 else "the median over ranks"
     how = f"is {mine / middle:.3g} times {of}" if np.isfinite(mine) else f"is not finite, {of} is"
-    return Finding(
-        step=frame.step,
-        kind="rank_stands_out",
-        site=f"{site}@rank{rank}",
+    return Evidence(
+        key=f"rank {rank}",
+        sites=(f"{site}@rank{rank}",),
         message=f"rank {rank} stands out at step {frame.step}: the norm of its {name} at {site} {how}.",
-        evidence={f"{series.schema.metric} of rank {rank}": mine, of: middle},
-        advice=f"Look at what rank {rank} reads: its share of the data, its preprocessing, its seed.",
+        numbers={f"{series.schema.metric} of rank {rank}": mine, of: middle},
+        remedy=f"Look at what rank {rank} reads: its share of the data, its preprocessing, its seed.",
         severity="warning" if np.isfinite(mine) else "error",
     )

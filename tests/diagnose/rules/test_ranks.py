@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from gradlab.diagnose import Diagnosis
-from gradlab.frame import ABSENT, Finding, Frame, Schema, Series
+from gradlab.diagnose.context import Context
+from gradlab.finding import Finding
+from gradlab.frame import ABSENT, Frame, Schema, Series
 
 
 def frame(step: int, metric: str, values: dict[str, list[float]]) -> Frame:
@@ -21,7 +23,7 @@ def frame(step: int, metric: str, values: dict[str, list[float]]) -> Frame:
 
 def looked(*frames: Frame) -> list[Finding]:
     diagnosis = Diagnosis()
-    return [finding for one in frames for finding in diagnosis.look(one)]
+    return [found for one in frames for found in diagnosis.look_at_frame(Context(step=one.step, frames=[one]))]
 
 
 def test_the_rank_and_the_first_site_are_named() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import gradlab
 from gradlab import Tap
-from gradlab.facts import backward_facts
+from gradlab.facts import collection
 
 BACKWARD = torch.autograd.backward
 
@@ -99,10 +99,10 @@ def test_what_fails_here_is_switched_off_alone(monkeypatch):
     def fail(*_):
         raise ArithmeticError("no graph today")
 
-    monkeypatch.setattr(backward_facts, "read_loss_graph", fail)
+    monkeypatch.setattr(collection, "read_graph", fail)
     model = classifier(nn.Softmax(1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    expected = "reading the graph of the loss was switched off: ArithmeticError: no graph today"
+    expected = "the facts for the diagnosis are gathered no more: ArithmeticError: no graph today"
     with gradlab.watch(model, optimizer, taps=[Tap("*", of="weight_grad")]) as monitor:
         with pytest.warns(gradlab.GradlabWarning, match=expected):
             F.cross_entropy(model(torch.randn(6, 5)), torch.randint(0, 3, (6,))).backward()

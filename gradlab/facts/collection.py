@@ -1,0 +1,525 @@
+"""The facts of one training, gathered at the edges of its steps and put together for the diagnosis at each look.
+
+Belongs here: which backwards and steps are looked at, and what is kept between looks: names, numbers, weak references.
+Does not: how anything is read (`loss_graph`, `readings`, `layer_inputs`, ...), or what follows (`diagnose`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradlab.autograd_engine import is_in_backward
+from gradlab.diagnose.context import Context, History, LossGraph, LossSeries, TargetFacts
+from gradlab.distributed import world_size
+from gradlab.facts import optimizer_facts, parameter_facts
+from gradlab.facts.layer_inputs import GraphReading
+from gradlab.facts.loss_graph import ReadGraph, is_scalar, read_graph, roots_of, signature_of
+from gradlab.facts.module_facts import ModuleModes
+from gradlab.facts.numbers import Numbers
+from gradlab.facts.optimizer_facts import WatchedOptimizer, living_optimizers
+from gradlab.facts.parameter_facts import Distributions, Leaf, foreign_leaves, owners_of
+from gradlab.facts.readings import ParameterReading, Parameters
+from gradlab.hooks import backward_calls
+from gradlab.hooks.interpreter import must_not_record, own_ops
+from gradlab.sites.names import module_names
+
+_DENSE_UNTIL, _DENSE = 200, 10
+"""Up to this step every so many steps are looked at; later ten steps in each doubling of the step."""
+_EARLY = (0, 1, 2, 5)
+_BACKWARDS = (3, 10, 20, 50, 100, 200, 400)
+"""Without an optimizer step, at so many backwards there is a look."""
+_MOST_SIGNATURES = 8
+_MOST_LOSSES = 2000
+_MODES_UNTIL = 60
+_MOST_SCANS = 4
+_ACTIVATIONS = {"Softmax": (nn.Softmax, nn.Softmax2d), "Sigmoid": (nn.Sigmoid,)}
+
+
+def is_look(step: int) -> bool:
+    """Whether a step is looked at."""
+    if step < _DENSE_UNTIL:
+        return step in _EARLY or step % _DENSE == 0
+    return step % (2 * _DENSE << (step // _DENSE_UNTIL).bit_length() - 1) == 0
+
+
+class _Mark:
+    """Lives as long as a graph does."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Losses:
+    """The values of the losses of one signature; those of the last steps as tensors, until the next look."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.waiting: list[tuple[int, Tensor]] = []
+        self.steps: deque[int] = deque(maxlen=_MOST_LOSSES)
+        self.values: deque[float] = deque(maxlen=_MOST_LOSSES)
+
+
+class _Look:
+    """A look whose numbers are on their way."""
+
+    def __init__(self, step: int, reading: ParameterReading | None, graphs: list[GraphReading]) -> None:
+        self.step = step
+        self.reading = reading
+        self.graphs = graphs
+        self.losses = Numbers()
+        self.loss_steps: dict[str, list[int]] = {}
+
+    def done(self) -> bool:
+        """Whether all numbers are on the host."""
+        is_read = self.reading is None or self.reading.done()
+        return is_read and self.losses.done() and all(one.done() for one in self.graphs)
+
+
+class Facts:
+    """Gathers the facts of one model's training.
+
+    Args:
+        model: the model, wrapped or not.
+        parameters: gives its parameters by name, as they are now.
+        counted: gives the optimizers whose steps are counted.
+        step: gives the number of the step under way.
+        on_look: gets the context of each look.
+        on_failure: gets the error where gathering fails, after which nothing is gathered any more.
+    Cost: 5 microseconds a backward; at a look 2 microseconds a node of the graph, about 30 a parameter and 50 a layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Parameters,
+        *,
+        counted: Callable[[], tuple[Any, ...]],
+        step: Callable[[], int],
+        on_look: Callable[[Context], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._model = model
+        self._parameters = parameters
+        self._counted = counted
+        self._step = step
+        self._on_look = on_look
+        self._on_failure = on_failure
+        self._is_on = False
+        self._first_step = 0
+        self._num_backwards = 0
+        self._num_steps = 0
+        self._names: dict[int, str] = {}
+        self._of: Mapping[str, nn.Parameter] | None = None
+        """The parameters that `_names` was made of."""
+        self._owners: dict[int, tuple[str, str]] = {}
+        self._foreign: dict[int, Leaf] = {}
+        self._foreign_refs: dict[int, weakref.ref[Any]] = {}
+        self._nobodys: set[int] = set()
+        self._reached: set[int] = set()
+        self._arrived: set[int] = set()
+        self._versions: dict[int, int] = {}
+        self._called: dict[str, bool] = {}
+        self._graphs: dict[str, LossGraph] = {}
+        self._marks: deque[weakref.ref[_Mark]] = deque(maxlen=64)
+        self._losses: dict[str, _Losses] = {}
+        self._targets: deque[tuple[TargetFacts, ...]] = deque(maxlen=20)
+        self._optimizers: dict[int, WatchedOptimizer] = {}
+        self._living: list[weakref.ref[Any]] = []
+        self._num_scans = 0
+        self._distributions = Distributions()
+        self._modes: ModuleModes | None = None
+        self._batch_norm_samples: dict[str, int] = {}
+        self._rates: list[tuple[int, float]] = []
+        self._readings, self._samples, self._inputs = History(), History(), History()
+        self._reading: ParameterReading | None = None
+        self._graph_readings: list[GraphReading] = []
+        self._read_in_step: Counter[tuple[str, frozenset[int]]] = Counter()
+        self._accumulation: int | None = None
+        self._pending: tuple[str, Tensor | None, ReadGraph | None] | None = None
+        self._looks: deque[_Look] = deque()
+        self._steps_in_backward = False
+
+    # Beginning and end.
+
+    def attach(self) -> None:
+        """Begin to listen."""
+        self._is_on = True
+        self._first_step = self._step()
+        backward_calls.listen(self._before_backward)
+
+    def detach(self) -> None:
+        """Listen no more."""
+        self._is_on = False
+        backward_calls.ignore(self._before_backward)
+
+    def _fail(self, error: BaseException) -> None:
+        self.detach()
+        self._reading, self._pending = None, None
+        self._looks.clear()
+        self._on_failure(error)
+
+    # Backwards.
+
+    def _before_backward(self, tensors: Any) -> None:
+        if must_not_record() or is_in_backward():
+            return
+        try:
+            with own_ops():
+                self._look_at_loss(tensors)
+        except Exception as error:
+            self._fail(error)
+
+    def _look_at_loss(self, tensors: Any) -> None:
+        for one in self._optimizers.values():
+            one.before_backward()
+        roots = roots_of(tensors)
+        loss = tensors if isinstance(tensors, Tensor) else tensors[0] if isinstance(tensors, list | tuple) else None
+        if not roots:
+            if is_scalar(loss) and loss is not None and loss.requires_grad:
+                self._note_graph("", LossGraph(root="", is_leaf=True))
+            return
+        signature = signature_of(roots[0])
+        graph = None
+        if self._wants_graph(signature):
+            graph = read_graph(roots)
+            self._note_leaves(graph)
+        value = loss.detach().clone() if is_scalar(loss) and loss is not None else None
+        self._pending = signature, value, graph
+        mark = _Mark()
+        roots[0].metadata["gradlab"] = mark
+        self._marks.append(weakref.ref(mark))
+        if graph is not None and any(id(p) in graph.leaves for p in self._known().values()):
+            self._note_graph(signature, self._facts_of_graph(graph))
+            if is_look(self._step()):
+                self._graph_readings.append(GraphReading(graph, self._names, self._step()))
+
+    def _wants_graph(self, signature: str) -> bool:
+        step = self._step()
+        if signature not in self._graphs:
+            return len(self._graphs) < _MOST_SIGNATURES
+        return (is_look(step) and (step in (1, 2) or not self._graph_readings)) or self._num_backwards in _BACKWARDS
+
+    def _note_graph(self, signature: str, graph: LossGraph) -> None:
+        before = self._graphs.get(signature)
+        if before is not None:
+            graph = replace(
+                graph, num_backwards=before.num_backwards + graph.is_leaf, reached=graph.reached | before.reached
+            )
+        elif graph.is_leaf:
+            graph = replace(graph, num_backwards=1)
+        self._graphs[signature] = graph
+
+    def _facts_of_graph(self, graph: ReadGraph) -> LossGraph:
+        ours = {id(p) for p in self._known().values()}
+        kinds = tuple(kind for _, activation in graph.loss_activations for kind in _ACTIVATIONS[activation])
+        modules = [site for module, site in module_names(self._model).items() if kinds and isinstance(module, kinds)]
+        return LossGraph(
+            root=graph.root,
+            chain=graph.chain,
+            factor=graph.factor,
+            reduction=graph.reduction,
+            loss_activations=graph.loss_activations,
+            activation_modules=tuple(modules),
+            reached=frozenset(self._names[key] for key in graph.leaves if key in self._names),
+            cut=frozenset(self._names[key] for key in graph.cut if key in self._names),
+            cut_by=graph.cut_by,
+            functions=dict(graph.functions),
+            num_parameters=len(ours & graph.leaves.keys()),
+            num_nodes=graph.num_nodes,
+            is_whole=graph.is_whole,
+            is_opaque=graph.is_opaque,
+        )
+
+    def _known(self) -> Mapping[str, nn.Parameter]:
+        """The model's parameters, with the names of all that is known renewed where they are others than before."""
+        now = self._parameters()
+        if now is not self._of:
+            self._of = now
+            self._owners = owners_of(self._model)
+            self._names = {id(p): name for name, p in now.items()}
+            for key, leaf in list(self._foreign.items()):
+                if key in self._names:
+                    del self._foreign[key]
+                else:
+                    self._names[key] = leaf.name
+            for p in now.values():
+                self._versions.setdefault(id(p), p._version)
+        return now
+
+    def _note_leaves(self, graph: ReadGraph) -> None:
+        """Note which leaves are reached; of those that are not the model's, find out whose they are."""
+        ours = {id(p) for p in self._known().values()}
+        if not ours & graph.leaves.keys():
+            return
+        self._reached |= graph.leaves.keys()
+        left = {
+            key: one
+            for key, one in graph.leaves.items()
+            if key not in self._names and key not in self._nobodys and isinstance(one, nn.Parameter)
+        }
+        if left:
+            found = foreign_leaves(self._model, left.values())
+            self._nobodys |= left.keys() - found.keys()
+            for key, leaf in found.items():
+                self._foreign[key], self._names[key] = leaf, leaf.name
+                self._foreign_refs[key] = weakref.ref(left[key])
+                self._versions.setdefault(key, left[key]._version)
+
+    def after_backward(self) -> None:
+        """A backward that has reached the model has ended."""
+        if not self._is_on:
+            return
+        try:
+            with own_ops():
+                self._backward_ended()
+        except Exception as error:
+            self._fail(error)
+
+    def _backward_ended(self) -> None:
+        self._num_backwards += 1
+        self._known()
+        step = self._step()
+        if self._modes is None:
+            self._modes = ModuleModes(self._model)
+        if self._num_backwards <= _MODES_UNTIL or is_look(step):
+            self._modes.look()
+        for one in self._optimizers.values():
+            one.after_backward()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            signature, value, graph = pending
+            if signature in self._graphs:
+                known = self._graphs[signature]
+                self._graphs[signature] = replace(known, num_backwards=known.num_backwards + 1)
+            if value is not None:
+                losses = self._losses.setdefault(signature, _Losses(signature.partition(" ")[0]))
+                losses.waiting.append((step, value))
+            if graph is not None:
+                self._read_in_step[signature, frozenset(graph.leaves)] += 1
+        if is_look(step):
+            if self._reading is None or self._reading.step != step:
+                self._reading = ParameterReading(self._known(), step)
+            self._reading.backward_ended()
+        if self._num_steps == 0:
+            self._note_arrivals()
+            if self._num_backwards in _BACKWARDS:
+                self._send_look(step, None)
+
+    # Steps.
+
+    def update_begins(self, optimizer: Any) -> None:
+        """An optimizer's `step` has been entered."""
+        if self._is_on and self._reading is not None:
+            self._guarded(self._reading.update_begins)
+
+    def before_update(self, optimizer: Any, *, is_scaled: bool) -> None:
+        """The gradients are complete: clipped, and scaled by a GradScaler where `is_scaled`."""
+        if self._is_on:
+            self._guarded(lambda: self._before_update(optimizer, is_scaled))
+
+    def _before_update(self, optimizer: Any, is_scaled: bool) -> None:
+        self._known()
+        self._note_arrivals()
+        known = self._optimizers.get(id(optimizer))
+        if known is None or known.optimizer is not optimizer:
+            known = self._optimizers[id(optimizer)] = WatchedOptimizer(optimizer)
+        known.before_update()
+        if self._reading is not None:
+            self._reading.update_begins()
+            self._reading.before_update()
+
+    def after_update(self, optimizer: Any) -> None:
+        """An optimizer has stepped."""
+        if self._is_on:
+            self._guarded(lambda: self._after_update(optimizer))
+
+    def _after_update(self, optimizer: Any) -> None:
+        known = self._optimizers.get(id(optimizer))
+        if known is not None:
+            known.after_update(self._step())
+        if self._reading is not None:
+            self._reading.after_update()
+
+    def in_backward(self) -> None:
+        """An optimizer steps while the backward goes on: gradients are gone when it has ended."""
+        self._steps_in_backward = True
+
+    def step_ended(self, step: int) -> None:
+        """A step has ended."""
+        if self._is_on:
+            self._guarded(lambda: self._step_ended(step))
+
+    def _step_ended(self, step: int) -> None:
+        self._num_steps += 1
+        self._note_rates(step)
+        if self._read_in_step and step in (1, 2):
+            ours = [count for count in self._read_in_step.values()]
+            self._accumulation = ours[0] if len(ours) == 1 else None
+        self._read_in_step.clear()
+        if is_look(step):
+            reading, self._reading = self._reading, None
+            self._send_look(step, reading if reading is not None and reading.step == step else None)
+        self.deliver()
+
+    def _note_rates(self, step: int) -> None:
+        rates = [
+            float(group["lr"])
+            for one in self._counted()
+            for group in getattr(one, "param_groups", ())
+            if isinstance(group.get("lr"), int | float)
+        ]
+        if rates and (not self._rates or self._rates[-1][1] != max(rates)):
+            self._rates.append((step, max(rates)))
+
+    def _note_arrivals(self) -> None:
+        """Note whose gradients are there now. Of those that have arrived nothing is asked any more."""
+        everything = {id(p): p for p in self._known().values()}
+        if len(self._arrived) < len(everything) + len(self._foreign):
+            for key, p in everything.items():
+                if key not in self._arrived and p.is_leaf and (p.grad is not None or self._steps_in_backward):
+                    self._arrived.add(key)
+            for key, ref in self._foreign_refs.items():
+                one = ref()
+                if key not in self._arrived and one is not None and one.grad is not None:
+                    self._arrived.add(key)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            with own_ops():
+                action()
+        except Exception as error:
+            self._fail(error)
+
+    # Looks.
+
+    def _send_look(self, step: int, reading: ParameterReading | None) -> None:
+        graphs, self._graph_readings = self._graph_readings, []
+        look = _Look(step, reading, graphs)
+        if reading is not None:
+            reading.send()
+        for signature, losses in self._losses.items():
+            if losses.waiting:
+                look.loss_steps[signature] = [at for at, _ in losses.waiting]
+                look.losses.add(signature, torch.stack([value.reshape(()) for _, value in losses.waiting]))
+                losses.waiting = []
+        look.losses.send()
+        frozen = {name: p for name, p in self._known().items() if not p.requires_grad}
+        if frozen:
+            self._distributions.look(frozen)
+        self._looks.append(look)
+
+    def deliver(self, *, wait: bool = False) -> None:
+        """Hand out the looks whose numbers have arrived."""
+        while self._looks and (wait or self._looks[0].done()):
+            look = self._looks.popleft()
+            self._take(look)
+            self._on_look(self._context(look.step, is_end=False))
+
+    def end(self) -> None:
+        """Training has ended: hand out what is left, then the last look."""
+        if not self._is_on:
+            return
+        try:
+            with own_ops():
+                if any(one.waiting for one in self._losses.values()):
+                    self._send_look(max(self._step() - 1, 0), None)
+                self.deliver(wait=True)
+            if self._num_backwards or self._graphs:
+                self._on_look(self._context(self._step() - 1, is_end=True))
+        except Exception as error:
+            self._fail(error)
+
+    def _take(self, look: _Look) -> None:
+        for signature, values in look.losses.values().items():
+            losses = self._losses[str(signature)]
+            losses.steps.extend(look.loss_steps[str(signature)])
+            losses.values.extend(values.tolist())
+        if look.reading is not None:
+            self._readings.add(look.step, look.reading.sites, look.reading.numbers())
+            self._samples.add(look.step, look.reading.sampled_sites, look.reading.samples())
+        if look.graphs:
+            largest = max(look.graphs, key=lambda one: len(one.sites))
+            if largest.sites:
+                self._inputs.add(look.step, tuple(largest.sites), largest.inputs())
+            for one in look.graphs:
+                self._batch_norm_samples |= one.batch_norm_samples
+            if targets := tuple(target for one in look.graphs for target in one.targets()):
+                self._targets.append(targets)
+
+    def _context(self, step: int, *, is_end: bool) -> Context:
+        known = self._known()
+        optimizers = self._all_optimizers(is_end=is_end)
+        having: dict[int, tuple[int, ...]] = {}
+        for place, (one, _, _) in enumerate(optimizers):
+            for group in one.param_groups:
+                for p in group.get("params", ()):
+                    having[id(p)] = (*having.get(id(p), ()), place)
+        return Context(
+            step=step if self._num_steps else -1,
+            num_backwards=self._num_backwards,
+            is_end=is_end,
+            parameters=parameter_facts.facts_of(
+                known,
+                self._owners,
+                self._foreign,
+                optimizers=having,
+                reached=self._reached,
+                arrived=self._arrived,
+                versions=self._versions,
+                distributions=self._distributions.known(),
+                called=self._called,
+                leaves=self._foreign_refs,
+            ),
+            modules=self._modes.facts(self._batch_norm_samples) if self._modes is not None else (),
+            optimizers=optimizer_facts.facts_of(optimizers, self._names),
+            graphs=tuple(self._graphs.values()),
+            retained_graphs=sum(ref() is not None for ref in self._marks),
+            accumulation=self._accumulation,
+            gradients_rescaled=any(one.was_written_to for one in self._optimizers.values()),
+            targets=tuple(self._targets),
+            readings=self._readings,
+            samples=self._samples,
+            inputs=self._inputs,
+            losses=tuple(
+                LossSeries(root=one.root, steps=np.array(one.steps, np.int64), values=np.array(one.values))
+                for one in self._losses.values()
+            ),
+            learning_rates=np.array(self._rates, np.float64).reshape(-1, 2),
+            world_size=world_size(),
+        )
+
+    def _all_optimizers(self, *, is_end: bool) -> list[tuple[Any, WatchedOptimizer | None, bool]]:
+        """Those that are counted, that have stepped, and that live, as far as these were looked for."""
+        counted = [one for one in self._counted() if hasattr(one, "param_groups")]
+        found = {id(one): one for one in counted}
+        for watched in self._optimizers.values():
+            if watched.optimizer is not None and hasattr(watched.optimizer, "param_groups"):
+                found.setdefault(id(watched.optimizer), watched.optimizer)
+        if self._wants_scan(list(found.values()), is_end=is_end):
+            self._living = [weakref.ref(one) for one in living_optimizers()]
+        for ref in self._living:
+            if (one := ref()) is not None:
+                found.setdefault(id(one), one)
+        ids = set(map(id, counted))
+        return [(one, self._watched(one), id(one) in ids) for one in found.values()]
+
+    def _watched(self, optimizer: Any) -> WatchedOptimizer | None:
+        known = self._optimizers.get(id(optimizer))
+        return known if known is not None and known.optimizer is optimizer else None
+
+    def _wants_scan(self, known: list[Any], *, is_end: bool) -> bool:
+        """Whether to look for further optimizers: a parameter that is reached is in none of those that are known."""
+        if self._num_scans >= _MOST_SCANS or (self._num_steps < 3 and not is_end and self._num_backwards < 10):
+            return False
+        owned = {id(p) for one in known for group in one.param_groups for p in group.get("params", ())}
+        trained = {id(p) for p in self._known().values() if p.requires_grad} | set(self._foreign)
+        wants = bool((trained & self._reached) - owned) or not known
+        self._num_scans += wants
+        return wants
