@@ -227,9 +227,8 @@ def main() -> None:
             if not (args.wrong and is_good):
                 print(line, flush=True)
             for one in outcomes[-1].findings if args.show else ():
-                print(
-                    f"    {one['severity']} {one['code']} steps {one['first_step']}-{one['last_step']}: {one['message']}"
-                )
+                steps = f"{one['first_step']} to {one['last_step']}"
+                print(f"    {one['severity']} {one['code']} at steps {steps}: {one['message']}")
                 print(f"        {one['remedy']}  {one['sites'][:4]} {one['evidence']}")
     faulty = [one for one in outcomes if one.training.expects and not one.training.repaired]
     healthy = [one for one in outcomes if not one.training.expects or one.training.repaired]
