@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import TapError, UsageError
 from gradlab.jacobians.options import JacobianSlice
 from gradlab.profiling.options import Profile, Trigger
-from gradlab.taps.rule import Tap
+from gradlab.taps.rule import DEFAULT_TAPS, Tap
 
 VARIABLE = "GRADLAB_ATTACH"
 """The variable of the environment that holds the options in the script's processes."""
@@ -35,7 +35,7 @@ class AttachOptions:
     """The run folder, made by the first process that trains; "" where `logdir` is given."""
     logdir: str = ""
     """Where event files go instead of a run folder."""
-    taps: tuple[Tap, ...] = field(default=(Tap("*", of="weight_grad"),))
+    taps: tuple[Tap, ...] = DEFAULT_TAPS
     """What is watched in every model."""
     jacobians: tuple[JacobianSlice, ...] = ()
     """Jacobian slices to log."""
@@ -101,6 +101,8 @@ def parse_tap(text: str, every: int) -> Tap:
         raise UsageError(f"--taps {text!r}: {error}") from None
 
 
-def taps_of(texts: Sequence[str], every: int) -> tuple[Tap, ...]:
-    """The taps of the command line; the gradient of every parameter where it names none."""
-    return tuple(parse_tap(text, every) for text in texts) or (Tap("*", of="weight_grad", every=every),)
+def taps_of(texts: Sequence[str], every: int | None) -> tuple[Tap, ...]:
+    """The taps of the command line; where it names none the gradient of every parameter, `every` so many steps."""
+    if texts:
+        return tuple(parse_tap(text, every or 1) for text in texts)
+    return DEFAULT_TAPS if every is None else (Tap("*", of="weight_grad", every=every),)

@@ -29,9 +29,9 @@ _LAUNCHERS = frozenset({"torchrun", "accelerate", "deepspeed", "torch.distribute
     multiple=True,
     metavar="GLOB[=OF[:STATS]]",
     help="What to watch, as in '*/relu*=output,output_grad:norm,zeros'; may be given again. Left out: the gradient "
-    "norm of every parameter.",
+    "norm of every parameter, on each of the first 100 steps and then on every tenth.",
 )
-@click.option("--every", type=click.IntRange(1), metavar="N", help="Look on every so many steps; 1 where left out.")
+@click.option("--every", type=click.IntRange(1), metavar="N", help="Look on every so many steps.")
 @click.option("--profile", is_flag=True, help="Record a few early steps with torch.profiler.")
 @click.option(
     "--across-ranks",
@@ -94,7 +94,7 @@ def _settings(config: Path | None, taps: tuple[str, ...], every: int | None, pro
     if every is not None and settings.get("taps") and not taps:
         raise click.UsageError("--every is for the taps of the command line; those of a file have their own `every`.")
     if taps or not settings.get("taps"):
-        settings["taps"] = taps_of(taps, every or 1)
+        settings["taps"] = taps_of(taps, every)
     if profile:
         settings.setdefault("profile", Profile())
     return settings

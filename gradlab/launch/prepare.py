@@ -27,7 +27,7 @@ from gradlab.launch.optimizer import use_optimizer
 from gradlab.launch.random_state import undisturbed
 from gradlab.lightning.module import GradlabModule
 from gradlab.sites.forward import Site, sites_of
-from gradlab.taps.rule import Tap
+from gradlab.taps.rule import DEFAULT_TAPS, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,4 +147,4 @@ def _taps_of(model: pl.LightningModule, given: Sequence[Tap] | None) -> tuple[Ta
         return tuple(given)
     if isinstance(model, GradlabModule):
         return tuple(model.taps())
-    return (Tap("*", of="weight_grad"),)
+    return DEFAULT_TAPS

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor, optim
 
-from gradlab.taps.rule import Tap
+from gradlab.taps.rule import DEFAULT_TAPS, Tap
 
 
 class GradlabModule(pl.LightningModule):
@@ -22,7 +22,7 @@ class GradlabModule(pl.LightningModule):
 
     def taps(self) -> Sequence[Tap]:
         """The taps that are worth having in this model, used where an experiment or a callback names none."""
-        return (Tap("*", of="weight_grad"),)
+        return DEFAULT_TAPS
 
     def probe_input(self, batch: Any) -> Tensor:
         """The tensor that `forward` takes, out of a batch of the data; `batch[0]` unless overridden."""

@@ -37,7 +37,7 @@ from gradlab.perf.phases import Phase
 from gradlab.profiling.options import ON_DEMAND, Profile
 from gradlab.sinks import Sink
 from gradlab.sites.names import parameter_names, unwrapped
-from gradlab.taps.rule import Tap
+from gradlab.taps.rule import DEFAULT_TAPS, Tap
 from gradlab.taps.unmatched import check_taps
 from gradlab.torch_arguments import OPTIMIZER
 from gradlab.values import few
@@ -62,7 +62,8 @@ class Monitor:
         optimizer: the optimizer or optimizers whose steps are counted, of torch.optim, around one of these, or of any
             other kind that has a `step`; any of torch.optim that owns the model's parameters where left out. With
             several, a step ends when each has stepped once, or one of them steps again.
-        taps: what to watch; the gradient norm of every parameter where left out.
+        taps: what to watch; where left out the gradient norm of every parameter, on each of the first 100 steps and
+            then on every tenth.
         jacobians: what to log of Jacobians: `JacobianSlice`, `DepthGrowth`, `Sharpness`. Replays run on the first
             samples that the model sees (or on `probe`).
         probe: the probe batch, [samples, ...] or what else the model takes; or several, as a mapping from names.
@@ -121,7 +122,7 @@ class Monitor:
         self.model = model
         self.strict = strict
         self._inner = unwrapped(model)
-        rules: tuple[Tap, ...] = (Tap("*", of="weight_grad"),) if kept["taps"] is None else kept["taps"]
+        rules: tuple[Tap, ...] = DEFAULT_TAPS if kept["taps"] is None else kept["taps"]
         check_taps(rules, parameter_names(model))
         self._delivery = Delivery(
             kept["sinks"], strict=strict, history=kept["history"], diagnose=_chosen(kept["diagnose"])

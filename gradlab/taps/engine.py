@@ -172,7 +172,7 @@ class Engine:
 
     def arm(self, step: int) -> None:
         """Put in place what is due on the step that begins."""
-        due = tuple(number for number, rule in enumerate(self.taps) if step % rule.every == 0)
+        due = tuple(number for number, rule in enumerate(self.taps) if rule.is_due(step))
         if not due:
             self._disarm()
             self.recorder.start(None)

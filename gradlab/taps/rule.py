@@ -51,6 +51,8 @@ class Tap(Value):
     """`norm`, `rms`, `mean`, `std`, `max_abs`, `zeros`, `nonfinite`, `underflow`, `hist`, `cosine`, or functions."""
     every: int = 1
     """Look on every so many optimizer steps, the first one included."""
+    first: int = 0
+    """Look on each of the first so many steps of the training, too."""
     stage: Stage | Sequence[Stage] = "final"
     """Which gradient of a weight: `final` (accumulated, before clipping), `clipped`, or `micro` (the last backward)."""
     keep: bool = False
@@ -109,6 +111,10 @@ class Tap(Value):
         if "norm" not in self.statistics:
             raise TapError(f"Tap({self.at!r}): per_rank logs norms; add 'norm' to its stats.")
 
+    def is_due(self, step: int) -> bool:
+        """Whether to look on a step."""
+        return step % self.every == 0 or step < self.first
+
     @property
     def patterns(self) -> tuple[str, ...]:
         """`at` as a tuple."""
@@ -164,7 +170,13 @@ _FIELDS = {
     "of": one_or_several(NAME, _words(Quantity)),
     "stats": listed(either(NAME, FUNCTION), f"functions, or {_words(Stat)}", alone=True, least=1),
     "every": whole(1),
+    "first": whole(0),
     "stage": one_or_several(NAME, _words(Stage)),
     "keep": FLAG,
     "per_rank": FLAG,
 }
+
+DEFAULT_TAPS = (Tap("*", of="weight_grad", every=10, first=100),)
+"""What is watched where nobody says it: the gradient norm of every parameter, on each step of a short training. The
+diagnosis reads what it needs by itself, so that this is what people look at; on every step it would take 6 % of a step
+that is bound by dispatch, on every tenth it takes less than 1 %."""
