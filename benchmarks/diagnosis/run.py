@@ -111,11 +111,7 @@ def is_same_place(site: str, wanted: str) -> bool:
 
 def trainings(script: Path, nets: Sequence[str], seeds: Sequence[int], **options: Any) -> Iterator[Training]:
     """The trainings that a script offers: each architecture among `nets`, or all for `all`, or the first."""
-    known: dict[str, Any] = {}
-    for node in ast.parse(script.read_text(encoding="utf-8")).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id in ("EXPECTS", "PLACE"):
-            known[target.id] = ast.literal_eval(node.value)
+    known = _told_of(script)
     expects = known.get("EXPECTS", ())
     places: dict[str, str] = known.get("PLACE", {"": ""})
     chosen = list(places) if "all" in nets else [net for net in nets if net in places] or list(places)[:1]
@@ -129,6 +125,22 @@ def trainings(script: Path, nets: Sequence[str], seeds: Sequence[int], **options
                 place=places[net],
                 **options,
             )
+
+
+def _told_of(script: Path) -> dict[str, Any]:
+    """EXPECTS and PLACE, as the script says them, or as the index beside a mutant does."""
+    index = script.parent / "index.json"
+    if index.exists():
+        rows = (row for row in json.loads(index.read_text(encoding="utf-8")) if row["file"] == script.name)
+        return {"EXPECTS": row["code"], "PLACE": {"": row["place"]}} if (row := next(rows, None)) else {}
+    parts = script.parent / "parts.py"
+    known = dict(_told_of(parts)) if parts != script and parts.exists() else {}
+    for node in ast.parse(script.read_text(encoding="utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id in ("EXPECTS", "PLACE", "NETS"):
+            same = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "dict.fromkeys"
+            known[target.id] = dict.fromkeys(known["NETS"], "") if same else ast.literal_eval(node.value)
+    return known
 
 
 def run(training: Training, *, limit: float = 120.0) -> Outcome:
