@@ -67,19 +67,16 @@ class _Losses:
 
 
 class _Look:
-    """A look whose numbers are on their way."""
+    """A look whose numbers are on their way, all of them in one transfer."""
 
-    def __init__(self, step: int, reading: ParameterReading | None, graphs: list[GraphReading]) -> None:
+    def __init__(
+        self, step: int, numbers: Numbers, reading: ParameterReading | None, graphs: list[GraphReading]
+    ) -> None:
         self.step = step
+        self.numbers = numbers
         self.reading = reading
         self.graphs = graphs
-        self.losses = Numbers()
         self.loss_steps: dict[str, list[int]] = {}
-
-    def done(self) -> bool:
-        """Whether all numbers are on the host."""
-        is_read = self.reading is None or self.reading.done()
-        return is_read and self.losses.done() and all(one.done() for one in self.graphs)
 
 
 class Facts:
@@ -138,6 +135,8 @@ class Facts:
         self._batch_norm_samples: dict[str, int] = {}
         self._rates: list[tuple[int, float]] = []
         self._readings, self._samples, self._inputs = History(), History(), History()
+        self._numbers = Numbers()
+        """Those of the look under way."""
         self._reading: ParameterReading | None = None
         self._graph_readings: list[GraphReading] = []
         self._read_in_step: Counter[tuple[str, frozenset[int]]] = Counter()
@@ -198,7 +197,7 @@ class Facts:
         if graph is not None and any(id(p) in graph.leaves for p in self._known().values()):
             self._note_graph(signature, self._facts_of_graph(graph))
             if is_look(self._step()):
-                self._graph_readings.append(GraphReading(graph, self._names, self._step()))
+                self._graph_readings.append(GraphReading(graph, self._names, len(self._graph_readings), self._numbers))
 
     def _wants_graph(self, signature: str) -> bool:
         step = self._step()
@@ -287,7 +286,7 @@ class Facts:
         self._known()
         step = self._step()
         if self._modes is None:
-            self._modes = ModuleModes(self._model)
+            self._modes = ModuleModes(self._model, self._numbers)
         if self._num_backwards <= _MODES_UNTIL or is_look(step):
             self._modes.look()
         for one in self._optimizers.values():
@@ -305,7 +304,7 @@ class Facts:
                 self._read_in_step[signature, frozenset(graph.leaves)] += 1
         if is_look(step):
             if self._reading is None or self._reading.step != step:
-                self._reading = ParameterReading(self._known(), step)
+                self._reading = ParameterReading(self._known(), step, self._numbers)
             self._reading.backward_ended()
         if self._num_steps == 0:
             self._note_arrivals()
@@ -401,23 +400,24 @@ class Facts:
 
     def _send_look(self, step: int, reading: ParameterReading | None) -> None:
         graphs, self._graph_readings = self._graph_readings, []
-        look = _Look(step, reading, graphs)
+        numbers, self._numbers = self._numbers, Numbers()
+        look = _Look(step, numbers, reading, graphs)
         if reading is not None:
-            reading.send()
+            reading.step_ended()
         for signature, losses in self._losses.items():
             if losses.waiting:
                 look.loss_steps[signature] = [at for at, _ in losses.waiting]
-                look.losses.add(signature, torch.stack([value.reshape(()) for _, value in losses.waiting]))
+                numbers.add(("loss", signature), torch.stack([value.reshape(()) for _, value in losses.waiting]))
                 losses.waiting = []
-        look.losses.send()
         frozen = {name: p for name, p in self._known().items() if not p.requires_grad}
         if frozen:
-            self._distributions.look(frozen)
+            self._distributions.look(frozen, numbers)
+        numbers.send()
         self._looks.append(look)
 
     def deliver(self, *, wait: bool = False) -> None:
         """Hand out the looks whose numbers have arrived."""
-        while self._looks and (wait or self._looks[0].done()):
+        while self._looks and (wait or self._looks[0].numbers.done()):
             look = self._looks.popleft()
             self._take(look)
             self._on_look(self._context(look.step, is_end=False))
@@ -437,10 +437,13 @@ class Facts:
             self._fail(error)
 
     def _take(self, look: _Look) -> None:
-        for signature, values in look.losses.values().items():
-            losses = self._losses[str(signature)]
-            losses.steps.extend(look.loss_steps[str(signature)])
-            losses.values.extend(values.tolist())
+        values = look.numbers.values()
+        for signature, steps in look.loss_steps.items():
+            self._losses[signature].steps.extend(steps)
+            self._losses[signature].values.extend(values["loss", signature].tolist())
+        self._distributions.take(values)
+        if self._modes is not None:
+            self._modes.take(values)
         if look.reading is not None:
             self._readings.add(look.step, look.reading.sites, look.reading.numbers())
             self._samples.add(look.step, look.reading.sampled_sites, look.reading.samples())

@@ -30,12 +30,13 @@ class GraphReading:
     Args:
         graph: read just now; its nodes are not kept.
         names: of parameters, by id: the sites.
-        step: the number of the step under way.
+        number: tells it from others at the same look.
+        numbers: takes them to the host.
     """
 
-    def __init__(self, graph: ReadGraph, names: Mapping[int, str], step: int) -> None:
-        self.step = step
-        self._numbers = Numbers()
+    def __init__(self, graph: ReadGraph, names: Mapping[int, str], number: int, numbers: Numbers) -> None:
+        self._number = number
+        self._numbers = numbers
         self.sites: list[str] = []
         self.batch_norm_samples: dict[str, int] = {}
         """By weight of a batch norm: numbers a channel."""
@@ -52,30 +53,29 @@ class GraphReading:
             x = input_of_layer(name, node)
             if x is not None and x.is_floating_point() and x.numel():
                 self.sites.append(site)
-                self._numbers.add(("input", site), _about_input(x.detach()))
+                self._add(("input", site), _about_input(x.detach()))
         for number, (name, node) in enumerate(graph.losses[:8]):
             self._read_loss(number, name, node)
-        self._numbers.send()
-
-    def done(self) -> bool:
-        """Whether the numbers are on the host."""
-        return self._numbers.done()
 
     def inputs(self) -> dict[str, np.ndarray]:
         """By name, [sites]."""
         values = self._numbers.values()
-        table = np.stack([values["input", site] for site in self.sites]) if self.sites else np.empty((0, len(_INPUT)))
+        table = (
+            np.stack([values["input", self._number, site] for site in self.sites])
+            if self.sites
+            else np.empty((0, len(_INPUT)))
+        )
         return dict(zip(_INPUT, table.T, strict=True))
 
     def targets(self) -> tuple[TargetFacts, ...]:
         """Of each loss function whose target was kept."""
         values, found = self._numbers.values(), []
         for number, (name, numel) in enumerate(self._losses):
-            if ("target", number) not in values:
+            if ("target", self._number, number) not in values:
                 continue
-            mean, std, nonfinite = values["target", number]
-            prediction = values.get(("prediction", number))
-            counts = values.get(("counts", number))
+            mean, std, nonfinite = values["target", self._number, number]
+            prediction = values.get(("prediction", self._number, number))
+            counts = values.get(("counts", self._number, number))
             found.append(
                 TargetFacts(
                     loss=name,
@@ -91,6 +91,9 @@ class GraphReading:
             )
         return tuple(found)
 
+    def _add(self, key: tuple[str, str | int], value: Tensor) -> None:
+        self._numbers.add((key[0], self._number, key[1]), value)
+
     def _read_loss(self, number: int, name: str, node: Any) -> None:
         target, prediction = saved(node, "target"), saved(node, "self")
         self._losses.append((name, target.numel() if target is not None else 0))
@@ -98,12 +101,13 @@ class GraphReading:
             return
         target = _some(target.detach())
         wide = target.to(torch.float32)
-        self._numbers.add(("target", number), torch.stack([wide.mean(), _std(wide), _nonfinite(wide)]))
+        self._add(("target", number), torch.stack([wide.mean(), _std(wide), _nonfinite(wide)]))
         if prediction is None or not prediction.numel() or not prediction.is_floating_point():
             return
         prediction = _some(prediction.detach()).to(torch.float32)
         self._numbers.add(
-            ("prediction", number), torch.stack([prediction.mean(), _std(prediction), _spread(prediction)])
+            ("prediction", self._number, number),
+            torch.stack([prediction.mean(), _std(prediction), _spread(prediction)]),
         )
         if name.startswith("Nll") and not target.is_floating_point() and prediction.dim() > 1:
             classes = prediction.shape[1]
@@ -111,7 +115,9 @@ class GraphReading:
                 known = (target >= 0) & (target < classes)
                 counts = torch.zeros(classes, device=target.device)
                 flat = torch.where(known, target, 0).reshape(-1)
-                self._numbers.add(("counts", number), counts.scatter_add_(0, flat, known.reshape(-1).float()))
+                self._numbers.add(
+                    ("counts", self._number, number), counts.scatter_add_(0, flat, known.reshape(-1).float())
+                )
 
 
 def _about_input(x: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ norm when watching begins.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -42,20 +43,25 @@ class _Seen:
 class ModuleModes:
     """The normalizations and dropouts of a model."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, numbers: Numbers) -> None:
         kinds = (_NormBase, _DropoutNd)
         self._seen = [_Seen(one, name) for one, name in module_names(model).items() if isinstance(one, kinds)]
-        self._counters = Numbers()
+        self._counters: dict[str, float] = {}
         for one in self._seen:
             counter = getattr(one.module(), "num_batches_tracked", None)
             if isinstance(counter, torch.Tensor) and not counter.is_meta and type(counter) is torch.Tensor:
-                self._counters.add(one.name, counter)
-        self._counters.send()
+                numbers.add(("tracked", one.name), counter)
 
     def look(self) -> None:
         """A backward of the model begins. Cost: a tenth of a microsecond a module."""
         for one in self._seen:
             one.look()
+
+    def take(self, values: Mapping[Hashable, np.ndarray]) -> None:
+        """Numbers of a look have arrived: how many batches the normalizations had seen, at the first one."""
+        for key, value in values.items():
+            if isinstance(key, tuple) and key[0] == "tracked":
+                self._counters[key[1]] = float(value)
 
     def facts(self, samples: Mapping[str, int]) -> tuple[ModuleFacts, ...]:
         """Of each module that is still there.
@@ -63,7 +69,6 @@ class ModuleModes:
         Args:
             samples: by the name of a batch norm's weight, the numbers a channel of the last batch.
         """
-        counters = self._counters.values() if self._counters.done() else {}
         found = []
         for one in self._seen:
             module = one.module()
@@ -79,7 +84,7 @@ class ModuleModes:
                     num_training=one.num_training,
                     settings=_settings(module),
                     requires_grad=any(p.requires_grad for p in module.parameters(recurse=False)),
-                    is_loaded=bool(counters[one.name] > 0) if one.name in counters else False,
+                    is_loaded=self._counters.get(one.name, 0.0) > 0,
                     samples=samples.get(own),
                 )
             )

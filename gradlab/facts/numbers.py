@@ -20,6 +20,7 @@ class Numbers:
     def __init__(self) -> None:
         self._parts: dict[torch.device, list[tuple[Hashable, Tensor]]] = {}
         self._sent: list[tuple[list[tuple[Hashable, torch.Size]], Transfer]] = []
+        self._values: dict[Hashable, np.ndarray] | None = None
 
     def add(self, key: Hashable, value: Tensor) -> None:
         """Take a result of any shape; it is copied by `send`."""
@@ -39,10 +40,13 @@ class Numbers:
 
     def values(self) -> Mapping[Hashable, np.ndarray]:
         """By key, float64 arrays of the shapes that were given; waits for what is still under way."""
+        if self._values is not None:
+            return self._values
         found: dict[Hashable, np.ndarray] = {}
         for shapes, transfer in self._sent:
             flat, start = transfer.values().astype(np.float64), 0
             for key, shape in shapes:
                 found[key] = flat[start : start + shape.numel()].reshape(shape)
                 start += shape.numel()
+        self._values, self._sent = found, []
         return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -126,35 +126,33 @@ class Distributions:
     """
 
     def __init__(self) -> None:
-        self._numbers = Numbers()
         self._pending: dict[str, tuple[int, int]] = {}
         self._known: dict[str, bool] = {}
 
-    def look(self, parameters: Mapping[str, Tensor]) -> None:
+    def look(self, parameters: Mapping[str, Tensor], numbers: Numbers) -> None:
         """Begin to read these, as far as they are not known yet."""
         for name, p in parameters.items():
-            fan_in = p[0].numel() if p.dim() > 1 else 0
-            if name in self._known or name in self._pending or not fan_in or not is_readable(p):
+            if name in self._known or name in self._pending or not is_readable(p):
                 continue
-            if p.numel() < _FEWEST_FOR_INIT:
+            if p.dim() < 2 or p.numel() < _FEWEST_FOR_INIT:
                 continue
             values = p.detach().to(torch.float32)
             squares = values.square()
             kurtosis = squares.square().mean() / squares.mean().square()
-            self._numbers.add(name, torch.stack([values.abs().amax(), kurtosis]))
-            self._pending[name] = (fan_in, p.numel())
-        self._numbers.send()
+            numbers.add(("init", name), torch.stack([values.abs().amax(), kurtosis]))
+            self._pending[name] = (p[0].numel(), p.numel())
+
+    def take(self, values: Mapping[Hashable, np.ndarray]) -> None:
+        """Numbers of a look have arrived."""
+        for name, (fan_in, numel) in list(self._pending.items()):
+            if (found := values.get(("init", name))) is not None:
+                reach = found[0] * np.sqrt(fan_in)
+                is_uniform = abs(found[1] - 1.8) < 4 * 1.6 / np.sqrt(numel) + 0.02
+                self._known[name] = bool(is_uniform and 1 - 12 / numel - 0.005 <= reach <= 1.001)
+                del self._pending[name]
 
     def known(self) -> Mapping[str, bool]:
         """By name, as far as it is known."""
-        if self._pending and self._numbers.done():
-            for name, (largest, kurtosis) in self._numbers.values().items():
-                fan_in, numel = self._pending[str(name)]
-                reach = largest * np.sqrt(fan_in)
-                is_uniform = abs(kurtosis - 1.8) < 4 * 1.6 / np.sqrt(numel) + 0.02
-                self._known[str(name)] = bool(is_uniform and 1 - 12 / numel - 0.005 <= reach <= 1.001)
-            self._pending.clear()
-            self._numbers = Numbers()
         return self._known
 
 
@@ -193,7 +191,7 @@ def facts_of(
                 name=name,
                 module=module,
                 module_class=module_class,
-                shape=tuple(p.shape) if not isinstance(p, nn.UninitializedParameter) else (),
+                shape=_shape(p),
                 requires_grad=p.requires_grad,
                 is_in_model=True,
                 optimizers=optimizers.get(id(p), ()),
@@ -212,7 +210,7 @@ def facts_of(
                     name=leaf.name,
                     module=leaf.module,
                     module_class=leaf.module_class,
-                    shape=tuple(p.shape),
+                    shape=_shape(p),
                     requires_grad=p.requires_grad,
                     is_in_model=False,
                     is_in_plain_list=leaf.in_plain_list,
@@ -224,3 +222,8 @@ def facts_of(
                 )
             )
     return tuple(found)
+
+
+def _shape(p: Tensor) -> tuple[int, ...]:
+    """Its shape; () where it has none yet (lazy), or none at all (nested)."""
+    return () if p.is_nested or isinstance(p, nn.UninitializedParameter) else tuple(p.shape)

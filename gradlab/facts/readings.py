@@ -32,9 +32,10 @@ class ParameterReading:
     Args:
         parameters: by name; those that are not dense real numbers of this process alone have none.
         step: its number.
+        numbers: takes them to the host.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], step: int, numbers: Numbers) -> None:
         self.step = step
         self.sites = tuple(parameters)
         self._readable = [(place, p) for place, p in enumerate(parameters.values()) if is_readable(p)]
@@ -42,7 +43,7 @@ class ParameterReading:
         stride = max(1, -(-len(matrices) // MOST_SAMPLED))
         self._sampled = matrices[::stride]
         self._before: list[Tensor] = []
-        self._numbers = Numbers()
+        self._numbers = numbers
 
     # At the edges of the step. Every method runs outside of modes and graphs of others.
 
@@ -82,21 +83,16 @@ class ParameterReading:
         sampled = {place for place, _ in self._sampled}
         self._sample("update", [(place, change) for place, change in changes if place in sampled])
 
-    def send(self) -> None:
-        """The step has ended: begin the transfer."""
+    def step_ended(self) -> None:
+        """Hold the weights before the update no longer."""
         self._before = []
-        self._numbers.send()
-
-    def done(self) -> bool:
-        """Whether the numbers are on the host."""
-        return self._numbers.done()
 
     def numbers(self) -> dict[str, np.ndarray]:
         """By name, [sites]; NaN where a parameter has none."""
         found: dict[str, np.ndarray] = {}
         for key, values in self._numbers.values().items():
             kind, name, place = _parts_of(key)
-            if kind == "number":
+            if kind == "parameter":
                 found.setdefault(name, np.full(len(self.sites), np.nan))[place] = values
         return found
 
@@ -119,7 +115,7 @@ class ParameterReading:
     # What is computed.
 
     def _add(self, name: str, place: int, value: Tensor) -> None:
-        self._numbers.add(("number", name, place), value)
+        self._numbers.add(("parameter", name, place), value)
 
     def _gradients(self, name: str) -> None:
         self._norms(name, _dense_gradients(self._readable))
@@ -167,9 +163,9 @@ def _is_dense(gradient: Tensor | None) -> TypeGuard[Tensor]:
 
 
 def _parts_of(key: Any) -> tuple[str, str, int]:
-    """Of a key: number or sample, the name, the place of the parameter."""
-    kind, name, place = key
-    return kind, name, place
+    """Of a key: parameter or sample, the name, the place of the parameter; of keys of others no more than the kind."""
+    kind, *rest = key
+    return (kind, *rest) if kind in ("parameter", "sample") else (kind, "", 0)
 
 
 def _rms(x: Tensor) -> Tensor:

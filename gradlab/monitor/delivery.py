@@ -129,12 +129,23 @@ class Delivery:
         self._recent.append(frame)
         if self.diagnoses:
             context = Context(step=frame.step, frames=self._recent)
-            self._hand_out_findings(self._diagnosis.look_at_frame(context), frame.wall_time)
+            self._ask(self._diagnosis.look_at_frame, context, frame.wall_time)
 
     def look(self, context: Context) -> None:
         """Ask the rules what they say to a look."""
         context.frames = self._recent
-        self._hand_out_findings(self._diagnosis.look(context), time.time())
+        self._ask(self._diagnosis.look, context, time.time())
+
+    def _ask(self, look: Callable[[Context], list[Finding]], context: Context, wall_time: float) -> None:
+        """Hand out what the rules say; the diagnosis alone is switched off where it fails as a whole."""
+        try:
+            findings = look(context) if self.diagnoses else []
+        except Exception as error:
+            if self._strict:
+                raise
+            self.diagnoses, findings = False, []
+            warn(f"the diagnosis was switched off at step {context.step}: {type(error).__name__}: {error}")
+        self._hand_out_findings(findings, wall_time)
 
     def _rule_failed(self, code: str, error: Exception) -> None:
         warn(f"the rule {code} was switched off: {type(error).__name__}: {error}")

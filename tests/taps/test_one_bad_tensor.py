@@ -199,7 +199,7 @@ def test_what_is_made_of_a_frame_may_fail_and_the_frame_is_there(broken: str, mo
         raise ZeroDivisionError("bad")
 
     if broken == "look":
-        monkeypatch.setattr("gradlab.diagnose.Diagnosis.look", fail)
+        monkeypatch.setattr("gradlab.diagnose.Diagnosis.look_at_frame", fail)
     else:
         monkeypatch.setattr("gradlab.monitor.delivery.with_derived", fail)
     said, monitor, _ = trained(Two(), EVERYTHING)
