@@ -159,6 +159,40 @@ class TargetFacts:
     label_counts: tuple[int, ...] = ()
     """Of classes: how often each was there."""
     nonfinite: int = 0
+    is_difference: bool = False
+    """Whether the loss is written by hand and keeps the target minus the prediction alone: `mean`, `std` are its."""
+    leak: float | None = None
+    """The largest correlation, without its sign, of a number of the model's input with a number of the target."""
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonfiniteFacts:
+    """What there was just before the backward of the first loss that is not finite, of those read on the CPU."""
+
+    step: int
+    inputs: tuple[str, ...] = ()
+    """The layers that are given data which is not finite, by their weights."""
+    has_bad_target: bool = False
+    weights: tuple[str, ...] = ()
+    """The parameters that are not finite already, in the order of the model."""
+    num_weights: int = 0
+    layer: str = ""
+    """The first layer, by its weight in the order of the forward, whose input is not finite."""
+    suspects: tuple[str, ...] = ()
+    """Modules without parameters between the last of `weights` and the first parameter after it that is finite, those
+    of torch that cannot make a NaN left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingFacts:
+    """The ids that an embedding was given in one batch."""
+
+    name: str
+    """Its weight."""
+    rows: int
+    num_ids: int
+    distinct: int
 
 
 class History:
@@ -244,7 +278,18 @@ class Context:
     """Numbers at a few fixed places of some matrices, [looks, matrices, places]: `weight`, `weight_grad`, `update`."""
     inputs: History = field(default_factory=History)
     """What goes into layers with weights, in the order of the forward: `rms`, `max_abs`, `zeros` (share), `nonfinite`
-    (count), `spread` (over the batch, by the rms), `columns` (largest by smallest rms of a column)."""
+    (count), `spread` (over the batch, by the rms), `columns` (largest by smallest column or channel, by the rms of what
+    is not zero in it), `is_data` (1 where no layer lies before it), `is_normalised` (1 where its output goes straight
+    into a norm that removes mean and scale)."""
+    attentions: History = field(default_factory=History)
+    """Of attention, by the first weight before it: `max_probability` (mean over queries), `keys` (how many),
+    `max_logit` (0 where it is not kept)."""
+    embeddings: History = field(default_factory=History)
+    """Of vectors whose length is divided by, by the last weight before them: `spread` over the batch of directions, 0
+    where all are the same, 1 where they have nothing in common."""
+    ids: Sequence[EmbeddingFacts] = ()
+    """Of the last batch that was looked at."""
+    nonfinite: NonfiniteFacts | None = None
     losses: Sequence[LossSeries] = ()
     learning_rates: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
     """[n, 2]: a step, and the largest learning rate from it on."""

@@ -6,6 +6,7 @@ Does not: how anything is read (`loss_graph`, `readings`, `layer_inputs`, ...), 
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -17,12 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from gradlab.autograd_engine import is_in_backward
-from gradlab.diagnose.context import Context, History, LossGraph, LossSeries, TargetFacts
+from gradlab.diagnose.context import (
+    Context,
+    EmbeddingFacts,
+    History,
+    LossGraph,
+    LossSeries,
+    NonfiniteFacts,
+    TargetFacts,
+)
 from gradlab.distributed import world_size
 from gradlab.facts import optimizer_facts, parameter_facts
+from gradlab.facts.graph_parts import PartsReading
 from gradlab.facts.layer_inputs import GraphReading
 from gradlab.facts.loss_graph import ReadGraph, is_scalar, read_graph, roots_of, signature_of
-from gradlab.facts.module_facts import ModuleModes
+from gradlab.facts.module_facts import ModuleModes, with_suspects
 from gradlab.facts.numbers import Numbers
 from gradlab.facts.optimizer_facts import WatchedOptimizer, living_optimizers
 from gradlab.facts.parameter_facts import Distributions, Leaf, foreign_leaves, owners_of
@@ -137,6 +147,10 @@ class Facts:
         self._readings, self._samples, self._inputs = History(), History(), History()
         self._numbers = Numbers()
         """Those of the look under way."""
+        self._attentions, self._embeddings = History(), History()
+        self._ids: tuple[EmbeddingFacts, ...] = ()
+        self._nonfinite: NonfiniteFacts | None = None
+        self._has_alarmed = False
         self._reading: ParameterReading | None = None
         self._graph_readings: list[GraphReading] = []
         self._read_in_step: Counter[tuple[str, frozenset[int]]] = Counter()
@@ -186,7 +200,8 @@ class Facts:
             return
         signature = signature_of(roots[0])
         graph = None
-        if self._wants_graph(signature):
+        is_alarm = self._is_alarm(loss)
+        if is_alarm or self._wants_graph(signature):
             graph = read_graph(roots)
             self._note_leaves(graph)
         value = loss.detach().clone() if is_scalar(loss) and loss is not None else None
@@ -196,8 +211,24 @@ class Facts:
         self._marks.append(weakref.ref(mark))
         if graph is not None and any(id(p) in graph.leaves for p in self._known().values()):
             self._note_graph(signature, self._facts_of_graph(graph))
-            if is_look(self._step()):
-                self._graph_readings.append(GraphReading(graph, self._names, len(self._graph_readings), self._numbers))
+            if is_look(self._step()) or is_alarm:
+                self._graph_readings.append(
+                    GraphReading(
+                        graph,
+                        self._names,
+                        len(self._graph_readings),
+                        self._numbers,
+                        step=self._step(),
+                        is_alarm=is_alarm,
+                    )
+                )
+                self._has_alarmed |= is_alarm
+
+    def _is_alarm(self, loss: Tensor | None) -> bool:
+        """Whether this is the first loss that is not finite, as far as that is known without a wait."""
+        if self._has_alarmed or loss is None or not loss.is_cpu or not is_scalar(loss) or type(loss) is not Tensor:
+            return False
+        return not math.isfinite(loss.item())
 
     def _wants_graph(self, signature: str) -> bool:
         step = self._step()
@@ -362,7 +393,7 @@ class Facts:
             ours = [count for count in self._read_in_step.values()]
             self._accumulation = ours[0] if len(ours) == 1 else None
         self._read_in_step.clear()
-        if is_look(step):
+        if is_look(step) or any(one.is_alarm for one in self._graph_readings):
             reading, self._reading = self._reading, None
             self._send_look(step, reading if reading is not None and reading.step == step else None)
         self.deliver()
@@ -452,9 +483,20 @@ class Facts:
             if largest.sites:
                 self._inputs.add(look.step, tuple(largest.sites), largest.inputs())
             for one in look.graphs:
+                self._take_parts(look.step, one.parts)
+                if one.is_alarm:
+                    self._nonfinite = with_suspects(one.nonfinite(tuple(self._known())), self._model)
                 self._batch_norm_samples |= one.batch_norm_samples
             if targets := tuple(target for one in look.graphs for target in one.targets()):
                 self._targets.append(targets)
+
+    def _take_parts(self, step: int, parts: PartsReading) -> None:
+        if parts.attentions:
+            self._attentions.add(step, tuple(parts.attentions), parts.attention_numbers())
+        if parts.embeddings:
+            self._embeddings.add(step, tuple(parts.embeddings), parts.embedding_numbers())
+        if parts.ids:
+            self._ids = parts.ids_facts()
 
     def _context(self, step: int, *, is_end: bool) -> Context:
         known = self._known()
@@ -490,6 +532,10 @@ class Facts:
             readings=self._readings,
             samples=self._samples,
             inputs=self._inputs,
+            attentions=self._attentions,
+            embeddings=self._embeddings,
+            ids=self._ids,
+            nonfinite=self._nonfinite,
             losses=tuple(
                 LossSeries(root=one.root, steps=np.array(one.steps, np.int64), values=np.array(one.values))
                 for one in self._losses.values()

@@ -7,21 +7,23 @@ Belongs here: the numbers, reduced on the device. Does not: reading the graph (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradlab.diagnose.context import TargetFacts
-from gradlab.facts.loss_graph import ReadGraph, input_of_layer, saved
+from gradlab.diagnose.context import NonfiniteFacts, TargetFacts
+from gradlab.facts.graph_parts import PartsReading
+from gradlab.facts.loss_graph import ReadGraph, input_edge, input_of_layer, layers_below, saved, source_of
 from gradlab.facts.numbers import Numbers
 
 _MOST_NUMBERS = 1 << 18
 """Of a larger tensor some rows are looked at."""
 _MOST_CLASSES = 4096
 _INPUT = ("rms", "max_abs", "zeros", "nonfinite", "spread", "columns")
+_PLACES_OF_DATA = 4096
 
 
 class GraphReading:
@@ -32,15 +34,38 @@ class GraphReading:
         names: of parameters, by id: the sites.
         number: tells it from others at the same look.
         numbers: takes them to the host.
+        step: the number of the step under way.
+        is_alarm: whether the loss is not finite, so that its weights are looked at too.
     """
 
-    def __init__(self, graph: ReadGraph, names: Mapping[int, str], number: int, numbers: Numbers) -> None:
+    def __init__(
+        self,
+        graph: ReadGraph,
+        names: Mapping[int, str],
+        number: int,
+        numbers: Numbers,
+        *,
+        step: int = 0,
+        is_alarm: bool = False,
+    ) -> None:
+        self.step = step
         self._number = number
         self._numbers = numbers
         self.sites: list[str] = []
         self.batch_norm_samples: dict[str, int] = {}
         """By weight of a batch norm: numbers a channel."""
         self._losses: list[tuple[str, int]] = []
+        self._is_data: dict[str, bool] = {}
+        self._is_normalised: dict[str, bool] = {}
+        self._bad_norms: list[str] = []
+        """Norms that are given data."""
+        layers = {node for _, _, node in graph.layers} | set(graph.parts.get("norm", ()))
+        normalised = {
+            source_of(node.next_functions[0][0])
+            for node in graph.parts.get("norm", ())
+            if "BatchNorm" in node.name() and node.next_functions
+        }
+        data: Tensor | None = None
         for weight, name, node in graph.layers:
             site = names.get(weight)
             if site is None or site in self.sites:
@@ -54,8 +79,51 @@ class GraphReading:
             if x is not None and x.is_floating_point() and x.numel():
                 self.sites.append(site)
                 self._add(("input", site), _about_input(x.detach()))
-        for number, (name, node) in enumerate(graph.losses[:8]):
-            self._read_loss(number, name, node)
+                edge = input_edge(name, node)
+                is_data = edge is None or not layers_below(edge, layers)
+                self._is_data[site], self._is_normalised[site] = is_data, node in normalised
+                data = x.detach() if data is None and is_data else data
+        for place, (name, node) in enumerate(graph.losses[:8]):
+            self._read_loss(place, name, node, data)
+        self._read_norms(graph, names)
+        self.parts = PartsReading(graph, names, number, numbers)
+        self.is_alarm = is_alarm
+        self._weights: list[str] = []
+        if is_alarm:
+            self._read_weights(graph, names)
+
+    def _read_norms(self, graph: ReadGraph, names: Mapping[int, str]) -> None:
+        """Note whether data that norms are given is finite."""
+        for node in graph.parts.get("norm", ()):
+            x = saved(node, "input") if node.next_functions and node.next_functions[0][0] is None else None
+            weight = node.next_functions[1][0] if x is not None and len(node.next_functions) > 1 else None
+            site = names.get(id(getattr(weight, "variable", None)))
+            if x is not None and site is not None and site not in self._bad_norms:
+                self._add(("norm", site), _nonfinite(_some(x.detach())))
+                self._bad_norms.append(site)
+
+    def _read_weights(self, graph: ReadGraph, names: Mapping[int, str]) -> None:
+        """Note which parameters are finite."""
+        for key, leaf in graph.leaves.items():
+            if key in names and leaf.is_floating_point() and leaf.layout is torch.strided and leaf.numel():
+                self._add(("weight", names[key]), _nonfinite(leaf.detach()))
+                self._weights.append(names[key])
+
+    def nonfinite(self, order: Sequence[str]) -> NonfiniteFacts:
+        """What is not finite, of a graph that was read with `is_alarm`; `order` is that of the model's parameters."""
+        values = self._numbers.values()
+        places = {name: place for place, name in enumerate(order)}
+        bad = [name for name in self._weights if values["weight", self._number, name] > 0]
+        inputs = [site for site in self.sites if values["input", self._number, site][3] > 0]
+        norms = [site for site in self._bad_norms if values["norm", self._number, site] > 0]
+        return NonfiniteFacts(
+            step=self.step,
+            inputs=(*norms, *(site for site in inputs if self._is_data[site])),
+            has_bad_target=any(one.nonfinite > 0 for one in self.targets() if not one.is_difference),
+            weights=tuple(sorted(bad, key=lambda name: places.get(name, len(places)))),
+            num_weights=len(self._weights),
+            layer=inputs[0] if inputs else "",
+        )
 
     def inputs(self) -> dict[str, np.ndarray]:
         """By name, [sites]."""
@@ -65,7 +133,11 @@ class GraphReading:
             if self.sites
             else np.empty((0, len(_INPUT)))
         )
-        return dict(zip(_INPUT, table.T, strict=True))
+        flags = {
+            "is_data": np.array([float(self._is_data[site]) for site in self.sites]),
+            "is_normalised": np.array([float(self._is_normalised[site]) for site in self.sites]),
+        }
+        return dict(zip(_INPUT, table.T, strict=True)) | flags
 
     def targets(self) -> tuple[TargetFacts, ...]:
         """Of each loss function whose target was kept."""
@@ -76,6 +148,7 @@ class GraphReading:
             mean, std, nonfinite = values["target", self._number, number]
             prediction = values.get(("prediction", self._number, number))
             counts = values.get(("counts", self._number, number))
+            leak = values.get(("leak", self._number, number))
             found.append(
                 TargetFacts(
                     loss=name,
@@ -87,6 +160,9 @@ class GraphReading:
                     prediction_spread=None if prediction is None else float(prediction[2]),
                     label_counts=() if counts is None else tuple(int(one) for one in counts),
                     nonfinite=int(nonfinite),
+                    is_difference=name in ("Pow", "Abs"),
+                    leak=None if leak is None else float(leak),
+                    step=self.step,
                 )
             )
         return tuple(found)
@@ -94,14 +170,20 @@ class GraphReading:
     def _add(self, key: tuple[str, str | int], value: Tensor) -> None:
         self._numbers.add((key[0], self._number, key[1]), value)
 
-    def _read_loss(self, number: int, name: str, node: Any) -> None:
+    def _read_loss(self, number: int, name: str, node: Any, data: Tensor | None) -> None:
         target, prediction = saved(node, "target"), saved(node, "self")
+        if name in ("Pow", "Abs"):
+            target, prediction = prediction, None
         self._losses.append((name, target.numel() if target is not None else 0))
         if target is None or not target.numel():
             return
         target = _some(target.detach())
         wide = target.to(torch.float32)
         self._add(("target", number), torch.stack([wide.mean(), _std(wide), _nonfinite(wide)]))
+        if data is not None and target.is_floating_point() and name not in ("Pow", "Abs"):
+            leak = _leak(data, target)
+            if leak is not None:
+                self._add(("leak", number), leak)
         if prediction is None or not prediction.numel() or not prediction.is_floating_point():
             return
         prediction = _some(prediction.detach()).to(torch.float32)
@@ -127,10 +209,21 @@ def _about_input(x: Tensor) -> Tensor:
     rms = torch.linalg.vector_norm(finite) / x.numel() ** 0.5
     zeros = 1 - torch.count_nonzero(x) / x.numel()
     columns = finite.new_ones(())
-    if x.dim() == 2:
-        sizes = torch.linalg.vector_norm(finite, dim=0)
-        columns = sizes.amax() / torch.where(sizes > 0, sizes, sizes.amax()).amin()
+    if x.dim() >= 2:
+        table = finite if x.dim() == 2 else finite.movedim(1, -1).flatten(0, -2)
+        sizes = torch.linalg.vector_norm(table, dim=0) / table.count_nonzero(0).clamp(min=1).sqrt()
+        columns = sizes.amax() / torch.where(sizes > 0, sizes, sizes.amax()).amin().clamp(min=1e-30)
     return torch.stack([rms, finite.abs().amax(), zeros, _nonfinite(x), _spread(finite), columns])
+
+
+def _leak(data: Tensor, target: Tensor) -> Tensor | None:
+    """The largest correlation, without its sign, of a number of the input with one of the target, over the batch."""
+    if len(data) != len(target) or len(data) < 16 or data.dim() < 2:
+        return None
+    x, y = data.flatten(1)[:, :_PLACES_OF_DATA].float(), target.reshape(len(target), -1)[:, :16].float()
+    x, y = x - x.mean(0), y - y.mean(0)
+    sizes = torch.linalg.vector_norm(x, dim=0)[:, None] * torch.linalg.vector_norm(y, dim=0)
+    return ((x.T @ y).abs() / sizes.clamp(min=1e-20)).amax()
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -35,6 +35,8 @@ LOSSES = frozenset(
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 _WEIGHT_PLACES = {"Addmm": 2, "Mm": 1, "Convolution": 1, "Embedding": 0, "NativeBatchNorm": 1, "CudnnBatchNorm": 1}
 """Functions of layers, and which of their inputs is the weight."""
+_INPUT_PLACES = {"Addmm": 1}
+_MOST_BELOW = 2000
 _INPUT_NAMES = {"Addmm": "mat1", "Mm": "self", "Convolution": "input", "Embedding": "indices"}
 _SEQUENCE_MOST = 8
 
@@ -61,6 +63,8 @@ class ReadGraph:
     """The nodes of loss functions, by name."""
     layers: list[tuple[int, str, Any]] = field(default_factory=list)
     """(id of the weight, function, node) of each call of a layer, in the order of the forward."""
+    parts: dict[str, list[Any]] = field(default_factory=dict)
+    """Nodes by what they are (`graph_parts`): `attention`, `length`, `norm`."""
 
 
 def roots_of(loss: Any) -> list[Any]:
@@ -110,6 +114,8 @@ def read_graph(roots: Sequence[Any]) -> ReadGraph:
                     layers.append((node._sequence_nr(), id(weight), name, node))
             elif "CompiledFunction" in name:
                 graph.is_opaque = True
+            if name in PARTS:
+                PARTS[name](graph, name, node)
             for inner, _ in node.next_functions:
                 if inner is not None and inner not in seen:
                     seen.add(inner)
@@ -200,6 +206,72 @@ def _reached_without(roots: Sequence[Any], without: Sequence[Any]) -> Iterator[i
             if inner is not None and inner not in seen:
                 seen.add(inner)
                 waiting.append(inner)
+
+
+def _note_residual(graph: ReadGraph, name: str, node: Any) -> None:
+    """A power or absolute value of a prediction minus a target is a loss written by hand."""
+    inner = node.next_functions[0][0]
+    is_difference = inner is not None and plain_name(inner.name()) == "Sub" and len(inner.next_functions) == 2
+    if is_difference and any(one is None for one, _ in inner.next_functions):
+        graph.losses.append((name, node))
+
+
+def _note_attention(graph: ReadGraph, name: str, node: Any) -> None:
+    """A softmax that goes, dropout apart, into a product of matrices."""
+    inner = node.next_functions[0][0]
+    while inner is not None and plain_name(inner.name()) in (*_PASSES_ON, "Mul", "NativeDropout"):
+        inner = inner.next_functions[0][0]
+    if inner is not None and plain_name(inner.name()) in ("Softmax", "SafeSoftmax"):
+        graph.parts.setdefault("attention", []).append(inner)
+
+
+def _note(part: str) -> Callable[[ReadGraph, str, Any], None]:
+    return lambda graph, name, node: graph.parts.setdefault(part, []).append(node)
+
+
+PARTS: dict[str, Callable[[ReadGraph, str, Any], None]] = {
+    "Pow": _note_residual,
+    "Abs": _note_residual,
+    "Bmm": _note_attention,
+    "Mm": _note_attention,
+    "ScaledDotProductFlashAttentionForCpu": _note("attention"),
+    "ScaledDotProductFlashAttention": _note("attention"),
+    "ScaledDotProductEfficientAttention": _note("attention"),
+    "LinalgVectorNorm": _note("length"),
+    "NativeBatchNorm": _note("norm"),
+    "CudnnBatchNorm": _note("norm"),
+    "NativeLayerNorm": _note("norm"),
+    "NativeGroupNorm": _note("norm"),
+}
+"""By name of a function: how to note what it is a part of."""
+
+
+def input_edge(name: str, node: Any) -> Any:
+    """The node that gave a layer its input; None where the input is data."""
+    place = _INPUT_PLACES.get(name, 0)
+    return node.next_functions[place][0] if place < len(node.next_functions) else None
+
+
+def layers_below(node: Any, layers: Collection[Any]) -> list[Any]:
+    """The nearest nodes of some that a node comes from, itself included; as far as 2000 nodes."""
+    found, seen, waiting = [], {node}, [node]
+    while waiting and len(seen) < _MOST_BELOW:
+        one = waiting.pop()
+        if one in layers:
+            found.append(one)
+            continue
+        for inner, _ in one.next_functions:
+            if inner is not None and inner not in seen:
+                seen.add(inner)
+                waiting.append(inner)
+    return found
+
+
+def source_of(node: Any) -> Any:
+    """The node whose numbers a node passes on in another shape; itself, mostly."""
+    while node is not None and plain_name(node.name()) in _PASSES_ON and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return node
 
 
 def _activation_below(node: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from gradlab.diagnose.context import ModuleFacts
+from gradlab.diagnose.context import ModuleFacts, NonfiniteFacts
 from gradlab.facts.numbers import Numbers
 from gradlab.sites.names import module_names
 
@@ -95,3 +96,21 @@ def _settings(module: nn.Module) -> dict[str, float]:
     names = ("p", "momentum", "eps", "affine", "track_running_stats")
     values = {name: getattr(module, name, None) for name in names}
     return {name: float(value) for name, value in values.items() if isinstance(value, bool | int | float)}
+
+
+def with_suspects(found: NonfiniteFacts, model: nn.Module) -> NonfiniteFacts:
+    """The facts with the modules that may have made what is not finite: those between bad parameters and good ones."""
+    bad = set(found.weights)
+    named = list(model.named_modules())
+    own = [{f"{name}.{p}" if name else p for p, _ in one.named_parameters(recurse=False)} for name, one in named]
+    last = max((place for place, names in enumerate(own) if names & bad), default=None)
+    if last is None:
+        return found
+    suspects: list[str] = []
+    for place in range(last + 1, len(named)):
+        name, one = named[place]
+        if own[place]:
+            return replace(found, suspects=tuple(suspects))
+        if not any(True for _ in one.parameters()) and not type(one).__module__.startswith("torch.nn"):
+            suspects.append(name)
+    return found
