@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gradlab.attach.options import VARIABLE, AttachOptions
+from gradlab.diagnose.options import IGNORE, SELECT, words_of
 from gradlab.errors import UsageError, did_you_mean
 
 SITE = Path(__file__).parent / "site"
@@ -34,11 +35,27 @@ def command_of(script: str, arguments: Sequence[str], *, is_module: bool) -> lis
     raise UsageError(f"there is no script and no program {script!r}.{_near(path)}")
 
 
-def environment_of(options: AttachOptions, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the script: its own, and what makes every Python process in it come back to gradlab."""
+def environment_of(
+    options: AttachOptions,
+    environment: Mapping[str, str],
+    *,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> dict[str, str]:
+    """The environment of the script: its own, and what makes every Python process in it come back to gradlab.
+
+    Args:
+        options: the settings.
+        environment: the command's own.
+        select: the rules that are asked, in place of those that the environment names.
+        ignore: rules that are not, beside those that the environment names.
+    """
+    rules = {SELECT: ",".join(select)} if select else {}
+    if ignore:
+        rules[IGNORE] = ",".join((*words_of(environment.get(IGNORE, "")), *ignore))
     paths = [str(SITE), *filter(None, [environment.get("PYTHONPATH")])]
     quiet = {"KINETO_LOG_LEVEL": "6"} if options.profile is not None else {}  # else torch tells of each window
-    return {**quiet, **environment, "PYTHONPATH": os.pathsep.join(paths), VARIABLE: options.to_text()}
+    return {**quiet, **environment, **rules, "PYTHONPATH": os.pathsep.join(paths), VARIABLE: options.to_text()}
 
 
 def why_not_followed(command: Sequence[str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
+from gradlab.diagnose.options import Diagnose, Reaction
 from gradlab.errors import TapError, UsageError
 from gradlab.jacobians.options import JacobianSlice
 from gradlab.profiling.options import Profile, Trigger
@@ -16,9 +17,6 @@ from gradlab.taps.rule import DEFAULT_TAPS, Tap
 
 VARIABLE = "GRADLAB_ATTACH"
 """The variable of the environment that holds the options in the script's processes."""
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,10 @@ class AttachOptions:
     """Jacobian slices to log."""
     profile: Profile | None = None
     """Steps to profile."""
-
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Limits of diagnosis rules in place of their own. Which rules are asked is in the environment."""
+    on_finding: str = "log"
+    """What is done about findings: `log`, `profile` or `jacobian`."""
     across_ranks: bool = False
     """Whether the numbers of all ranks are logged together."""
 
@@ -70,6 +71,14 @@ class AttachOptions:
     def from_environment(cls) -> AttachOptions:
         """Those of this process."""
         return cls.from_text(os.environ[VARIABLE])
+
+    def diagnose(self) -> Diagnose:
+        """Which rules are asked, and what is done about findings, without what the environment says.
+
+        Raises:
+            UsageError: a limit is for no rule.
+        """
+        return Diagnose(limits=self.limits, on_finding=cast("Reaction", self.on_finding))
 
     @property
     def is_command(self) -> bool:

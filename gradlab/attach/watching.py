@@ -28,8 +28,9 @@ from gradlab.attach.module_hooks import ModuleCalls
 from gradlab.attach.options import AttachOptions
 from gradlab.attach.watched_model import WatchedModel, class_name
 from gradlab.autograd_engine import is_in_backward
+from gradlab.diagnose.options import Diagnose
 from gradlab.distributed import own_rank, rank_in_group, world_size
-from gradlab.errors import voices
+from gradlab.errors import UsageError, voices
 from gradlab.identity import is_among
 from gradlab.monitor.process_end import follow
 from gradlab.optimizers import parameter_ids
@@ -190,6 +191,7 @@ class Session:
         shared: dict[str, Any] = {
             "taps": self.options.taps,
             "across_ranks": self.options.across_ranks,
+            "diagnose": self._diagnose(),
             "closes_sinks": False,
         }
         if before is not None:
@@ -213,6 +215,14 @@ class Session:
         )
         self.watched.append(WatchedModel(label=label, model=weakref.ref(model), monitor=monitor))
         self._follow(self.watched[-1], optimizers)
+
+    def _diagnose(self) -> Diagnose:
+        """Which rules are asked; with their own limits where one is for a rule that the script has not made."""
+        try:
+            return self.options.diagnose()
+        except UsageError as error:
+            self._print(f"rules are asked with their own limits: {error}")
+            return Diagnose()
 
     def _follow(self, watched: WatchedModel, optimizers: Sequence[Optimizer]) -> None:
         """Notice when the optimizers of a model are gone."""

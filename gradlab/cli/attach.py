@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradlab.cli.options import runs_option
+from gradlab.cli.options import rules_options, runs_option
 from gradlab.runs.folder import new_id
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ _LAUNCHERS = frozenset({"torchrun", "accelerate", "deepspeed", "torch.distribute
     is_flag=True,
     help="Log the numbers of all ranks together, sharded parameters too: one collective a logged step.",
 )
+@rules_options
+@click.option(
+    "--on-finding",
+    metavar="WHAT",
+    help="What is done at a finding above info: log it (where left out), profile three steps, or measure what helps to "
+    "judge it (jacobian).",
+)
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="The same settings as YAML: taps, profile, ..."
 )
@@ -53,6 +60,9 @@ def attach_command(
     every: int | None,
     profile: bool,
     across_ranks: bool,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    on_finding: str | None,
     config: Path | None,
     logdir: Path | None,
     root: Path,
@@ -73,12 +83,13 @@ def attach_command(
         logdir = Path(settings["logdir"])
     settings.pop("logdir", None)
     settings["across_ranks"] = across_ranks
+    rules = _rules(settings, select, ignore, on_finding)
     options = _options(settings, script, command, logdir, root)
     if why := why_not_followed(command):
         click.echo(f"gradlab: {why}", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(command[0], command, environment_of(options, os.environ))
+    os.execve(command[0], command, environment_of(options, os.environ, **rules))
 
 
 def _settings(config: Path | None, taps: tuple[str, ...], every: int | None, profile: bool) -> dict[str, Any]:
@@ -98,6 +109,38 @@ def _settings(config: Path | None, taps: tuple[str, ...], every: int | None, pro
     if profile:
         settings.setdefault("profile", Profile())
     return settings
+
+
+def _rules(
+    settings: dict[str, Any], select: tuple[str, ...], ignore: tuple[str, ...], on_finding: str | None
+) -> dict[str, tuple[str, ...]]:
+    """Which rules are asked and which are not, by the flags and the file; its other settings of rules go in place."""
+    given = settings.pop("diagnose", None)
+    if given is not None:
+        settings["limits"], settings["on_finding"] = dict(given.limits), given.on_finding
+    if on_finding is not None:
+        settings["on_finding"] = _offered(on_finding)
+    return {
+        "select": select or (_several(given.select) if given else ()),
+        "ignore": (*(_several(given.ignore) if given else ()), *ignore),
+    }
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _offered(on_finding: str) -> str:
+    """The reaction, where there is one of that name that `attach` offers."""
+    from gradlab.config.attach_file import NOT_ATTACHED
+    from gradlab.diagnose.options import REACTIONS
+    from gradlab.errors import did_you_mean
+
+    offered = [word for word in REACTIONS if word not in dict(NOT_ATTACHED)]
+    if on_finding in offered:
+        return on_finding
+    why = dict(NOT_ATTACHED).get(on_finding) or f"it may be {', '.join(offered)}, not {on_finding!r}."
+    raise click.UsageError(f"--on-finding: {why}{did_you_mean(on_finding, offered, most=1)}")
 
 
 def _options(

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from gradlab.config.problems import Position, Problem, refusal
-from gradlab.config.schema import LoggedSlice, WatchRule, Windows
+from gradlab.config.rule_names import NotOffered
+from gradlab.config.schema import AskedRules, LoggedSlice, WatchRule, Windows
 from gradlab.config.validation.annotations import keys_of
 from gradlab.config.validation.keys import Keys
 from gradlab.config.yaml.nodes import Mapping, Setting
 from gradlab.config.yaml.reader import read_document
+from gradlab.diagnose.options import Reaction
+
+NOT_ATTACHED = (
+    ("stop", "an attached script is never stopped; `gradlab run` and gradlab.watch offer that."),
+    ("checkpoint", "an attached script saves its own; `gradlab run` and the callbacks of Trainers offer that."),
+)
+"""Reactions that `gradlab attach` does not offer: it raises nothing into a script, and writes nothing of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachedDiagnose(AskedRules):
+    """What is looked for, and what is done about findings."""
+
+    on_finding: Annotated[Reaction, NotOffered(NOT_ATTACHED)] = "log"
+    """At a finding above `info` that no other explains, once a code and at most three times a run: only `log` it,
+    record three steps (`profile`), or measure what helps to judge it (`jacobian`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +41,8 @@ class AttachFile:
     """Jacobian slices to log, on the first samples that the model is called with."""
     profile: Windows | None = None
     """Steps to profile; null or left out: none."""
+    diagnose: AttachedDiagnose = AttachedDiagnose()
+    """What is looked for, and what is done about findings."""
     logdir: str | None = None
     """Where event files go; null or left out: into a run folder."""
 

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+from gradlab.config.rule_names import RuleName
 from gradlab.config.validation.limits import Entries, NotEmpty, Range, Spelled, fields
+from gradlab.diagnose.options import Diagnose as DiagnoseOptions
+from gradlab.diagnose.options import Reaction
 from gradlab.errors import ConfigError, did_you_mean
 from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Sharpness
 from gradlab.profiling.options import Profile
@@ -85,15 +88,40 @@ class OptimizerSpec(ClassSpec):
     example = "torch.optim.AdamW"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Diagnose:
-    """What is done about findings."""
+RuleNames = Annotated[str, RuleName()] | Sequence[Annotated[str, RuleName()]]
+RuleNamesAtSites = Annotated[str, RuleName(sites=True)] | Sequence[Annotated[str, RuleName(sites=True)]]
 
-    on_finding: Literal["log", "checkpoint", "profile", "stop"] = "log"
-    """At a finding: only `log` it, save a `checkpoint`, open a `profile` window, or `stop` the run."""
+
+@dataclass(frozen=True, kw_only=True)
+class AskedRules:
+    """Which rules are asked."""
+
+    select: RuleNames = ()
+    """The rules that are asked, by code (`GL301`), beginning of codes (`GL3`) or name; all where left out."""
+    ignore: RuleNamesAtSites = ()
+    """Rules that are not; with `@` and a glob over sites (`GL401@encoder.*`), not for those sites."""
+    limits: Mapping[Annotated[str, RuleName()], float] = field(default_factory=dict)
+    """By rule: what is used in place of its own limit, which `gradlab rules CODE` tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose(AskedRules):
+    """What is looked for, and what is done about findings."""
+
+    on_finding: Reaction = "log"
+    """At a finding above `info` that no other explains, once a code and at most three times a run: only `log` it, save
+    a `checkpoint`, record three steps (`profile`), measure what helps to judge it (`jacobian`), or `stop` the run."""
     nonfinite: Literal["report", "explain", "skip"] = "report"
     """At a gradient that is NaN or infinite: `report` the first site, `explain` by naming the op (a host read a step),
     or explain and `skip` the update, with the batch saved in the run folder."""
+
+    def options(self) -> DiagnoseOptions:
+        """What a monitor is given.
+
+        Raises:
+            UsageError: a name is that of no rule, once all modules have made theirs.
+        """
+        return DiagnoseOptions(select=self.select, ignore=self.ignore, limits=self.limits, on_finding=self.on_finding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +236,7 @@ class Experiment:
     profile: Windows | None = None
     """Steps to profile; null or left out: none."""
     diagnose: Diagnose = Diagnose()
-    """What is done about findings."""
+    """What is looked for, and what is done about findings."""
     resources: Resources = Resources()
     """What the run is given to run on."""
     sweep: Sweep | None = None

@@ -71,7 +71,7 @@ class Diagnosis:
         self._limits = {
             code: limit for given, limit in diagnose.limits.items() for code in matching([given], self._all)
         }
-        self._rules = [self._all[code] for code in sorted(chosen)]
+        self._rules = [self._all[code] for code in sorted(chosen & self._all.keys())]
         self._on_failure = on_failure
         self._cases: dict[tuple[str, str], _Case] = {}
         self.findings: list[Finding] = []

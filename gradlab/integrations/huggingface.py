@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradlab.arguments import named_options
+from gradlab.diagnose.options import Diagnose
 from gradlab.finding import Finding
 from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement
@@ -33,6 +34,8 @@ class GradlabCallback(TrainerCallback):
         taps: what to watch; the gradient norm of every parameter where left out.
         jacobians: what to log of Jacobians: `JacobianSlice`, `DepthGrowth`, `Sharpness`.
         profile: windows of torch.profiler, below `logdir`.
+        diagnose: which rules look for what is wrong with the training, and what is done about what they find, as a
+            `Diagnose`; False: none.
         sinks: further places where results go; the caller closes them.
         logdir: a folder for the event file; `<output_dir>/gradlab` where left out.
         strict: raise where a tap or a sink fails, instead of one warning.
@@ -45,6 +48,7 @@ class GradlabCallback(TrainerCallback):
         taps: Tap | Sequence[Tap] | None = None,
         jacobians: Measurement | Sequence[Measurement] = (),
         profile: Profile | None = None,
+        diagnose: Diagnose | bool = True,
         sinks: Sink | Sequence[Sink] = (),
         logdir: str | Path | None = None,
         strict: bool = False,
@@ -52,7 +56,8 @@ class GradlabCallback(TrainerCallback):
         kept = check_options("GradlabCallback()", locals())
         self.monitor: LoopMonitor | None = None
         """The monitor of the training under way, or of the last one."""
-        self._options: dict[str, Any] = {name: kept[name] for name in ("taps", "jacobians", "profile", "strict")}
+        names = ("taps", "jacobians", "profile", "diagnose", "strict")
+        self._options: dict[str, Any] = {name: kept[name] for name in names}
         self._sinks: tuple[Sink, ...] = kept["sinks"]
         self._logdir = logdir
         self._newest: dict[str, float] = {}

@@ -120,6 +120,7 @@ def open_session(
         jacobians=(*experiment.jacobians, *experiment.depth_growth, *experiment.sharpness),
         profile=experiment.profile,
         nonfinite=_guard(experiment.diagnose.nonfinite, folder),
+        diagnose=experiment.diagnose.options(),
         sinks=results.sinks,
         profile_dir=folder.events,
     )

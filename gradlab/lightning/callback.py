@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from gradlab.arguments import named_options
+from gradlab.diagnose.options import Diagnose
 from gradlab.finding import Finding
 from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement, Sharpness
@@ -45,6 +46,8 @@ class GradlabCallback(pl.Callback):
         profile: windows of torch.profiler, below `profile_dir`; where left out, those that `gradlab profile` asks for.
         performance: log where the time of steps goes (`perf/*`); where left out, if there is a sink.
         nonfinite: what to do before an update whose gradients are not finite.
+        diagnose: which rules look for what is wrong with the training, and what is done about what they find, as a
+            `Diagnose`; False: none.
         sinks: where results go; the caller closes them. Where left out, an event file in `logdir`.
         logdir: the folder of that event file; `gradlab` in the trainer's `log_dir` where left out.
         strict: raise where a tap or a sink fails, instead of one warning.
@@ -60,6 +63,7 @@ class GradlabCallback(pl.Callback):
         profile: Profile | None = None,
         performance: bool | None = None,
         nonfinite: NonFinite | None = None,
+        diagnose: Diagnose | bool = True,
         sinks: Sink | Sequence[Sink] | None = None,
         logdir: str | Path | None = None,
         strict: bool = False,
@@ -77,6 +81,7 @@ class GradlabCallback(pl.Callback):
         self._has_own_file = sinks is None
         self._own: tuple[Sink, ...] = ()
         self.nonfinite = nonfinite
+        self.diagnose: Diagnose | bool = kept["diagnose"]
         self.strict = strict
         self.profile_dir = profile_dir
         self.monitor: BatchLoopMonitor | None = None
@@ -111,6 +116,7 @@ class GradlabCallback(pl.Callback):
             profile_dir=self._folder(trainer),
             performance=self.performance,
             nonfinite=self.nonfinite,
+            diagnose=self.diagnose,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             sinks=[*self.sinks, *self._own],
             across_ranks=trainer.world_size > 1,

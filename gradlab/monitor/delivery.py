@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.diagnose import Diagnose, Diagnosis
 from gradlab.diagnose.context import Context
+from gradlab.diagnose.engine import Diagnosis
+from gradlab.diagnose.options import Diagnose
 from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
 from gradlab.finding import Finding
 from gradlab.frame import Frame, JacobianBlock, Metrics, Series

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradlab.arguments import NAME, check_argument, named_options, one_of
-from gradlab.diagnose import Diagnose
+from gradlab.diagnose.options import Diagnose
 from gradlab.distributed import rank_in_group, world_size
 from gradlab.errors import CopyError, TapError, warn
 from gradlab.finding import Finding
@@ -394,10 +394,10 @@ class Monitor:
 
 
 def _chosen(diagnose: Diagnose | bool) -> Diagnose | None:
-    """The rules to ask; None: none."""
-    if isinstance(diagnose, Diagnose):
-        return diagnose
-    return Diagnose() if diagnose else None
+    """The rules to ask, as the environment changes them; None: none."""
+    if not diagnose:
+        return None
+    return (diagnose if isinstance(diagnose, Diagnose) else Diagnose()).with_environment()
 
 
 def _series_folder(logdir: str | Path | None, first_step: int, across_ranks: bool | None) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.arguments import FLAG, PATH, Kind, Table, check_arguments, either, instance, listed, optional, whole
-from gradlab.diagnose import Diagnose
+from gradlab.diagnose.options import Diagnose
 from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Sharpness
 from gradlab.nonfinite.guard import NonFinite
 from gradlab.profiling.options import Profile

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradlab.arguments import named_options
-from gradlab.diagnose import Diagnose
+from gradlab.diagnose.options import Diagnose
 from gradlab.jacobians.options import Measurement
 from gradlab.monitor.monitor import Monitor
 from gradlab.nonfinite.guard import NonFinite

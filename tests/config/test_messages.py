@@ -90,8 +90,8 @@ experiment.yaml:3:7: seed must be a whole number from 0 to 4294967295, not -1.
     "bad enum": (
         GOOD + "diagnose: {on_finding: stp}\n",
         """\
-experiment.yaml:3:24: diagnose.on_finding may not be 'stp'. Did you mean 'stop'? It may be log, checkpoint, profile \
-or stop.
+experiment.yaml:3:24: diagnose.on_finding may not be 'stp'. Did you mean 'stop'? It may be log, checkpoint, profile, \
+jacobian or stop.
      3 | diagnose: {on_finding: stp}
        |                        ^^^
 1 problem; nothing was run.""",
@@ -227,7 +227,8 @@ IN_OVERRIDES = {
     ),
     "bad enum": (
         "diagnose.on_finding=stp",
-        "diagnose.on_finding may not be 'stp'. Did you mean 'stop'? It may be log, checkpoint, profile or stop.\n"
+        "diagnose.on_finding may not be 'stp'. Did you mean 'stop'? It may be log, checkpoint, profile, jacobian or "
+        "stop.\n"
         "       | diagnose.on_finding=stp\n       |                     ^^^",
     ),
     "null": (

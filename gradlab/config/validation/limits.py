@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 
 class Limit(Protocol):
-    """A condition on a value that has the right type already."""
+    """A condition on a value that has the right type already.
+
+    One that has a method `objection` says by it, in a sentence, what is wrong with a value that it does not allow.
+    """
 
     def allows(self, value: Any) -> bool:
         """Whether the value is within the limit."""

@@ -218,7 +218,10 @@ class Limited:
         found: list[Problem] = []
         value = self.rule.check(setting, found)
         if not found and not self.limit.allows(value):
-            complain(self, setting, found)
+            if objection := getattr(self.limit, "objection", None):
+                found.append(Problem(setting.position, f"{setting.name}: {objection(value)}"))
+            else:
+                complain(self, setting, found)
         problems += found
         return value
 
