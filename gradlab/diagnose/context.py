@@ -60,7 +60,7 @@ class ParameterFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleFacts:
-    """One module of a kind whose mode or settings rules look at: normalizations, dropouts."""
+    """One module of a kind whose mode or settings rules look at: normalizations, dropouts, layers that drop out."""
 
     name: str
     kind: str
@@ -68,17 +68,39 @@ class ModuleFacts:
     is_training: bool
     """Its mode at the last backward that was read."""
     num_evaluating: int = 0
-    """At how many of the backwards in a row, the last one included, it was in evaluation mode."""
+    """At how many backwards in a row, the last one included, it was in evaluation mode."""
     num_training: int = 0
-    """At how many backwards it was in training mode."""
+    """At how many backwards it was in training mode; of those between two looks the mode at both is taken."""
     settings: Mapping[str, float] = field(default_factory=dict)
-    """`p` of a dropout, `momentum`, `track_running_stats` of a normalization, ..."""
+    """`p` of a dropout or of a layer that drops out, `momentum`, `track_running_stats` of a normalization, ..."""
     requires_grad: bool = False
     """Whether one of its own parameters does."""
     is_loaded: bool = False
     """Whether its statistics were there when watching began: it was trained before, or loaded."""
     samples: int | None = None
     """Of a batch norm: numbers per channel in the last batch; None where that is not known."""
+    batch: int | None = None
+    """Of a batch norm: samples (images, sequences) of the last batch."""
+    mean_noise: float | None = None
+    """Of a batch norm: the noise of a channel's mean over the last batch, as a share of the channel's spread."""
+    first_p: float | None = None
+    """Of a dropout: its p at the first backward."""
+    evaluating_since: int | None = None
+    """The step from which on it has been in evaluation mode, where it is."""
+    is_alone_evaluating: bool = False
+    """Whether it is in evaluation mode while the module that has it is in training mode."""
+    is_first: bool = False
+    """Whether no module with parameters comes before it in the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFacts:
+    """One dropout as the graph shows it: a product with a mask."""
+
+    layer: str
+    """The parameter of the layer before it; "" where there is none, as at the input."""
+    dropped: float
+    """The share of numbers that it drops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +129,18 @@ class OptimizerFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """One of the terms that a loss is the sum of."""
+
+    function: str
+    """As autograd names it, or, of what is written by hand, `SquaredError`, `AbsoluteError`, `LogLikelihood`."""
+    factor: float = 1.0
+    """What it is multiplied by, in plain numbers."""
+    reduction: str = ""
+    """`mean` or `sum`; "" where it is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossGraph:
     """What the graph of one loss says, as it was just before a backward. One record for each signature."""
 
@@ -122,12 +156,18 @@ class LossGraph:
     """Each (loss, activation) where the activation is the input of the loss: (`LogSoftmax`, `Softmax`)."""
     activation_modules: tuple[str, ...] = ()
     """The modules of the model that apply these activations, by name."""
+    before_activation: tuple[str, ...] = ()
+    """The modules whose outputs go into these activations: the layers before them."""
+    terms: tuple[LossTerm, ...] = ()
+    """What it is the sum of."""
     reached: frozenset[str] = frozenset()
     """The parameters that it reaches, by name, those outside of the model included."""
     cut: frozenset[str] = frozenset()
     """Those among them that it reaches only by functions whose gradient is zero: `Round`, `Sign`, `Floor`, ..."""
     cut_by: tuple[str, ...] = ()
     """These functions."""
+    before_cut: tuple[str, ...] = ()
+    """The modules whose outputs go into these functions: the layers before them."""
     functions: Mapping[str, int] = field(default_factory=dict)
     """How many nodes of each name there are."""
     num_parameters: int = 0
@@ -139,6 +179,8 @@ class LossGraph:
     """Whether a part of it is one node of a compiled function or of somebody's own, whose inside cannot be read."""
     is_leaf: bool = False
     """Whether the loss is a leaf, which no parameter has a part in."""
+    is_of_no_parameter: bool = False
+    """Whether it comes from leaves alone that are neither parameters nor in an optimizer."""
     num_backwards: int = 0
     """How many backwards there were from losses of this signature."""
 
@@ -261,6 +303,8 @@ class Context:
     """Whether this is the last look, at the end of training."""
     parameters: Sequence[ParameterFacts] = ()
     modules: Sequence[ModuleFacts] = ()
+    masks: Sequence[MaskFacts] = ()
+    """The dropouts in the graph of an early loss."""
     optimizers: Sequence[OptimizerFacts] = ()
     graphs: Sequence[LossGraph] = ()
     retained_graphs: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from gradlab.diagnose.context import (
     History,
     LossGraph,
     LossSeries,
+    MaskFacts,
     NonfiniteFacts,
     TargetFacts,
 )
@@ -32,6 +33,7 @@ from gradlab.facts import optimizer_facts, parameter_facts
 from gradlab.facts.graph_parts import PartsReading
 from gradlab.facts.layer_inputs import GraphReading
 from gradlab.facts.loss_graph import ReadGraph, is_scalar, read_graph, roots_of, signature_of
+from gradlab.facts.loss_terms import terms_of
 from gradlab.facts.module_facts import ModuleModes, with_suspects
 from gradlab.facts.numbers import Numbers
 from gradlab.facts.optimizer_facts import WatchedOptimizer, living_optimizers
@@ -49,6 +51,7 @@ _BACKWARDS = (3, 10, 20, 50, 100, 200, 400)
 _MOST_SIGNATURES = 8
 _MOST_LOSSES = 2000
 _MODES_UNTIL = 60
+_MASKS_UNTIL = 30
 _MOST_SCANS = 4
 _ACTIVATIONS = {"Softmax": (nn.Softmax, nn.Softmax2d), "Sigmoid": (nn.Sigmoid,)}
 
@@ -143,6 +146,8 @@ class Facts:
         self._distributions = Distributions()
         self._modes: ModuleModes | None = None
         self._batch_norm_samples: dict[str, int] = {}
+        self._batch_norms: dict[str, tuple[int, float]] = {}
+        self._masks: tuple[MaskFacts, ...] = ()
         self._rates: list[tuple[int, float]] = []
         self._readings, self._samples, self._inputs = History(), History(), History()
         self._numbers = Numbers()
@@ -154,6 +159,8 @@ class Facts:
         self._reading: ParameterReading | None = None
         self._graph_readings: list[GraphReading] = []
         self._read_in_step: Counter[tuple[str, frozenset[int]]] = Counter()
+        self._shares_forward = False
+        """Whether two losses of the step came from one forward."""
         self._accumulation: int | None = None
         self._pending: tuple[str, Tensor | None, ReadGraph | None] | None = None
         self._looks: deque[_Look] = deque()
@@ -199,30 +206,50 @@ class Facts:
                 self._note_graph("", LossGraph(root="", is_leaf=True))
             return
         signature = signature_of(roots[0])
+        if (known := self._graphs.get(signature)) is not None and known.is_of_no_parameter:
+            self._graphs[signature] = replace(known, num_backwards=known.num_backwards + 1)
+            if not is_look(self._step()):
+                return
         graph = None
         is_alarm = self._is_alarm(loss)
         if is_alarm or self._wants_graph(signature):
             graph = read_graph(roots)
             self._note_leaves(graph)
+            if self._is_of_no_parameter(graph, loss):
+                num = known.num_backwards if known is not None else 1
+                none = LossGraph(root=graph.root, is_of_no_parameter=True, num_backwards=num)
+                self._graphs[signature] = none
+                return
         value = loss.detach().clone() if is_scalar(loss) and loss is not None else None
         self._pending = signature, value, graph
         mark = _Mark()
         roots[0].metadata["gradlab"] = mark
         self._marks.append(weakref.ref(mark))
         if graph is not None and any(id(p) in graph.leaves for p in self._known().values()):
-            self._note_graph(signature, self._facts_of_graph(graph))
+            self._note_graph(signature, self._facts_of_graph(graph, roots[0]))
+            if self._step() in (1, 2):
+                self._note_forward(graph)
             if is_look(self._step()) or is_alarm:
-                self._graph_readings.append(
-                    GraphReading(
-                        graph,
-                        self._names,
-                        len(self._graph_readings),
-                        self._numbers,
-                        step=self._step(),
-                        is_alarm=is_alarm,
-                    )
-                )
+                self._graph_readings.append(self._read(graph, is_alarm=is_alarm))
                 self._has_alarmed |= is_alarm
+
+    def _note_forward(self, graph: ReadGraph) -> None:
+        """Note whether another loss of this step came from the same forward: its nodes are marked."""
+        for _, _, node in graph.layers:
+            self._shares_forward |= "gradlab_forward" in node.metadata
+            node.metadata["gradlab_forward"] = True
+
+    def _read(self, graph: ReadGraph, *, is_alarm: bool) -> GraphReading:
+        """Begin to read its numbers."""
+        return GraphReading(
+            graph,
+            self._names,
+            len(self._graph_readings),
+            self._numbers,
+            step=self._step(),
+            is_alarm=is_alarm,
+            reads_masks=self._num_backwards <= _MASKS_UNTIL,
+        )
 
     def _is_alarm(self, loss: Tensor | None) -> bool:
         """Whether this is the first loss that is not finite, as far as that is known without a wait."""
@@ -236,6 +263,17 @@ class Facts:
             return len(self._graphs) < _MOST_SIGNATURES
         return (is_look(step) and (step in (1, 2) or not self._graph_readings)) or self._num_backwards in _BACKWARDS
 
+    def _is_of_no_parameter(self, graph: ReadGraph, loss: Any) -> bool:
+        """Whether a loss comes from plain tensors alone, none of which an optimizer has."""
+        if not is_scalar(loss) or not graph.is_whole or graph.is_opaque or not graph.leaves:
+            return False
+        if any(isinstance(one, nn.Parameter) for one in graph.leaves.values()):
+            return False
+        owned = {
+            id(p) for one in self._counted() for group in getattr(one, "param_groups", ()) for p in group["params"]
+        }
+        return not owned & graph.leaves.keys()
+
     def _note_graph(self, signature: str, graph: LossGraph) -> None:
         before = self._graphs.get(signature)
         if before is not None:
@@ -246,7 +284,7 @@ class Facts:
             graph = replace(graph, num_backwards=1)
         self._graphs[signature] = graph
 
-    def _facts_of_graph(self, graph: ReadGraph) -> LossGraph:
+    def _facts_of_graph(self, graph: ReadGraph, root: Any) -> LossGraph:
         ours = {id(p) for p in self._known().values()}
         kinds = tuple(kind for _, activation in graph.loss_activations for kind in _ACTIVATIONS[activation])
         modules = [site for module, site in module_names(self._model).items() if kinds and isinstance(module, kinds)]
@@ -257,15 +295,22 @@ class Facts:
             reduction=graph.reduction,
             loss_activations=graph.loss_activations,
             activation_modules=tuple(modules),
+            before_activation=self._modules_of(graph.before_activation),
+            terms=tuple(terms_of(root)),
             reached=frozenset(self._names[key] for key in graph.leaves if key in self._names),
             cut=frozenset(self._names[key] for key in graph.cut if key in self._names),
             cut_by=graph.cut_by,
+            before_cut=self._modules_of(graph.before_cut),
             functions=dict(graph.functions),
             num_parameters=len(ours & graph.leaves.keys()),
             num_nodes=graph.num_nodes,
             is_whole=graph.is_whole,
             is_opaque=graph.is_opaque,
         )
+
+    def _modules_of(self, leaves: Iterable[int]) -> tuple[str, ...]:
+        """The modules that own some parameters, by name, each once."""
+        return tuple(dict.fromkeys(self._owners[key][0] for key in leaves if key in self._owners))
 
     def _known(self) -> Mapping[str, nn.Parameter]:
         """The model's parameters, with the names of all that is known renewed where they are others than before."""
@@ -318,8 +363,7 @@ class Facts:
         step = self._step()
         if self._modes is None:
             self._modes = ModuleModes(self._model, self._numbers)
-        if self._num_backwards <= _MODES_UNTIL or is_look(step):
-            self._modes.look()
+        self._modes.backward_ended(step, is_look=self._num_backwards <= _MODES_UNTIL or is_look(step))
         for one in self._optimizers.values():
             one.after_backward()
         pending, self._pending = self._pending, None
@@ -391,8 +435,9 @@ class Facts:
         self._note_rates(step)
         if self._read_in_step and step in (1, 2):
             ours = [count for count in self._read_in_step.values()]
-            self._accumulation = ours[0] if len(ours) == 1 else None
+            self._accumulation = ours[0] if len(ours) == 1 and not self._shares_forward else None
         self._read_in_step.clear()
+        self._shares_forward = False
         if is_look(step) or any(one.is_alarm for one in self._graph_readings):
             reading, self._reading = self._reading, None
             self._send_look(step, reading if reading is not None and reading.step == step else None)
@@ -487,6 +532,8 @@ class Facts:
                 if one.is_alarm:
                     self._nonfinite = with_suspects(one.nonfinite(tuple(self._known())), self._model)
                 self._batch_norm_samples |= one.batch_norm_samples
+                self._batch_norms |= one.batch_norms()
+            self._masks = max((one.masks() for one in look.graphs), key=len) or self._masks
             if targets := tuple(target for one in look.graphs for target in one.targets()):
                 self._targets.append(targets)
 
@@ -522,7 +569,8 @@ class Facts:
                 called=self._called,
                 leaves=self._foreign_refs,
             ),
-            modules=self._modes.facts(self._batch_norm_samples) if self._modes is not None else (),
+            modules=self._modes.facts(self._batch_norm_samples, self._batch_norms) if self._modes is not None else (),
+            masks=self._masks,
             optimizers=optimizer_facts.facts_of(optimizers, self._names),
             graphs=tuple(self._graphs.values()),
             retained_graphs=sum(ref() is not None for ref in self._marks),

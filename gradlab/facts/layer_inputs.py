@@ -14,14 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlab.diagnose.context import NonfiniteFacts, TargetFacts
+from gradlab.diagnose.context import MaskFacts, NonfiniteFacts, TargetFacts
 from gradlab.facts.graph_parts import PartsReading
-from gradlab.facts.loss_graph import ReadGraph, input_edge, input_of_layer, layers_below, saved, source_of
+from gradlab.facts.loss_graph import (
+    ReadGraph,
+    input_edge,
+    input_of_layer,
+    layers_below,
+    leaves_before,
+    saved,
+    source_of,
+)
 from gradlab.facts.numbers import Numbers
 
 _MOST_NUMBERS = 1 << 18
 """Of a larger tensor some rows are looked at."""
 _MOST_CLASSES = 4096
+_FEWEST_IN_MASK = 64
+_MASK_MARGIN = 0.25
+"""A dropout multiplies what it keeps by one over the share that it keeps, up to chance."""
 _INPUT = ("rms", "max_abs", "zeros", "nonfinite", "spread", "columns")
 _PLACES_OF_DATA = 4096
 
@@ -36,6 +47,7 @@ class GraphReading:
         numbers: takes them to the host.
         step: the number of the step under way.
         is_alarm: whether the loss is not finite, so that its weights are looked at too.
+        reads_masks: whether to look for dropouts among its products.
     """
 
     def __init__(
@@ -47,6 +59,7 @@ class GraphReading:
         *,
         step: int = 0,
         is_alarm: bool = False,
+        reads_masks: bool = False,
     ) -> None:
         self.step = step
         self._number = number
@@ -54,6 +67,10 @@ class GraphReading:
         self.sites: list[str] = []
         self.batch_norm_samples: dict[str, int] = {}
         """By weight of a batch norm: numbers a channel."""
+        self._batch_norms: dict[str, int] = {}
+        """By weight of a batch norm: samples of the batch."""
+        self._masks: list[str] = []
+        """Of each product that may be a dropout: the layer before it."""
         self._losses: list[tuple[str, int]] = []
         self._is_data: dict[str, bool] = {}
         self._is_normalised: dict[str, bool] = {}
@@ -74,6 +91,7 @@ class GraphReading:
                 x = saved(node, "input")
                 if x is not None and x.dim() > 1:
                     self.batch_norm_samples[site] = x.numel() // max(x.shape[1], 1)
+                    self._read_batch_norm(site, x.detach())
                 continue
             x = input_of_layer(name, node)
             if x is not None and x.is_floating_point() and x.numel():
@@ -85,6 +103,8 @@ class GraphReading:
                 data = x.detach() if data is None and is_data else data
         for place, (name, node) in enumerate(graph.losses[:8]):
             self._read_loss(place, name, node, data)
+        for node in graph.masks if reads_masks else ():
+            self._read_mask(node, names)
         self._read_norms(graph, names)
         self.parts = PartsReading(graph, names, number, numbers)
         self.is_alarm = is_alarm
@@ -166,6 +186,43 @@ class GraphReading:
                 )
             )
         return tuple(found)
+
+    def batch_norms(self) -> dict[str, tuple[int, float]]:
+        """By weight of a batch norm: samples of the batch, and the noise of its means as a share of the spread."""
+        values = self._numbers.values()
+        return {site: (n, float(values["batch norm", self._number, site])) for site, n in self._batch_norms.items()}
+
+    def masks(self) -> tuple[MaskFacts, ...]:
+        """The products that are dropouts."""
+        values, found = self._numbers.values(), []
+        for number, layer in enumerate(self._masks):
+            kept, largest = (float(one) for one in values["mask", self._number, number])
+            if largest > 1 and abs(kept * largest - 1) < _MASK_MARGIN:
+                found.append(MaskFacts(layer=layer, dropped=1 - 1 / largest))
+        return tuple(found)
+
+    def _read_batch_norm(self, site: str, x: Tensor) -> None:
+        """The noise of a channel's mean over the batch, by the spread of the channel: how much a batch is a sample."""
+        self._batch_norms[site] = len(x)
+        x = x.to(torch.float32).flatten(2) if x.dim() > 2 else x.to(torch.float32)[:, :, None]
+        spread = x.var((0, 2), unbiased=False)
+        between = x.mean(2).var(0, unbiased=len(x) > 1)
+        known = spread > 0
+        noise = torch.where(known, between / torch.where(known, spread, 1.0), 0.0).mean() / len(x)
+        self._numbers.add(("batch norm", self._number, site), noise.sqrt())
+
+    def _read_mask(self, node: Any, names: Mapping[int, str]) -> None:
+        """Begin to read the share of numbers that a product keeps, and what it multiplies these by."""
+        mask = next((one for key in ("other", "self", "result1") if (one := saved(node, key)) is not None), None)
+        p = getattr(node, "_saved_p", None)  # of the fused kernel, whose mask is of truth values
+        if mask is None or mask.numel() < _FEWEST_IN_MASK or not (mask.is_floating_point() or isinstance(p, float)):
+            return
+        layer = next((names[key] for key in leaves_before(node) if key in names), "")
+        mask = _some(mask.detach()).to(torch.float32)
+        kept = torch.count_nonzero(mask) / mask.numel()
+        largest = mask.amax() / (1 - p if isinstance(p, float) and p < 1 else 1)
+        self._numbers.add(("mask", self._number, len(self._masks)), torch.stack([kept, largest]))
+        self._masks.append(layer)
 
     def _add(self, key: tuple[str, str | int], value: Tensor) -> None:
         self._numbers.add((key[0], self._number, key[1]), value)

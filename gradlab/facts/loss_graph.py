@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 MOST_NODES = 50_000
 """A graph with more nodes is read as far as these, nearest the loss first."""
-_PASSES_ON = frozenset(
+PASSES_ON = frozenset(
     "View UnsafeView ReshapeAlias AsStrided Squeeze Unsqueeze Transpose T Permute Expand Select Slice Index Narrow "
     "Unbind Split Cat Stack Clone ToCopy Contiguous Alias Flatten".split()
 )
@@ -25,20 +25,29 @@ _PASSES_ON = frozenset(
 _ZERO_GRADIENT = frozenset("Round Sign Floor Ceil Trunc Sgn".split())
 """Functions whose gradient is zero wherever it exists."""
 _LEAF = "torch::autograd::AccumulateGrad"
-_DOUBLE = frozenset(("LogSoftmax", "NllLoss", "NllLoss2D", "BinaryCrossEntropyWithLogits"))
-"""Functions whose input must not have gone through a softmax or a sigmoid."""
+_DOUBLE = frozenset(
+    "LogSoftmax NllLoss NllLoss2D BinaryCrossEntropyWithLogits BinaryCrossEntropy KlDiv Softmax".split()
+)
+"""Functions whose input must not have gone through a softmax or a sigmoid, or not through two."""
+_TWICE = {"BinaryCrossEntropy": "Sigmoid"}
+"""Of a function that takes probabilities: the activation that must not be applied twice before it."""
+_BOUNDS = frozenset("Clamp ClampMin ClampMax Add".split())
+"""What is put between a softmax and its logarithm: bounds, and a small number that is added."""
 LOSSES = frozenset(
     "NllLoss NllLoss2D MseLoss BinaryCrossEntropy BinaryCrossEntropyWithLogits SmoothL1Loss HuberLoss KlDiv L1Loss "
     "SoftMarginLoss MultiMarginLoss CtcLoss".split()
 )
 """Loss functions that autograd knows as one node."""
-_REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
+REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 _WEIGHT_PLACES = {"Addmm": 2, "Mm": 1, "Convolution": 1, "Embedding": 0, "NativeBatchNorm": 1, "CudnnBatchNorm": 1}
 """Functions of layers, and which of their inputs is the weight."""
 _INPUT_PLACES = {"Addmm": 1}
 _MOST_BELOW = 2000
 _INPUT_NAMES = {"Addmm": "mat1", "Mm": "self", "Convolution": "input", "Embedding": "indices"}
 _SEQUENCE_MOST = 8
+_MOST_MASKS = 32
+_NEAR, _WIDE = 12, 8
+"""A layer is looked for so many nodes before another, along so many ways."""
 
 
 @dataclass
@@ -55,6 +64,12 @@ class ReadGraph:
     cut: set[int] = field(default_factory=set)
     """Those that it reaches only by functions without a gradient."""
     cut_by: tuple[str, ...] = ()
+    before_cut: list[int] = field(default_factory=list)
+    """Those of the layers that such a function follows directly."""
+    before_activation: list[int] = field(default_factory=list)
+    """The leaves of the layers that the activations of `loss_activations` follow directly."""
+    masks: list[Any] = field(default_factory=list)
+    """The nodes of products with a tensor without gradient, as dropout is one."""
     functions: Counter[str] = field(default_factory=Counter)
     num_nodes: int = 0
     is_whole: bool = True
@@ -102,8 +117,9 @@ def read_graph(roots: Sequence[Any]) -> ReadGraph:
                 graph.leaves[id(node.variable)] = node.variable
                 continue
             graph.functions[name] += 1
-            if name in _DOUBLE and (below := _activation_below(node)):
-                pairs.add((name, below))
+            if name in _DOUBLE and (activation := _activation_below(node, name)) is not None:
+                pairs.add((name, plain_name(activation.name())))
+                graph.before_activation += leaves_before(activation)
             if name in LOSSES:
                 graph.losses.append((name, node))
             elif name in _ZERO_GRADIENT:
@@ -112,6 +128,8 @@ def read_graph(roots: Sequence[Any]) -> ReadGraph:
                 weight = _weight_of(node, _WEIGHT_PLACES[name])
                 if weight is not None:
                     layers.append((node._sequence_nr(), id(weight), name, node))
+            elif name in ("Mul", "NativeDropout") and len(graph.masks) < _MOST_MASKS and _is_by_constant(node):
+                graph.masks.append(node)
             elif "CompiledFunction" in name:
                 graph.is_opaque = True
             if name in PARTS:
@@ -130,7 +148,9 @@ def read_graph(roots: Sequence[Any]) -> ReadGraph:
     graph.layers = [(weight, name, node) for _, weight, name, node in sorted(layers, key=lambda one: one[0])]
     if zero:
         graph.cut = set(graph.leaves) - set(_reached_without(roots, zero))
-        graph.cut_by = tuple(sorted({plain_name(node.name()) for node in zero})) if graph.cut else ()
+        if graph.cut:
+            graph.cut_by = tuple(sorted({plain_name(node.name()) for node in zero}))
+            graph.before_cut = [key for node in zero for key in leaves_before(node) if key in graph.cut]
     return graph
 
 
@@ -176,7 +196,7 @@ def _chain(root: Any) -> tuple[tuple[str, ...], float, str]:
             if name in ("Mean", "Sum"):
                 reduction = name.lower()
             elif name in LOSSES:
-                reduction = _REDUCTIONS.get(getattr(node, "_saved_reduction", None), "")  # type: ignore[arg-type]
+                reduction = REDUCTIONS.get(getattr(node, "_saved_reduction", None), "")  # type: ignore[arg-type]
         inner = [one for one, _ in node.next_functions if one is not None]
         node = inner[0] if len(inner) == 1 or (inner and name in LOSSES) else None
     return tuple(names), factor, reduction
@@ -186,12 +206,20 @@ def _factor_of(name: str, node: Any) -> float:
     """What a node multiplies by, where that is a plain number."""
     if name == "Neg":
         return -1.0
-    if name in ("Mul", "Div"):
-        other = saved(node, "other")
+    number = number_of(name, node) if name in ("Mul", "Div") else None
+    return 1.0 if number is None else number
+
+
+def number_of(name: str, node: Any) -> float | None:
+    """The plain number by which a product or a quotient changes its input; None where it is none."""
+    for key in ("other", "self"):
+        other = saved(node, key)
         if other is not None and other.dim() == 0 and other.device.type == "cpu":
             number = float(other)
-            return number if name == "Mul" else 1.0 / number if number else 1.0
-    return 1.0
+            if name == "Mul":
+                return number
+            return 1.0 / number if number and key == "other" else None
+    return None
 
 
 def _reached_without(roots: Sequence[Any], without: Sequence[Any]) -> Iterator[int]:
@@ -219,7 +247,7 @@ def _note_residual(graph: ReadGraph, name: str, node: Any) -> None:
 def _note_attention(graph: ReadGraph, name: str, node: Any) -> None:
     """A softmax that goes, dropout apart, into a product of matrices."""
     inner = node.next_functions[0][0]
-    while inner is not None and plain_name(inner.name()) in (*_PASSES_ON, "Mul", "NativeDropout"):
+    while inner is not None and plain_name(inner.name()) in (*PASSES_ON, "Mul", "NativeDropout"):
         inner = inner.next_functions[0][0]
     if inner is not None and plain_name(inner.name()) in ("Softmax", "SafeSoftmax"):
         graph.parts.setdefault("attention", []).append(inner)
@@ -269,18 +297,61 @@ def layers_below(node: Any, layers: Collection[Any]) -> list[Any]:
 
 def source_of(node: Any) -> Any:
     """The node whose numbers a node passes on in another shape; itself, mostly."""
-    while node is not None and plain_name(node.name()) in _PASSES_ON and len(node.next_functions) == 1:
+    while node is not None and plain_name(node.name()) in PASSES_ON and len(node.next_functions) == 1:
         node = node.next_functions[0][0]
     return node
 
 
-def _activation_below(node: Any) -> str:
-    """The softmax or sigmoid that makes the input of a node, with nothing but other shapes between; "" without one."""
-    inner = node.next_functions[0][0] if node.next_functions else None
-    while inner is not None and plain_name(inner.name()) in _PASSES_ON and len(inner.next_functions) == 1:
-        inner = inner.next_functions[0][0]
-    name = plain_name(inner.name()) if inner is not None else ""
-    return name if name in ("Softmax", "Sigmoid") else ""
+def _activation_below(node: Any, function: str) -> Any:
+    """The node of the softmax or sigmoid that makes the input of a function; None without one.
+
+    Between the two are other shapes only, bounds, or a small number that is added.
+    """
+    activation = _activation_of(node.next_functions[0][0] if node.next_functions else None)
+    if function == "Softmax" and activation is not None and plain_name(activation.name()) != "Softmax":
+        return None
+    if function in _TWICE and activation is not None:
+        twice = _activation_of(activation.next_functions[0][0])
+        is_twice = twice is not None and plain_name(twice.name()) == plain_name(activation.name()) == _TWICE[function]
+        return activation if is_twice else None
+    return activation
+
+
+def _activation_of(inner: Any) -> Any:
+    """The softmax or sigmoid at a node, or at the end of what passes it on; None without one."""
+    while inner is not None:
+        name = plain_name(inner.name())
+        if name in ("Softmax", "Sigmoid"):
+            return inner
+        following = [one for one, _ in inner.next_functions if one is not None]
+        if not following or not (name in PASSES_ON or (name in _BOUNDS and len(following) == 1)):
+            return None
+        inner = following[0]
+    return None
+
+
+def leaves_before(node: Any) -> list[int]:
+    """The ids of the leaves that are nearest before a node: the parameters of the layer whose output it takes."""
+    level, seen = [node], {node}
+    for _ in range(_NEAR):
+        following = []
+        found: list[int] = []
+        for one in level:
+            for inner, _ in one.next_functions:
+                if inner is not None and inner not in seen:
+                    seen.add(inner)
+                    following.append(inner)
+                    if inner.name() == _LEAF and isinstance(inner.variable, nn.Parameter):
+                        found.append(id(inner.variable))
+        if found or not following:
+            return found
+        level = following[:_WIDE]
+    return []
+
+
+def _is_by_constant(node: Any) -> bool:
+    """Whether one factor of a product has no gradient, or the node is a dropout's own."""
+    return sum(inner is not None for inner, _ in node.next_functions) == 1
 
 
 @lru_cache(maxsize=4096)
