@@ -125,7 +125,11 @@ class OptimizerFacts:
     shares_groups_with: tuple[int, ...] = ()
     """Places of optimizers that hold the same group objects, as a wrapper around another does."""
     num_not_reset: int = 0
-    """Before how many of its steps in a row gradients were not reset, since those of the step before were used."""
+    """Before how many of its last eight steps gradients were not reset, since those of the step before were used."""
+    not_reset: tuple[str, ...] = ()
+    """The parameters of which that is so before three or more steps, of at most 64 that are looked at."""
+    were_reset: tuple[str, ...] = ()
+    """Those of them that have gradients, and whose gradients were reset before each step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Optimizers as they are: settings, whose parameters they have, which of them live, and whether gradients are reset.
+"""Optimizers as they are: settings, whose parameters they have, and which of them live.
 
 Belongs here: reading them, without changing one. Does not: which of them are counted (`monitor.counted_optimizers`).
 """
@@ -8,45 +8,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gradlab.diagnose.context import OptimizerFacts
-from gradlab.hooks.interpreter import without_torch_function
+from gradlab.facts.gradient_resets import UNTIL, GradientResets
 from gradlab.optimizers import parameters_of
 
 _ADAPTIVE = ("Adam", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adafactor", "Lion", "Rprop", "Muon", "LAMB")
-_MOST_CHECKED = 16
-"""Whether gradients are reset is asked of so many parameters of an optimizer."""
-RESETS_UNTIL = 60
-"""For so many steps."""
-
-
-@dataclass
-class _Gradients:
-    """The gradients of a few parameters at one moment, by which is known whether they were reset since."""
-
-    seen: list[tuple[weakref.ref[Any], weakref.ref[Any], int]] = field(default_factory=list)
-    """(parameter, gradient, version)."""
-
-    @classmethod
-    def now(cls, parameters: Iterable[Tensor]) -> _Gradients:
-        """Of some parameters, as they are."""
-        with without_torch_function():
-            pairs = [(p, p.grad) for p in parameters if p.is_leaf]
-            return cls([(weakref.ref(p), weakref.ref(g), g._version) for p, g in pairs if g is not None])
-
-    def are_untouched(self) -> bool:
-        """Whether all of them are still there, and nothing was written to them."""
-        with without_torch_function():
-            for parameter, gradient, version in self.seen:
-                p, g = parameter(), gradient()
-                if p is None or g is None or p.grad is not g or g._version != version:
-                    return False
-        return bool(self.seen)
 
 
 class WatchedOptimizer:
@@ -56,50 +27,41 @@ class WatchedOptimizer:
         self._ref = weakref.ref(optimizer)
         self.num_steps = 0
         self.last_step = -1
-        self.num_not_reset = 0
-        """Before how many of its steps in a row gradients were not reset."""
-        self.was_written_to = False
-        """Whether gradients were written to between the last backward and its last step, as by clipping."""
-        self._gradients = _Gradients()
-        self._is_reset = True
-        """Whether gradients were reset since its last step."""
-        parameters = parameters_of(optimizer)
-        self._some = [weakref.ref(p) for p in parameters[:: max(1, len(parameters) // _MOST_CHECKED)]]
+        self.resets = GradientResets(parameters_of(optimizer))
 
     @property
     def optimizer(self) -> Any:
         """The optimizer, or None where it is gone."""
         return self._ref()
 
+    @property
+    def was_written_to(self) -> bool:
+        """Whether gradients were written to between the last backward and its last step, as by clipping."""
+        return self.resets.was_written_to
+
     def before_backward(self) -> None:
         """A backward is about to add to gradients."""
-        if self._is_watching() and not self._gradients.are_untouched():
-            self._is_reset = True
+        if self._is_watching():
+            self.resets.before_backward()
 
     def after_backward(self) -> None:
         """A backward has added to them."""
         if self._is_watching():
-            self._note_gradients()
+            self.resets.after_backward()
 
     def before_update(self) -> None:
-        """It is about to step: were gradients reset since its step before?"""
+        """It is about to step."""
         if self._is_watching():
-            self.was_written_to = bool(self._gradients.seen) and not self._gradients.are_untouched()
-        if self.num_steps:
-            self.num_not_reset = 0 if self._is_reset else self.num_not_reset + 1
+            self.resets.before_update()
 
     def after_update(self, step: int) -> None:
         """It has stepped."""
         self.num_steps, self.last_step = self.num_steps + 1, step
         if self._is_watching():
-            self._note_gradients()
-            self._is_reset = not self._gradients.seen
+            self.resets.after_update()
 
     def _is_watching(self) -> bool:
-        return 0 < self.num_steps < RESETS_UNTIL
-
-    def _note_gradients(self) -> None:
-        self._gradients = _Gradients.now(p for ref in self._some if (p := ref()) is not None)
+        return 0 < self.num_steps < UNTIL
 
 
 def living_optimizers() -> list[Optimizer]:
@@ -131,10 +93,16 @@ def facts_of(
             shares_groups_with=tuple(
                 place for place, (other, _, _) in enumerate(optimizers) if other is not one and _share(one, other)
             ),
-            num_not_reset=known.num_not_reset if known is not None else 0,
+            num_not_reset=known.resets.num_not_reset if known is not None else 0,
+            not_reset=_names_of(known.resets.not_reset, names) if known is not None else (),
+            were_reset=_names_of(known.resets.were_reset, names) if known is not None else (),
         )
         for one, known, is_counted in optimizers
     )
+
+
+def _names_of(parameters: Iterable[Tensor], names: Mapping[int, str]) -> tuple[str, ...]:
+    return tuple(names[id(p)] for p in parameters if id(p) in names)
 
 
 def settings_of(optimizer: Any, group: Mapping[str, Any]) -> dict[str, float]:
