@@ -312,7 +312,9 @@ class Context:
     optimizers: Sequence[OptimizerFacts] = ()
     graphs: Sequence[LossGraph] = ()
     retained_graphs: int = 0
-    """How many graphs of past losses are still held."""
+    """How many graphs of losses or outputs of five steps ago and before are still held."""
+    retained_steps: int = 0
+    """Of how many steps these are."""
     accumulation: int | None = None
     """How many backwards of one signature come to one step, each from a forward of its own; None: not known."""
     gradients_rescaled: bool = False

@@ -31,6 +31,7 @@ from gradlab.diagnose.context import (
 from gradlab.distributed import world_size
 from gradlab.facts import optimizer_facts, parameter_facts
 from gradlab.facts.graph_parts import PartsReading
+from gradlab.facts.held_graphs import HeldGraphs
 from gradlab.facts.layer_inputs import GraphReading
 from gradlab.facts.loss_graph import ReadGraph, is_scalar, read_graph, roots_of, signature_of
 from gradlab.facts.loss_terms import terms_of
@@ -61,12 +62,6 @@ def is_look(step: int) -> bool:
     if step < _DENSE_UNTIL:
         return step in _EARLY or step % _DENSE == 0
     return step % (2 * _DENSE << (step // _DENSE_UNTIL).bit_length() - 1) == 0
-
-
-class _Mark:
-    """Lives as long as a graph does."""
-
-    __slots__ = ("__weakref__",)
 
 
 class _Losses:
@@ -137,7 +132,7 @@ class Facts:
         self._versions: dict[int, int] = {}
         self._called: dict[str, bool] = {}
         self._graphs: dict[str, LossGraph] = {}
-        self._marks: deque[weakref.ref[_Mark]] = deque(maxlen=64)
+        self._held = HeldGraphs(model)
         self._losses: dict[str, _Losses] = {}
         self._targets: deque[tuple[TargetFacts, ...]] = deque(maxlen=20)
         self._optimizers: dict[int, WatchedOptimizer] = {}
@@ -173,11 +168,13 @@ class Facts:
         self._is_on = True
         self._first_step = self._step()
         backward_calls.listen(self._before_backward)
+        self._held.attach()
 
     def detach(self) -> None:
         """Listen no more."""
         self._is_on = False
         backward_calls.ignore(self._before_backward)
+        self._held.detach()
 
     def _fail(self, error: BaseException) -> None:
         self.detach()
@@ -222,9 +219,7 @@ class Facts:
                 return
         value = loss.detach().clone() if is_scalar(loss) and loss is not None else None
         self._pending = signature, value, graph
-        mark = _Mark()
-        roots[0].metadata["gradlab"] = mark
-        self._marks.append(weakref.ref(mark))
+        self._held.mark_loss(roots[0], self._step())
         if graph is not None and any(id(p) in graph.leaves for p in self._known().values()):
             self._note_graph(signature, self._facts_of_graph(graph, roots[0]))
             if self._step() in (1, 2):
@@ -573,7 +568,8 @@ class Facts:
             masks=self._masks,
             optimizers=optimizer_facts.facts_of(optimizers, self._names),
             graphs=tuple(self._graphs.values()),
-            retained_graphs=sum(ref() is not None for ref in self._marks),
+            retained_graphs=self._held.num_held(step),
+            retained_steps=self._held.num_steps_held(step),
             accumulation=self._accumulation,
             gradients_rescaled=any(one.was_written_to for one in self._optimizers.values()),
             targets=tuple(self._targets),

@@ -46,12 +46,13 @@ class _Watched:
         """Of its last steps: whether gradients had not been reset before it."""
 
     def gradient_now(self) -> Tensor | None:
+        """Its gradient, None where there is none."""
         p = self.parameter()
         return p.grad if p is not None and p.is_leaf else None
 
     def is_untouched(self) -> bool:
         """Whether the gradient is the one that was seen last, and nothing was written to it."""
-        known = self.gradient() if self.gradient is not None else None
+        known: Tensor | None = self.gradient() if self.gradient is not None else None
         return known is not None and self.gradient_now() is known and known._version == self.version
 
     def note(self) -> bool:
@@ -126,7 +127,7 @@ class GradientResets:
     def were_reset(self) -> tuple[Tensor, ...]:
         """The other parameters, as far as they had gradients."""
         return tuple(
-            p for one in self._watched if 0 < len(one.seen) and not sum(one.seen) and (p := one.parameter()) is not None
+            p for one in self._watched if one.seen and not sum(one.seen) and (p := one.parameter()) is not None
         )
 
     @property
