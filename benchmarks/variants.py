@@ -24,6 +24,8 @@ from gradlab import Tap
 
 Step = Callable[[], None]
 BASE = "unwatched"
+LATER = 400
+"""So far is training when the cost of the diagnosis is measured: the first steps are looked at more often."""
 WARM_UP = 3
 """Steps before anything is measured."""
 
@@ -54,11 +56,25 @@ def with_taps(*taps: Tap, performance: bool = False) -> Callable[[Subject], Step
 
     def watched(subject: Subject) -> Step:
         folder = tempfile.mkdtemp()
-        options = {"taps": taps, "logdir": folder, "performance": performance, "strict": True}
+        options = {"taps": taps, "logdir": folder, "performance": performance, "diagnose": False, "strict": True}
         gradlab.watch(subject.model, subject.optimizer, **options)
         return subject.step
 
     return watched
+
+
+def by_default(subject: Subject) -> Step:
+    """gradlab as `watch(model, optimizer, logdir=...)` watches: its default taps, and the diagnosis; some way in."""
+    folder = tempfile.mkdtemp()
+    gradlab.watch(subject.model, subject.optimizer, logdir=folder, performance=False, first_step=LATER, strict=True)
+    return subject.step
+
+
+def diagnosis_alone(subject: Subject) -> Step:
+    """gradlab's diagnosis without a tap that is due, some way in."""
+    never = Tap("*", of="weight_grad", every=10**9)
+    gradlab.watch(subject.model, subject.optimizer, taps=never, first_step=LATER, strict=True)
+    return subject.step
 
 
 def everything(every: int = 1) -> tuple[Tap, ...]:
@@ -161,6 +177,8 @@ def wrapped_by_torchlens() -> Iterator[None]:
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(attach=unwatched),
     "unwatched again": Variant(attach=unwatched, share=3),
+    "gradlab: by default": Variant(attach=by_default, share=3, period=40),
+    "gradlab: diagnosis alone": Variant(attach=diagnosis_alone, share=3, period=40),
     "gradlab: parameter gradients": Variant(attach=with_taps(Tap("*", of="weight_grad")), share=3),
     "gradlab: everything": Variant(attach=with_taps(*everything()), share=3),
     "gradlab: everything, every 10th step": Variant(attach=with_taps(*everything(10)), share=3, period=10),

@@ -53,6 +53,7 @@ _MOST_SIGNATURES = 8
 _MOST_LOSSES = 2000
 _MODES_UNTIL = 60
 _MASKS_UNTIL = 30
+_ARRIVALS_UNTIL = 60
 _MOST_SCANS = 4
 _ACTIVATIONS = {"Softmax": (nn.Softmax, nn.Softmax2d), "Sigmoid": (nn.Sigmoid,)}
 
@@ -449,12 +450,13 @@ class Facts:
             self._rates.append((step, max(rates)))
 
     def _note_arrivals(self) -> None:
-        """Note whose gradients are there now. Of those that have arrived nothing is asked any more."""
-        everything = {id(p): p for p in self._known().values()}
-        if len(self._arrived) < len(everything) + len(self._foreign):
-            for key, p in everything.items():
-                if key not in self._arrived and p.is_leaf and (p.grad is not None or self._steps_in_backward):
-                    self._arrived.add(key)
+        """Note whose gradients are there now: at first on every step, later at looks."""
+        known = self._known()
+        is_due = self._num_steps < _ARRIVALS_UNTIL or is_look(self._step())
+        if is_due and len(self._arrived) < len(known) + len(self._foreign):
+            for p in known.values():
+                if id(p) not in self._arrived and p.is_leaf and (p.grad is not None or self._steps_in_backward):
+                    self._arrived.add(id(p))
             for key, ref in self._foreign_refs.items():
                 one = ref()
                 if key not in self._arrived and one is not None and one.grad is not None:
