@@ -1,10 +1,11 @@
 """Rules, one family a file: numbers.py what is not finite · signal.py gradients of zero · ranks.py a rank apart ·
 loss.py the loss and its functions ·
-gradients.py not reset, not arriving, cut in time.
+gradients.py not reset, not arriving, cut in time ·
+optimization.py the size of a step.
 
 A rule is a function from a `Context` to evidence (`registry.rule`). It sees no tensors and puts on no hooks.
 """
 
-from gradlab.diagnose.rules import gradients, loss, numbers, ranks, signal
+from gradlab.diagnose.rules import gradients, loss, numbers, optimization, ranks, signal
 
-__all__ = ["gradients", "loss", "numbers", "ranks", "signal"]
+__all__ = ["gradients", "loss", "numbers", "optimization", "ranks", "signal"]
