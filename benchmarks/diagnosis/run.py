@@ -39,6 +39,8 @@ class Training:
     expects: tuple[str, ...] = ()
     """The codes that are right; none for a healthy training."""
     place: str = ""
+    group: str = ""
+    """Under which a table counts it, where that is not the code."""
 
     @property
     def name(self) -> str:
@@ -150,14 +152,15 @@ def run(training: Training, *, limit: float = 120.0) -> Outcome:
         child = os.fork()
         if child == 0:
             _run_here(training, Path(folder))
-        code = _wait(child, limit)
+        code = wait_for(child, limit)
         found = Path(folder) / "found.json"
         findings = json.loads(found.read_text()) if found.exists() else []
         error = "" if code == 0 else (Path(folder) / "output").read_text()[-300:].strip().rpartition("\n")[2]
     return Outcome(training=training, findings=findings, seconds=time.monotonic() - began, error=error)
 
 
-def _wait(child: int, limit: float) -> int:
+def wait_for(child: int, limit: float) -> int:
+    """The status of a forked process, which is ended after so many seconds."""
     until = time.monotonic() + limit
     while time.monotonic() < until:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -206,7 +209,7 @@ def _run_here(training: Training, folder: Path) -> None:
             os._exit(code)
 
 
-def _is_script(path: Path) -> bool:
+def is_script(path: Path) -> bool:
     """Whether a file is a training, and not a part that several share."""
     return "--seed" in (text := path.read_text(encoding="utf-8")) or "args = arguments(" in text
 
