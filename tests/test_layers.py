@@ -12,11 +12,11 @@ import gradlab
 
 ROOT = Path(gradlab.__file__).parent
 FLOORS = [
-    ["errors", "values", "arrays", "arguments", "tags", "frame", "finding"],
+    ["errors", "values", "arrays", "arguments", "tags", "frame", "finding", "findings"],
     ["identity", "distributed", "autograd_engine", "optimizers", "torch_arguments", "doctor"],
     ["stats", "events", "data", "hooks", "sites"],
     ["taps", "nonfinite", "perf", "jacobians", "sinks", "diagnose", "facts", "board"],
-    ["profiling"],
+    ["profiling", "summary"],
     ["monitor", "config"],
     ["lightning", "integrations", "models", "runs"],
     ["launch", "compare"],
@@ -28,7 +28,16 @@ FLOORS = [
 """From the ground up. On one floor a part imports only what stands to the left of it."""
 ORDER = {part: number for number, part in enumerate(part for floor in FLOORS for part in floor)}
 MAY_SEE = {
-    "board": {"errors", "values", "arguments", "frame", "finding", "tags", "events"},  # it runs inside TensorBoard
+    "board": {
+        "errors",
+        "values",
+        "arguments",
+        "frame",
+        "finding",
+        "findings",
+        "tags",
+        "events",
+    },  # it runs inside TensorBoard
     "jacobians": set(ORDER) - {"taps", "nonfinite", "perf"},
     "attach": set(ORDER) - {"sweep", "queue"},
 }

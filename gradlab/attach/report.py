@@ -30,6 +30,7 @@ from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, read_json, write_json
 from gradlab.runs.lock import locked
 from gradlab.runs.record import append_attempt, devices, git_state, versions, write_record
+from gradlab.sinks.findings_file import FindingsFile, named_for
 
 
 class Report:
@@ -65,6 +66,14 @@ class Report:
             if self.world_size > 1:
                 publish_address(self.options)
         return self.events
+
+    def findings_file(self, label: str) -> FindingsFile | None:
+        """What takes the findings of one more model; None where there is no run folder of this process.
+
+        Args:
+            label: of a model that is not the process's first one.
+        """
+        return FindingsFile(self.run.findings, of=label) if self.run is not None else None
 
     def _join(self) -> Path | None:
         """The event files' folder of rank zero, which may be on another node."""
@@ -179,9 +188,14 @@ class Report:
             epochs=None,
             steps=total_steps(models),
             metrics={},
-            findings=tuple(finding for one in models for finding in one.findings),
+            findings=tuple(
+                named_for(finding, one.label if number else "")
+                for number, one in enumerate(models)
+                for finding in one.findings
+            ),
             answers={},
             layers=tuple(layers),
+            abstained={code: why for one in reversed(models) for code, why in one.abstained.items()},
         )
 
 

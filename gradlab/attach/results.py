@@ -6,15 +6,15 @@ Belongs here: what is taken from a monitor when it closes. Does not: where it is
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from gradlab.finding import Finding
-from gradlab.launch.layer_table import Layer, layer_table
 from gradlab.monitor.monitor import Monitor
 from gradlab.sinks.scalars import present_numbers
+from gradlab.summary.layer_table import Layer, layer_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class ModelResults:
     steps: int
     layers: tuple[Layer, ...]
     findings: tuple[Finding, ...]
+    abstained: Mapping[str, str] = field(default_factory=dict)
+    """By code of each rule that could not tell when it was last asked: what was missing."""
     began: float = 0.0
     ended: float = 0.0
     """When its training began and ended, in seconds of the monotonic clock."""
@@ -59,5 +61,11 @@ def results_of(monitor: Monitor, label: str, began: float, before: ModelResults 
     dtype = precision if isinstance(precision, torch.dtype) else None
     layers = tuple(layer_table(monitor.inner, latest, findings, precision=dtype))
     return ModelResults(
-        label=label, steps=monitor.step, layers=layers, findings=findings, began=began, ended=time.monotonic()
+        label=label,
+        steps=monitor.step,
+        layers=layers,
+        findings=findings,
+        abstained=monitor.abstained,
+        began=began,
+        ended=time.monotonic(),
     )

@@ -38,6 +38,7 @@ from gradlab.sites.names import unwrapped
 
 if TYPE_CHECKING:
     from gradlab.attach.report import Report
+    from gradlab.sinks import Sink
 
 _MOST_MODELS = 16
 """So many models of one process are watched; a script that makes a new one each step would drown in event files."""
@@ -186,7 +187,6 @@ class Session:
     ) -> None:
         """A new model is watched, or one whose earlier optimizers are gone."""
         from gradlab.monitor.monitor import Monitor
-        from gradlab.monitor.series_folder import event_file_sink
 
         shared: dict[str, Any] = {
             "taps": self.options.taps,
@@ -209,7 +209,7 @@ class Session:
             jacobians=self.options.jacobians,
             profile=self.options.profile if folder is not None else None,
             profile_dir=folder / "profile" if folder is not None else None,
-            sinks=(event_file_sink(folder),) if folder is not None and self._rank == 0 else (),  # one a training
+            sinks=self._sinks(folder, label),
             first_step=self._report.first_step(len(self.watched)) if self._report is not None else 0,
             **shared,
         )
@@ -223,6 +223,15 @@ class Session:
         except UsageError as error:
             self._print(f"rules are asked with their own limits: {error}")
             return Diagnose()
+
+    def _sinks(self, folder: Path | None, label: str) -> tuple[Sink, ...]:
+        """Where the results of a new model go: rank zero's alone, there is one event file a training."""
+        from gradlab.monitor.series_folder import event_file_sink
+
+        if folder is None or self._rank > 0 or self._report is None:
+            return ()
+        findings = self._report.findings_file(label if self.watched else "")
+        return (event_file_sink(folder), *([findings] if findings is not None else []))
 
     def _follow(self, watched: WatchedModel, optimizers: Sequence[Optimizer]) -> None:
         """Notice when the optimizers of a model are gone."""

@@ -1,15 +1,21 @@
-"""`gradlab show`: one run, as its closing summary or one of its files."""
+"""`gradlab show`: one run, as its closing summary, one of its files, or JSON; also while it is running."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradlab.cli.options import runs_option
 from gradlab.errors import MachineError, RunError
 from gradlab.runs.find import find_run
-from gradlab.runs.folder import RunFolder
+from gradlab.runs.folder import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from gradlab.finding import Finding
 
 
 @click.command("show")
@@ -23,8 +29,9 @@ from gradlab.runs.folder import RunFolder
     metavar="FILE",
     help="Write the views of the Gradients tab as one file that opens without a server or a network.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the state and all findings as JSON, causes first.")
 @runs_option
-def show_command(run: str, what: str | None, html: Path | None, root: Path) -> None:
+def show_command(run: str, what: str | None, html: Path | None, as_json: bool, root: Path) -> None:
     """Show one run.
 
     RUN is its id, the beginning or the four letters of it, the name of an experiment (its latest run), a path, or @1
@@ -37,15 +44,51 @@ def show_command(run: str, what: str | None, html: Path | None, root: Path) -> N
     if html is not None:
         _write_report(folder, html)
         return
+    if as_json:
+        click.echo(json.dumps(_as_json(folder), indent=2, ensure_ascii=False))
+        return
     from gradlab.launch.summary import load_summary
-    from gradlab.launch.terminal import local_time, print_summary
+    from gradlab.launch.terminal import local_time, print_findings_of, print_summary
 
     ended = folder.read_exit()
     reason = f": {ended['reason']}" if ended and ended["reason"] != "done" else ""
     click.echo(f"{folder.name}  {folder.id}  {local_time(folder.started())}  {folder.status()}{reason}")
-    summary = load_summary(folder)
-    if summary is not None:
-        print_summary(summary)
+    summary, findings = load_summary(folder), findings_of(folder)
+    if summary is not None and folder.status() != "running":
+        print_summary(replace(summary, findings=tuple(findings)), all_findings=True)
+    elif folder.findings.is_file():
+        print_findings_of(findings)
+
+
+def findings_of(folder: RunFolder) -> list[Finding]:
+    """The findings of a run, each in its newest state: those of its file, else of its summary."""
+    from gradlab.findings import latest
+    from gradlab.launch.summary import load_summary
+    from gradlab.sinks.findings_file import read_findings
+
+    found = read_findings(folder.findings)
+    if found is None:
+        summary = load_summary(folder)
+        found = list(summary.findings) if summary is not None else []
+    return latest(found)
+
+
+def _as_json(folder: RunFolder) -> dict[str, Any]:
+    """What other programs ask of a run, whether it has ended or not."""
+    from gradlab.finding import finding_record
+    from gradlab.findings import ranked
+
+    ended = folder.read_exit() or {}
+    return {
+        "run": folder.id,
+        "name": folder.name,
+        "folder": str(folder.path),
+        "state": folder.status(),
+        "reason": ended.get("reason"),
+        "steps": ended.get("steps"),
+        "findings": [finding_record(one) for one in ranked(findings_of(folder))],
+        "abstained": read_json(folder.abstained) or (read_json(folder.summary) or {}).get("abstained", {}),
+    }
 
 
 def _write_report(folder: RunFolder, path: Path) -> None:

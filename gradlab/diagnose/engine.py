@@ -16,6 +16,7 @@ from gradlab.diagnose.options import Diagnose
 from gradlab.diagnose.ranking import explained
 from gradlab.diagnose.registry import Evidence, Rule
 from gradlab.finding import SEVERITIES, Finding
+from gradlab.findings import is_repeated
 
 
 @dataclass
@@ -74,6 +75,10 @@ class Diagnosis:
         self._rules = [self._all[code] for code in sorted(chosen & self._all.keys())]
         self._on_failure = on_failure
         self._cases: dict[tuple[str, str], _Case] = {}
+        self._told: dict[int, Finding] = {}
+        """By place of a finding: the state in which it was given out last."""
+        self._ended: set[int] = set()
+        """Places of findings that have ended at this look."""
         self.findings: list[Finding] = []
         """All so far, in the order in which they came, each in its newest state."""
         self.abstained: dict[str, str] = {}
@@ -97,6 +102,12 @@ class Diagnosis:
         before = list(self.findings)
         self.findings.append(finding)
         return self._settle(before)
+
+    def end(self) -> list[Finding]:
+        """The training is over: the findings that were seen once more since they were given out."""
+        now = [(place, one) for place, one in enumerate(self.findings) if self._told.get(place) != one]
+        self._told |= dict(now)
+        return [one for _, one in now]
 
     def _ask(self, rules: Iterable[Rule], context: Context) -> list[Finding]:
         before = list(self.findings)
@@ -147,13 +158,18 @@ class Diagnosis:
             case.num_seen, case.num_missing = 0, case.num_missing + 1
             if case.place is None or case.num_missing >= rule.ends_after:
                 del self._cases[code, key]
+                self._ended |= {case.place} if case.place is not None else set()
 
     def _settle(self, before: list[Finding]) -> list[Finding]:
         """Work out causes anew where anything is new, and give out what is not as it was."""
         if len(self.findings) > len(before):
             self.findings[:] = explained(self.findings, self._all)
         known = [*before, *[None] * (len(self.findings) - len(before))]
-        return [now for was, now in zip(known, self.findings, strict=True) if was is None or _is_news(was, now)]
+        states = enumerate(zip(known, self.findings, strict=True))
+        given = {n: now for n, (was, now) in states if was is None or n in self._ended or not is_repeated(was, now)}
+        self._ended.clear()
+        self._told |= given
+        return list(given.values())
 
 
 def _made(rule: Rule, evidence: Evidence, first_step: int, step: int) -> Finding:
@@ -182,8 +198,3 @@ def _renewed(finding: Finding, rule: Rule, evidence: Evidence, step: int) -> Fin
     sites = (*evidence.sites, *(one for one in finding.sites if one not in evidence.sites))
     worst = max(severity, finding.severity, key=SEVERITIES.index)
     return replace(made, first_step=finding.first_step, sites=sites, severity=worst, explained_by=finding.explained_by)
-
-
-def _is_news(was: Finding, now: Finding) -> bool:
-    """Whether people are told of a finding once more: not of each further step at which it is seen."""
-    return replace(was, last_step=now.last_step) != now

@@ -1,6 +1,7 @@
-"""Which findings are causes and which are symptoms of others, and in which order people read them.
+"""Which findings are causes and which are symptoms of others.
 
-Belongs here: the relation between findings of one run. Does not: which rule may explain which (each rule says so).
+Belongs here: the relation between findings of one run. Does not: which rule may explain which (each rule says so), and
+in which order people read them (`gradlab.findings`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gradlab.diagnose.registry import Rule
-from gradlab.finding import SEVERITIES, Finding
+from gradlab.finding import Finding
+from gradlab.findings import rank, ranked
+
+__all__ = ["LATEST", "explained", "rank", "ranked"]
 
 LATEST = 20
 """A cause may be noticed so many steps after its symptom."""
-_CERTAINTIES = ("exact", "scale-free", "own history")
 
 
 def explained(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> list[Finding]:
@@ -53,21 +56,3 @@ def _root(place: int, causes: Mapping[int, Sequence[int]], findings: Sequence[Fi
             return place
         place = min(left, key=lambda other: rank(findings[other]))
         seen.add(place)
-
-
-def rank(finding: Finding) -> tuple[object, ...]:
-    """The place of a finding among roots: what is no more than news last; then certainty, severity, onset, extent."""
-    severity = SEVERITIES.index(finding.severity) if finding.severity in SEVERITIES else 1
-    certainty = _CERTAINTIES.index(finding.certainty) if finding.certainty in _CERTAINTIES else len(_CERTAINTIES)
-    return severity == 0, certainty, -severity, finding.first_step, -len(finding.sites), finding.code
-
-
-def ranked(findings: Sequence[Finding]) -> list[Finding]:
-    """Roots first, in the order in which to look at them; symptoms after all roots, in the order of their causes."""
-    roots = sorted((one for one in findings if one.explained_by is None), key=rank)
-    order = {one.code: place for place, one in reversed(list(enumerate(roots)))}
-    symptoms = sorted(
-        (one for one in findings if one.explained_by is not None),
-        key=lambda one: (order.get(one.explained_by or "", len(roots)), rank(one)),
-    )
-    return [*roots, *symptoms]

@@ -1,4 +1,4 @@
-"""Where the results of a run go: one event file and one file of JSON lines, written by rank zero alone.
+"""Where the results of a run go: one event file and two files of JSON lines, written by rank zero alone.
 
 The event file also holds what the run is (`run_card`) and what its model answers, as Markdown for the Text tab.
 """
@@ -19,7 +19,7 @@ from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.prepare import Prepared
 from gradlab.lightning.logger import GradlabLogger
 from gradlab.runs.folder import RunFolder
-from gradlab.sinks import JsonlSink, Sink, TensorBoardSink
+from gradlab.sinks import FindingsFile, JsonlSink, Sink, TensorBoardSink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,18 @@ def outputs(
 ) -> Iterator[Outputs]:
     """Open the files of a run and write into them what it is; they are flushed and closed when the block is left."""
     writer = EventWriter(folder.events, resumed_step=resumed_step)
-    tensorboard, jsonl = TensorBoardSink(writer), JsonlSink(folder.metrics)
+    tensorboard, jsonl, findings = TensorBoardSink(writer), JsonlSink(folder.metrics), FindingsFile(folder.findings)
     logger = GradlabLogger(writer, jsonl=jsonl)
     watch.follow(writer.path, lambda: writer.closed)
     watch.follow(folder.metrics, lambda: jsonl.closed)
+    watch.follow(folder.findings, lambda: findings.closed)
     try:
         writer.text("run/card", run_card(folder, record, prepared.loaded.resolved()), resumed_step or 0)
         logger.log_hyperparams(hyperparameters(prepared.loaded.experiment))
-        yield Outputs(sinks=(tensorboard, jsonl), logger=logger)
+        yield Outputs(sinks=(tensorboard, jsonl, findings), logger=logger)
         watch.look()
     finally:
-        for sink in (tensorboard, jsonl):
+        for sink in (tensorboard, jsonl, findings):
             with watch.tolerating(f"what the run has measured ({sink.name})"):
                 sink.close()
 

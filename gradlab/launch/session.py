@@ -13,7 +13,6 @@ import torch
 
 from gradlab.distributed import launched_rank
 from gradlab.launch.folder_watch import FolderWatch
-from gradlab.launch.layer_table import layer_table
 from gradlab.launch.on_finding import ActOnFinding
 from gradlab.launch.outputs import Outputs, answers_card
 from gradlab.launch.prepare import Prepared
@@ -29,6 +28,7 @@ from gradlab.nonfinite.guard import NonFinite
 from gradlab.runs.folder import RunFolder
 from gradlab.sinks import Sink
 from gradlab.sinks.scalars import present_numbers
+from gradlab.summary.layer_table import layer_table
 
 _MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """In which the matrices are multiplied, where Lightning's `precision` makes that coarser than the parameters."""
@@ -88,6 +88,7 @@ class Session:
             findings=findings,
             answers=texts,
             layers=tuple(layer_table(model, values, findings, precision=_MIXED.get(str(self.trainer.precision)))),
+            abstained=monitor.abstained if monitor is not None else {},
         )
 
     def _show(self, tag: str, markdown: str) -> None:

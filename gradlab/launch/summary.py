@@ -5,14 +5,15 @@ Nothing here imports torch, so that a run can be shown at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gradlab.finding import Finding, finding_of_record, finding_record
-from gradlab.launch.layer_table import Layer
+from gradlab.findings import latest
 from gradlab.runs.folder import RunFolder, read_json, write_json
+from gradlab.summary.layer_table import Layer
+from gradlab.summary.numbers import number_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +45,12 @@ class Summary:
     """What the model has to show, as text."""
     layers: tuple[Layer, ...]
     """The table of layers."""
+    abstained: Mapping[str, str] = field(default_factory=dict)
+    """By code of each rule that could not tell when it was last asked: what was missing."""
 
     def save(self, folder: RunFolder) -> None:
         """Write `summary.json`."""
-        write_json(folder.summary, asdict(self) | {"findings": [finding_record(one) for one in self.findings]})
+        write_json(folder.summary, asdict(self) | {"findings": [finding_record(one) for one in latest(self.findings)]})
 
 
 def load_summary(folder: RunFolder) -> Summary | None:
@@ -83,12 +86,3 @@ def _nested_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_nested_text, value)) + "]"
     return number_text(value)
-
-
-def number_text(value: float | None) -> str:
-    """A number for people: four digits, empty where there is none."""
-    if value is None:
-        return ""
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.4g}"

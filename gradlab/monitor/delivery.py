@@ -18,8 +18,9 @@ from gradlab.diagnose.engine import Diagnosis
 from gradlab.diagnose.options import Diagnose
 from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
 from gradlab.finding import Finding
+from gradlab.findings import identity
 from gradlab.frame import Frame, JacobianBlock, Metrics, Series
-from gradlab.sinks import Sink
+from gradlab.sinks import FindingsFile, Sink
 from gradlab.taps.plan import Plan
 from gradlab.taps.series import Copy, with_derived
 
@@ -57,7 +58,9 @@ class Delivery:
         self.is_prompt = any(getattr(sink, "prompt", False) for sink in sinks)
         """Whether one of the given sinks wants each frame at once, without a wait for several."""
         self.on_finding: Callable[[Finding], None] | None = None
-        """Called with each new finding."""
+        """Called with each new finding, once."""
+        self._known: set[tuple[object, ...]] = set()
+        """The findings that have been handed out, in whatever state."""
         self.on_loss: Callable[[BaseException], None] | None = None
         """Called where frames cannot arrive any more, since another rank is gone."""
         self._strict = strict
@@ -136,6 +139,9 @@ class Delivery:
         """Ask the rules what they say to a look."""
         context.frames = self._recent
         self._ask(self._diagnosis.look, context, time.time())
+        for sink in list(self.sinks):
+            if isinstance(sink, FindingsFile):
+                self._guarded(sink, sink.abstained, self.abstained)
 
     def _ask(self, look: Callable[[Context], list[Finding]], context: Context, wall_time: float) -> None:
         """Hand out what the rules say; the diagnosis alone is switched off where it fails as a whole."""
@@ -167,7 +173,9 @@ class Delivery:
 
     def _hand_out_findings(self, findings: Sequence[Finding], wall_time: float) -> None:
         for finding in findings:
-            if self.on_finding is not None:
+            is_new = identity(finding) not in self._known
+            self._known.add(identity(finding))
+            if self.on_finding is not None and is_new:
                 self.on_finding(finding)
             for sink in list(self.sinks):
                 self._guarded(sink, sink.finding, finding, wall_time)
@@ -211,7 +219,8 @@ class Delivery:
         return np.array(steps, np.int64), np.array(values, np.float32)
 
     def close(self, *, sinks_too: bool) -> None:
-        """Finish the sinks: close them, or flush them where they go on."""
+        """Finish the sinks: close them, or flush them where they go on. Findings are handed out as they are now."""
+        self._hand_out_findings(self._diagnosis.end(), time.time())
         for sink in list(self.sinks):
             self._guarded(sink, sink.close if sinks_too else sink.flush)
 

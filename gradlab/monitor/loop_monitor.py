@@ -15,7 +15,12 @@ from gradlab.profiling.profiler import Profiler
 
 
 class LoopMonitor(Monitor):
-    """A Monitor in a loop that counts steps itself, those included that no optimizer was seen to make."""
+    """A Monitor in a loop that counts steps itself, those included that no optimizer was seen to make.
+
+    Its framework prints the end of the training.
+    """
+
+    _prints_its_end = False
 
     def skip_to(self, step: int) -> None:
         """Go on with this step: the loop has counted updates that were left out, as a GradScaler leaves them out."""

@@ -75,8 +75,9 @@ class Monitor:
             the batch. Costs one host read a step; left out, frames tell for free which site was first.
         scaler: the GradScaler in use; found by itself where its `step` is what calls the optimizer.
         sinks: where results go.
-        logdir: a folder for a TensorBoard event file, added to the sinks. Where it has the series of another training
-            already, a folder beside it is taken (`runs/x-2`), which one line says, unless `first_step` goes on with it.
+        logdir: a folder for a TensorBoard event file, added to the sinks; `close()` then prints the end of the
+            training. Where it has the series of another training already, a folder beside it is taken (`runs/x-2`),
+            which one line says, unless `first_step` goes on with it.
         across_ranks: in a distributed run, log the numbers of all ranks together, sharded parameters (FSDP2) included,
             by one collective a logged step, on a gloo group of gradlab's own. Every rank has to watch, with the same
             taps; rank 0 writes. False: each rank by itself, with a `logdir` of its own. Left out: likewise, but rank 0
@@ -94,6 +95,8 @@ class Monitor:
     """Whether it watches: from the end of `__init__` until it is closed."""
     _unit: Unit = "optimizer step"
     """What `perf/*` and profile windows count."""
+    _prints_its_end = True
+    """Whether `close()` prints what there is to say, where an event file is written into a given `logdir`."""
 
     @named_options
     def __init__(
@@ -150,6 +153,7 @@ class Monitor:
         if self.logdir is not None and is_written_here(self.logdir, across_ranks=across_ranks):
             own.append(event_file_sink(self.logdir))
             self._delivery.sinks += own
+        self._writes_file = bool(own)
         try:
             if performance or (performance is None and self.sinks):
                 self._training_step.measure_performance()
@@ -255,12 +259,32 @@ class Monitor:
         return self._training_step.steps.stepping()
 
     def close(self) -> None:
-        """Let go of the model: no hook and no reference stays. Hands out what is still under way, closes the sinks."""
+        """Let go of the model: no hook and no reference stays. Hands out what is still under way, closes the sinks.
+
+        Where a `logdir` was given it prints the end of the training to stderr: a table of layers, the findings, and the
+        command that opens TensorBoard. With `sinks` alone nothing is printed.
+        """
         self._close(failed=False)
 
     def _close(self, *, failed: bool) -> None:
         if self._begin_end():
             self._training_step.close(sinks_too=self._closes_sinks, failed=failed)
+            if self._prints_its_end and self._writes_file:
+                self._print_end()
+
+    def _print_end(self) -> None:
+        """A terminal that takes nothing, or a Python that is shutting down, is no reason to fail."""
+        with contextlib.suppress(Exception):
+            from gradlab.monitor.ending import print_training_end
+
+            print_training_end(
+                self._inner,
+                self.latest(),
+                self.findings,
+                num_steps=self.step,
+                logdir=Path(self.logdir or "."),
+                precision=self.matrix_precision,
+            )
 
     def _begin_end(self) -> bool:
         """From now on nobody keeps this monitor or tells it that the process ends; whether it was open until now."""
@@ -375,6 +399,11 @@ class Monitor:
         """All findings so far, oldest first."""
         self._delivery.deliver()
         return list(self._delivery.findings)
+
+    @property
+    def abstained(self) -> Mapping[str, str]:
+        """By code of each rule that could not tell when it was last asked: what was missing."""
+        return dict(self._delivery.abstained)
 
     # What people hand to it.
 

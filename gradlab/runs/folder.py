@@ -101,6 +101,16 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def findings(self) -> Path:
+        """Findings alone, as they come: a JSON object a line, a later state of the same finding as a further one."""
+        return self.path / "findings.jsonl"
+
+    @property
+    def abstained(self) -> Path:
+        """By code of each rule that could not tell when it was last asked: what was missing."""
+        return self.path / "abstained.json"
+
+    @property
     def events(self) -> Path:
         """The logdir of TensorBoard: event files and, a folder a window, the traces of the profiler."""
         return self.path / "tb"

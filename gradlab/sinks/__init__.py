@@ -10,10 +10,20 @@ from __future__ import annotations
 
 from gradlab.sinks.callback import CallbackSink
 from gradlab.sinks.csv import CsvSink
+from gradlab.sinks.findings_file import FindingsFile
 from gradlab.sinks.jsonl import JsonlSink
 from gradlab.sinks.memory import MemorySink
 from gradlab.sinks.protocol import Sink
 from gradlab.sinks.tensorboard import TensorBoardSink
 from gradlab.sinks.trackers import sinks_of_trackers
 
-__all__ = ["CallbackSink", "CsvSink", "JsonlSink", "MemorySink", "Sink", "TensorBoardSink", "sinks_of_trackers"]
+__all__ = [
+    "CallbackSink",
+    "CsvSink",
+    "FindingsFile",
+    "JsonlSink",
+    "MemorySink",
+    "Sink",
+    "TensorBoardSink",
+    "sinks_of_trackers",
+]

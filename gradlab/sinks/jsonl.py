@@ -20,7 +20,7 @@ class JsonlSink:
     """Appends one JSON object a line to `path`. Every line has `step` and `time` (seconds since the epoch), and one of
 
         {"step": 3, "time": 1793.5, "scalars": {"train/loss": 0.25, "lr": null}, "nonfinite": {"lr": "nan"}}
-        {"step": 3, "time": 1793.5, "finding": {"kind": "nonfinite", "site": "fc1.weight", "message": "...", ...}}
+        {"step": 3, "time": 1793.5, "finding": {"code": "GL702", "sites": ["fc1.weight"], "message": "...", ...}}
         {"step": 3, "time": 1793.5, "text": {"tag": "run/card", "markdown": "..."}}
 
     JSON has no NaN and no infinities: such a value is null, and `nonfinite` (only there where it is needed) says which.
@@ -39,7 +39,7 @@ class JsonlSink:
         check_arguments("JsonlSink()", {"path": PATH, "name": TEXT}, {"path": path, "name": name})
         self.name = name
         self._file = OutputFile(Path(path), append=True)
-        if _ends_inside_a_line(Path(path)):
+        if ends_inside_a_line(Path(path)):
             self._file.write(b"\n")
         weakref.finalize(self, self._file.close)
 
@@ -85,7 +85,7 @@ class JsonlSink:
         self._file.write(line.encode() + b"\n")
 
 
-def _ends_inside_a_line(path: Path) -> bool:
+def ends_inside_a_line(path: Path) -> bool:
     """Whether the last line was cut off, as by a process that was killed."""
     if not path.is_file() or path.stat().st_size == 0:
         return False

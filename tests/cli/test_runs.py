@@ -1,5 +1,6 @@
 """`gradlab runs` and `gradlab show`, on folders as runs leave them."""
 
+import dataclasses
 import json
 import shlex
 import time
@@ -7,10 +8,11 @@ import time
 import pytest
 
 from gradlab.finding import Finding
-from gradlab.launch.layer_table import Layer
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder, write_json
 from gradlab.runs.lock import locked
+from gradlab.sinks import FindingsFile
+from gradlab.summary.layer_table import Layer
 
 
 @pytest.fixture(autouse=True)
@@ -102,11 +104,72 @@ def test_show_repeats_the_closing_summary(gradlab, run):
         "layer     shape    parameters  gradient norm  update ratio               \n"
         "a.weight  64 x 32       2,048            0.5         0.001               \n"
         "a.bias    64               64              0                zero gradient\n"
-        "warning step 3: b has no gradient. Is it used?\n"
-        "error step 4: [c] is odd.\n"
+        "error at step 4: [c] is odd.\n"
+        "  x, exact; at [c]\n"
+        "warning at step 3: b has no gradient. Is it used?\n"
+        "  zero-gradient, exact; at b\n"
         "open it in TensorBoard with:\n"
         f"  gradlab board {shlex.quote(str(run.path))}\n"
     )
+
+
+CAUSE = Finding(code="GL201", name="double-softmax", first_step=0, message="two softmaxes.", remedy="Drop one.")
+SYMPTOM = Finding(
+    code="GL402", name="flat", first_step=5, message="it is flat.", explained_by="GL201", certainty="scale-free"
+)
+NEWS = Finding(code="GL001", name="news", first_step=1, message="by the way.", severity="info")
+FIELDS = "code name sites first_step last_step message evidence remedy severity certainty explained_by key"
+
+
+def a_run(tmp_path, *states):
+    """A run that was killed: its findings as they came, a line that was cut off, and no summary."""
+    folder = RunFolder.create(tmp_path / "runs", "killed")
+    write_json(folder.record, {"argv": []})
+    sink = FindingsFile(folder.findings)
+    for one in states:
+        sink.finding(one, 0.0)
+    sink.abstained({"GL303": "no weights are read yet"})
+    sink.close()
+    with folder.findings.open("a") as file:
+        file.write('{"code": "GL')
+    return folder
+
+
+def test_findings_of_a_killed_run_are_json_with_causes_first(gradlab, tmp_path):
+    unexplained = dataclasses.replace(SYMPTOM, explained_by=None)
+    folder = a_run(tmp_path, NEWS, unexplained, CAUSE, SYMPTOM)
+    found = json.loads(gradlab("show", folder.path, "--json").stdout)
+    assert [(one["code"], one["explained_by"]) for one in found["findings"]] == [
+        ("GL201", None),
+        ("GL001", None),
+        ("GL402", "GL201"),
+    ]
+    assert list(found["findings"][0]) == FIELDS.split()
+    assert (found["state"], found["abstained"]) == ("lost", {"GL303": "no weights are read yet"})
+
+
+def test_findings_can_be_read_while_the_run_goes_on(gradlab, tmp_path):
+    folder = a_run(tmp_path, CAUSE)
+    with locked(folder.lock):
+        assert json.loads(gradlab("show", folder.path, "--json").stdout)["state"] == "running"
+        printed = gradlab("show", folder.path).stdout.splitlines()
+    assert printed[1:] == ["warning GL201 since step 0: two softmaxes. Drop one.", "  double-softmax, exact"]
+
+
+def test_a_run_without_findings_has_an_empty_list(gradlab, run):
+    bare = RunFolder.create(run.path.parents[1], "bare")
+    write_json(bare.record, {"argv": []})
+    found = json.loads(gradlab("show", bare.path, "--json").stdout)
+    assert found["findings"] == [] and found["abstained"] == {}
+
+
+def test_a_later_attempt_goes_on_in_the_same_file_after_a_line_that_was_cut_off(gradlab, tmp_path):
+    folder = a_run(tmp_path, CAUSE)
+    sink = FindingsFile(folder.findings, of="2-Critic")
+    sink.finding(CAUSE, 0.0)
+    sink.close()
+    found = json.loads(gradlab("show", folder.path, "--json").stdout)["findings"]
+    assert [one["key"] for one in found] == ["", "2-Critic"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from gradlab.diagnose import Diagnosis
 from gradlab.diagnose.context import Context
 from gradlab.finding import Finding
+from gradlab.findings import latest
 from gradlab.frame import ABSENT, Frame, Schema, Series
 
 
@@ -74,4 +75,4 @@ def test_a_rank_that_is_silent_stands_out_among_several() -> None:
 def test_it_is_said_once_until_it_is_over() -> None:
     good, bad = {"a": [1.0, 1.0, 1.0]}, {"a": [1.0, 30.0, 1.0]}
     frames = [frame(step, "output.norm@ranks", values) for step, values in enumerate([bad, bad, good, bad])]
-    assert [finding.step for finding in looked(*frames)] == [0, 3]
+    assert [(one.first_step, one.last_step) for one in latest(looked(*frames))] == [(0, 1), (3, 3)]

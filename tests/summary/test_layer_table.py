@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from gradlab.finding import Finding
-from gradlab.launch.layer_table import Layer, layer_table
 from gradlab.launch.summary import Summary, answer_text, final_metrics, load_summary
 from gradlab.runs.folder import RunFolder
+from gradlab.summary.layer_table import Layer, layer_table
 
 
 @pytest.fixture
