@@ -22,7 +22,8 @@ LATEST = 20
 def explained(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> list[Finding]:
     """The findings, each with `explained_by`: the code of the cause at the root, None where it is one itself.
 
-    A cause has begun no later than its symptom, within 20 steps: a look may show the symptom first.
+    A cause has begun no later than its symptom, within 20 steps: a look may show the symptom first. Of two that may
+    each be the cause of the other the one that has begun first is.
     """
     causes = {place: _causes(place, findings, rules) for place in range(len(findings))}
     result = []
@@ -44,7 +45,14 @@ def _causes(place: int, findings: Sequence[Finding], rules: Mapping[str, Rule]) 
         and cause.severity != "info"
         and rules[cause.code].is_cause_of(one.code)
         and cause.first_step <= one.first_step + LATEST
+        and not _is_rather_cause(one, cause, rules)
     ]
+
+
+def _is_rather_cause(one: Finding, other: Finding, rules: Mapping[str, Rule]) -> bool:
+    """Whether a finding may be the cause of another that may be its own, and has begun before it."""
+    is_mutual = one.code in rules and one.severity != "info" and rules[one.code].is_cause_of(other.code)
+    return is_mutual and (one.first_step, rank(one)) < (other.first_step, rank(other))
 
 
 def _root(place: int, causes: Mapping[int, Sequence[int]], findings: Sequence[Finding]) -> int:

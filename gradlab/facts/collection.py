@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -283,15 +283,15 @@ class Facts:
     def _facts_of_graph(self, graph: ReadGraph, root: Any) -> LossGraph:
         ours = {id(p) for p in self._known().values()}
         kinds = tuple(kind for _, activation in graph.loss_activations for kind in _ACTIVATIONS[activation])
-        modules = [site for module, site in module_names(self._model).items() if kinds and isinstance(module, kinds)]
+        before = self._modules_of(graph.before_activation)
         return LossGraph(
             root=graph.root,
             chain=graph.chain,
             factor=graph.factor,
             reduction=graph.reduction,
             loss_activations=graph.loss_activations,
-            activation_modules=tuple(modules),
-            before_activation=self._modules_of(graph.before_activation),
+            activation_modules=_activations_after(before, self._model, kinds) if kinds else (),
+            before_activation=before,
             terms=tuple(terms_of(root)),
             reached=frozenset(self._names[key] for key in graph.leaves if key in self._names),
             cut=frozenset(self._names[key] for key in graph.cut if key in self._names),
@@ -618,3 +618,20 @@ class Facts:
         wants = bool((trained & self._reached) - owned) or not known
         self._num_scans += wants
         return wants
+
+
+def _activations_after(before: Sequence[str], model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> tuple[str, ...]:
+    """The modules of some kinds that apply an activation to the output of a layer, by name.
+
+    Those that follow the layer in the model; or, where none does, those beside it or beside a module that has it.
+    """
+    following, beside, last = [], [], ""
+    for module, name in module_names(model).items():
+        if module._parameters:
+            last = name
+        elif isinstance(module, kinds):
+            owner = name.rpartition(".")[0]
+            if not before or any(one.startswith(f"{owner}." if owner else "") for one in before):
+                beside.append(name)
+                following += [name] * (last in before)
+    return tuple(following or beside)

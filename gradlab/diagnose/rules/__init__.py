@@ -1,11 +1,12 @@
 """Rules, one family a file: numbers.py what is not finite · signal.py gradients of zero · ranks.py a rank apart ·
-loss.py the loss and its functions ·
+loss.py the loss, its sign and its way to the weights ·
+modes.py batch norms and dropouts ·
 gradients.py not reset, not arriving, cut in time ·
 optimization.py the size of a step.
 
 A rule is a function from a `Context` to evidence (`registry.rule`). It sees no tensors and puts on no hooks.
 """
 
-from gradlab.diagnose.rules import gradients, loss, numbers, optimization, ranks, signal
+from gradlab.diagnose.rules import gradients, loss, modes, numbers, optimization, ranks, signal
 
-__all__ = ["gradients", "loss", "numbers", "optimization", "ranks", "signal"]
+__all__ = ["gradients", "loss", "modes", "numbers", "optimization", "ranks", "signal"]
