@@ -43,9 +43,10 @@ def test_a_softmax_before_cross_entropy_is_said_once_with_its_module():
     assert finding.advice == "Give the loss the outputs from before the softmax."
 
 
-def test_a_functional_softmax_has_no_module():
+def test_a_functional_softmax_is_placed_at_the_layer_before_it():
     (finding,) = train(classifier(), lambda z, y: F.cross_entropy(z.softmax(1), y))
-    assert finding.site == ""
+    assert finding.site == "2"
+    assert "through a softmax (after '2')," in finding.message
 
 
 def test_healthy_training_is_silent():
