@@ -130,8 +130,8 @@ def step_too_large(context: Context) -> Iterator[Evidence]:
 
     **What it sees.** The norm of a step by the norm of the weights, in the median over matrices: above 50 % at the
     first steps of an adaptive optimizer, above 30 % with harm; later above 12 %, or above 6 % with harm. Harm is a loss
-    that has been at twice its first value, or weights that have become six times as large. Weights that begin at zero
-    count as large as torch's default init would make them.
+    that has been at twice its first value, or weights that are six times as large while half of the loss is left.
+    Weights that begin at zero count as large as torch's default init would make them.
 
     **Why it hurts.** Such steps leave the region in which the gradient says anything of the loss: units die or
     saturate, the weights grow by orders of magnitude, and later steps are lost against their size.
@@ -139,7 +139,8 @@ def step_too_large(context: Context) -> Iterator[Evidence]:
     **What to do.** Divide the learning rate by ten, or raise it over the first hundred steps.
 
     **What looks like it and is healthy.** Layers that begin at zero, warm-up, full batches at the edge of stability
-    (2 %), the line search of L-BFGS: no finding. Where layers are given huge numbers before the first step, inputs or
+    (2 %), one layer alone that goes as far as its targets are, the
+    line search of L-BFGS: no finding. Where layers are given huge numbers before the first step, inputs or
     the init are at fault: no more than news.
     """
     steps = _Steps(context)
@@ -190,7 +191,9 @@ def _too_large(context: Context, steps: _Steps, columns: Sequence[int]) -> tuple
     ratios = steps.medians(columns)
     scale = context.limit(_FIRST) / _FIRST
     begins = int(steps.steps[0])
-    is_harmed = _peak(context) >= _RISEN or steps.growth(columns) >= _GROWN
+    is_harmed = _is_harmed(context, steps, columns)
+    if not is_harmed and len(steps.places) == 1:
+        return None  # the weights of one layer alone go as far as the targets are
     is_adaptive = any(one.is_adaptive and "RMSprop" not in one.name for one in _counted(context))
     early = ratios[(steps.steps - begins <= 2) & np.isfinite(ratios)]
     limit = scale * (_EARLY if is_harmed else _FIRST)
@@ -203,6 +206,16 @@ def _too_large(context: Context, steps: _Steps, columns: Sequence[int]) -> tuple
         place = int(np.flatnonzero(is_over)[0])
         return int(steps.steps[place]), float(ratios[place]), limit
     return None
+
+
+def _is_harmed(context: Context, steps: _Steps, columns: Sequence[int]) -> bool:
+    """Whether the loss has been far above its first value, or is there again; or the weights have grown without use."""
+    if _peak(context) >= _RISEN:
+        return True
+    left = _left(context)
+    if left is not None and left > 0.9 and _rebound(context) >= _REBOUND:
+        return True
+    return len(steps.places) > 1 and left is not None and left > 0.5 and steps.growth(columns) >= _GROWN
 
 
 def _forgotten(context: Context, steps: _Steps, columns: Sequence[int]) -> float:
@@ -321,7 +334,7 @@ _KEPT = 0.3
     certainty="scale-free",
     after=20,
     holds=2,
-    explains=("GL302", "GL305", "GL306", "GL401", "GL402", "GL407", "GL501", "GL502", "GL6"),
+    explains=("GL302", "GL305", "GL306", "GL307", "GL401", "GL402", "GL407", "GL501", "GL502", "GL6"),
 )
 def decay_dominates(context: Context) -> Iterator[Evidence]:
     """Weight decay pulls at the weights as strongly as the loss does.
@@ -582,6 +595,78 @@ def _rebound(context: Context) -> float:
         smooth = np.convolve(values, np.ones(width) / width, "valid")
         worst = max(worst, float(smooth[-1] / smooth.min()))
     return worst
+
+
+# Warm-up.
+
+_HOT = 0.05
+"""Of the median ratio at the first steps. Measured: 0.096 to 0.098; of healthy ones that have learned as little: 0.03
+to 0.14."""
+_FADED = 10.0
+"""So many times smaller have the gradients become. Measured: 18 to 7000; where as little was learned: 1.1 and 11."""
+_FADED_STEP = 30.0
+"""So many times shorter the steps. Measured: 75 to 1000; where as little was learned: at most 13."""
+_UNLEARNED = 0.6
+"""Of the loss. Measured: 0.7 to 0.83."""
+_JUMP = 1.05
+"""By its first value the loss. Measured: 1.1 to 1.33."""
+
+
+@rule(
+    "GL307",
+    "missing-warmup",
+    certainty="scale-free",
+    after=60,
+    holds=2,
+    explains=("GL302", "GL401", "GL402", "GL407", "GL501", "GL502", "GL601"),
+)
+def missing_warmup(context: Context) -> Iterator[Evidence]:
+    """The first steps of Adam, at the full learning rate, have thrown the weights to where nothing is learned.
+
+    **What it sees.** All of this, of an adaptive optimizer whose learning rate does not rise at first: the first steps
+    moved the weights by 5 % of their norm and more; the loss rose above its first value; since then the gradients have
+    shrunk ten times and the steps thirty times; and 60 % of the loss are left.
+
+    **Why it hurts.** Adam divides by the size of a few gradients at first, so that its first steps are as long as any,
+    in directions that mean little. Deep nets with the norm after the residual sum do not come back from that.
+
+    **What to do.** Raise the learning rate from near zero over the first 1 to 5 % of the steps, at least fifty.
+
+    **What looks like it and is healthy.** Adam without warm-up in nets that bear it, which learn; gradients that
+    shrink as the loss is learned: no finding.
+    """
+    adaptive = [one for one in _counted(context) if one.is_adaptive]
+    rates = context.learning_rates
+    is_rising = len(rates) > 1 and rates[1, 0] <= 20 and rates[1, 1] > rates[0, 1]
+    left, peak = _left(context), _peak(context)
+    if not adaptive or is_rising or left is None or left < _UNLEARNED or peak < _JUMP:
+        return
+    steps = _Steps(context)
+    begins = int(steps.steps[0])
+    ratios = steps.medians()
+    norms = context.readings["weight_grad.norm@clipped"][:, steps.places]
+    gradients = _medians(np.where(norms > 0, norms, np.nan))
+    is_known = np.isfinite(ratios) & np.isfinite(gradients)
+    ratios, gradients, at = ratios[is_known], gradients[is_known], steps.steps[is_known] - begins
+    if begins > 2 or len(at) < 8 or not (at <= 2).any():
+        return
+    first = float(ratios[at <= 2].max())
+    faded = float(gradients[at <= 10].max() / np.median(gradients[-5:]))
+    shorter = first / float(np.median(ratios[-5:]))
+    if first < context.limit(_HOT) or faded < _FADED or shorter < _FADED_STEP:
+        return
+    yield Evidence(
+        message=f"without warm-up the first steps of {adaptive[0].name} move the weights by {_of(first)} their norm; "
+        f"the gradients have since become {faded:.2g} times smaller, with {_plain(left)} of the loss left.",
+        remedy="Raise the learning rate from near zero over the first 1 to 5 % of the steps, at least 50.",
+        numbers={
+            "update.norm / weight.norm at first": first,
+            "limit": context.limit(_HOT),
+            "gradient at first / now": faded,
+            "loss / first loss": left,
+        },
+        first_step=begins,
+    )
 
 
 # Schedules.
