@@ -24,6 +24,7 @@ _COMMANDS = {
     "runs": "gradlab.cli.runs",
     "show": "gradlab.cli.show",
     "jacobian": "gradlab.cli.jacobian",
+    "rules": "gradlab.cli.rules",
     "profile": "gradlab.cli.profile",
     "board": "gradlab.cli.board",
     "doctor": "gradlab.cli.doctor",
