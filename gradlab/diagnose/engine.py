@@ -86,11 +86,11 @@ class Diagnosis:
 
     def look(self, context: Context) -> list[Finding]:
         """What is new, or changed, after a look: what every rule for looks says now."""
-        return self._ask([one for one in self._rules if one.clock == "look"], context)
+        return self._ask([one for one in self._rules if one.clock != "frame"], context)
 
     def look_at_frame(self, context: Context) -> list[Finding]:
         """The same for the rules that look at each frame; the newest is the last of `context.frames`."""
-        return self._ask([one for one in self._rules if one.clock == "frame"], context)
+        return self._ask([one for one in self._rules if one.clock != "look"], context)
 
     def add(self, finding: Finding) -> list[Finding]:
         """Take a finding from elsewhere; what is new or changed by it."""

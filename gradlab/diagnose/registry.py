@@ -17,7 +17,7 @@ from gradlab.errors import UsageError
 
 Certainty = Literal["exact", "scale-free", "own history"]
 Severity = Literal["info", "warning", "error"]
-Clock = Literal["look", "frame"]
+Clock = Literal["look", "frame", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def rule(
         severity: of its findings, where the evidence does not say another.
         after: ask it from so many steps on.
         holds: how many looks in a row must show the same before there is a finding.
-        clock: `look`, or `frame` for a rule that looks at the newest frame of the taps (`context.frames[-1]`).
+        clock: `look`, `frame` for a rule that looks at the newest frame of the taps (`context.frames[-1]`), or `both`.
         ends_after: how many looks in a row without it end a finding; three times `holds` where left out.
         in_warmup: whether to ask it while the learning rate rises.
         explains: codes, or beginnings of codes, of findings that follow from its own.

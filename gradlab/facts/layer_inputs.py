@@ -35,6 +35,7 @@ _MASK_MARGIN = 0.25
 """A dropout multiplies what it keeps by one over the share that it keeps, up to chance."""
 _INPUT = ("rms", "max_abs", "zeros", "nonfinite", "spread", "columns")
 _PLACES_OF_DATA = 4096
+_WIDEST_TARGET = 4
 
 
 class GraphReading:
@@ -274,10 +275,21 @@ def _about_input(x: Tensor) -> Tensor:
 
 
 def _leak(data: Tensor, target: Tensor) -> Tensor | None:
-    """The largest correlation, without its sign, of a number of the input with one of the target, over the batch."""
-    if len(data) != len(target) or len(data) < 16 or data.dim() < 2:
+    """The largest correlation, without its sign, of a number of the input with one of the target, over the batch.
+
+    A target as wide as pictures is not judged: that of an autoencoder is its input.
+    """
+    batch, width = len(target) if target.dim() else 0, target.numel() // max(len(target), 1) if target.dim() else 0
+    if batch < 16 or width > _WIDEST_TARGET or data.dim() < 2 or len(data) % batch:
         return None
-    x, y = data.flatten(1)[:, :_PLACES_OF_DATA].float(), target.reshape(len(target), -1)[:, :16].float()
+    y = target.reshape(batch, width).float()
+    ways = [data.reshape(batch, -1)]
+    if len(data) != batch:  # steps of a sequence lie in the first dimension too: before the samples, or after them
+        ways.append(data.reshape(len(data) // batch, batch, -1).transpose(0, 1).flatten(1))
+    return torch.stack([_largest_correlation(x[:, -_PLACES_OF_DATA:].float(), y) for x in ways]).amax()
+
+
+def _largest_correlation(x: Tensor, y: Tensor) -> Tensor:
     x, y = x - x.mean(0), y - y.mean(0)
     sizes = torch.linalg.vector_norm(x, dim=0)[:, None] * torch.linalg.vector_norm(y, dim=0)
     return ((x.T @ y).abs() / sizes.clamp(min=1e-20)).amax()

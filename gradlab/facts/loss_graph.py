@@ -39,7 +39,15 @@ LOSSES = frozenset(
 )
 """Loss functions that autograd knows as one node."""
 REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
-_WEIGHT_PLACES = {"Addmm": 2, "Mm": 1, "Convolution": 1, "Embedding": 0, "NativeBatchNorm": 1, "CudnnBatchNorm": 1}
+_WEIGHT_PLACES = {
+    "Addmm": 2,
+    "Mm": 1,
+    "Convolution": 1,
+    "Embedding": 0,
+    "EmbeddingBag": 0,
+    "NativeBatchNorm": 1,
+    "CudnnBatchNorm": 1,
+}
 """Functions of layers, and which of their inputs is the weight."""
 _INPUT_PLACES = {"Addmm": 1}
 _MOST_BELOW = 2000

@@ -14,20 +14,29 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlab.diagnose.context import Context
+from gradlab.diagnose.context import Context, NonfiniteFacts
 from gradlab.diagnose.registry import Evidence, rule
 from gradlab.frame import Frame, Series, is_absent
 
+_REMEDY = (
+    "Lower the learning rate, clip gradients, or look for a division or logarithm of zero there; "
+    "watch(..., nonfinite=NonFinite(skip=True)) names the op and the line before the weights are spoilt."
+)
 _VALUES, _GRADIENTS, _WEIGHTS = "output.norm", "output_grad.norm", "weight_grad.norm"
 
 
-@rule("GL702", "nonfinite", certainty="exact", severity="error", clock="frame", ends_after=1, explains=("GL",))
+_FOLLOWS = ("GL1", "GL2", "GL3", "GL4", "GL5", "GL6", "GL703", "GL704", "GL705", "GL706", "GL8", "GL9")
+"""All but GL701: data that is not finite is the cause, never the result."""
+
+
+@rule("GL702", "nonfinite", certainty="exact", severity="error", clock="both", ends_after=20, explains=_FOLLOWS)
 def nonfinite(context: Context) -> Iterator[Evidence]:
     """A number of the forward or the backward is not finite, and has got into gradients or into the output.
 
     **What it sees.** The norms of what the taps watch: a norm is finite only if its tensor is. The first site in the
     order of the computation made the number, or what lies between it and the finite site before it did; all the others
-    pass it on.
+    pass it on. Without taps: which weights, and which layers' inputs, are not finite just before the backward of the
+    first loss that is not.
 
     **Why it hurts.** One NaN in a gradient makes every weight that it moves NaN, for good.
 
@@ -37,9 +46,37 @@ def nonfinite(context: Context) -> Iterator[Evidence]:
     **What looks like it and is healthy.** The -inf of an attention mask, which reaches neither the end of the forward
     nor a gradient: no finding. Overflows that a GradScaler skips are told as GL704.
     """
-    finding = first(context.frames[-1])
+    if context.nonfinite is not None:
+        yield _before_backward(context.nonfinite)
+        return
+    finding = None
+    for frame in reversed(context.frames):
+        earlier = first(frame)
+        if earlier is None:
+            break
+        finding = earlier
     if finding is not None:
         yield finding
+
+
+def _before_backward(found: NonfiniteFacts) -> Evidence:
+    """What the first loss that is not finite tells, by the weights and the inputs of layers at that time."""
+    count = f"{len(found.weights)} of {found.num_weights} weights are not finite"
+    sites: tuple[str, ...] = ()
+    if found.weights and len(found.weights) < found.num_weights:
+        sites = (*found.suspects, found.weights[-1])
+        message = (
+            f"the gradient of the step before step {found.step} was not finite: {count}, {found.weights[-1]} the last "
+            f"of them, while those after it are."
+        )
+    elif found.weights:
+        message = f"the gradient of the step before step {found.step} was not finite: {count}."
+    elif found.layer:
+        sites = (*found.suspects, found.layer)
+        message = f"what {found.layer} is given is not finite at step {found.step}, while all weights are."
+    else:
+        message = f"the loss is not finite at step {found.step}, while all weights and all inputs of layers are."
+    return Evidence(sites=sites, message=message, remedy=_REMEDY, first_step=found.step - bool(found.weights))
 
 
 def first(frame: Frame) -> Evidence | None:
@@ -112,6 +149,6 @@ def _finding(frame: Frame, site: str, message: str, evidence: dict[str, float], 
         sites=(site,),
         message=message,
         numbers=evidence | {"sites": float(sum(map(len, bad.values())))},
-        remedy="Lower the learning rate, clip gradients, or look for a division or logarithm of zero there; "
-        "watch(..., nonfinite=NonFinite(skip=True)) names the op and the line before the weights are spoilt.",
+        remedy=_REMEDY,
+        first_step=frame.step,
     )

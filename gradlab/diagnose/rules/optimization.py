@@ -123,7 +123,7 @@ _HOT_INPUT = 30.0
     "step-too-large",
     certainty="scale-free",
     after=2,
-    explains=("GL302", "GL303", "GL305", "GL307", "GL40", "GL501", "GL502", "GL6", "GL7"),
+    explains=("GL302", "GL303", "GL305", "GL307", "GL40", "GL501", "GL502", "GL6", "GL702", "GL705", "GL706"),
 )
 def step_too_large(context: Context) -> Iterator[Evidence]:
     """A step moves the weights by a large share of their own size.
@@ -521,7 +521,7 @@ _REBOUND = 2.0
     certainty="scale-free",
     after=60,
     holds=2,
-    explains=("GL301", "GL401", "GL402", "GL405", "GL501", "GL6", "GL7"),
+    explains=("GL301", "GL401", "GL402", "GL405", "GL501", "GL6", "GL702", "GL705", "GL706"),
 )
 def momentum_oscillation(context: Context) -> Iterator[Evidence]:
     """Momentum carries the weights past the minimum and up the other side, again and again.
