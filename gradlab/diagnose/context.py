@@ -164,6 +164,8 @@ class LossGraph:
     """The modules whose outputs go into these activations: the layers before them."""
     terms: tuple[LossTerm, ...] = ()
     """What it is the sum of."""
+    softmax_of_one: str = ""
+    """`Softmax` or `LogSoftmax` where the loss comes from one over a dimension that has a single number."""
     reached: frozenset[str] = frozenset()
     """The parameters that it reaches, by name, those outside of the model included."""
     cut: frozenset[str] = frozenset()
@@ -323,14 +325,19 @@ class Context:
     """Of the last batches that were looked at, the newest last."""
     readings: History = field(default_factory=History)
     """Numbers of parameters: `weight.norm`, `weight_grad.norm`, `weight_grad.norm@clipped`, `update.norm`,
-    `weight_grad.zero_rows` (share of rows without gradient), `weight.equal_rows` (spread of rows by their rms)."""
+    `weight_grad.zero_rows` (share of rows without gradient), `weight.equal_rows` (spread of rows by their rms),
+    `weight_grad.tiny` (of what is used in float16: share of gradients that are zero or have lost digits there)."""
     samples: History = field(default_factory=History)
     """Numbers at a few fixed places of some matrices, [looks, matrices, places]: `weight`, `weight_grad`, `update`."""
+    rows: History = field(default_factory=History)
+    """Which rows of a matrix have no gradient, of some that are evenly spread, [looks, sites, rows]: `silent`, 1 or 0;
+    NaN where there are no more rows, or no gradient."""
     inputs: History = field(default_factory=History)
     """What goes into layers with weights, in the order of the forward: `rms`, `max_abs`, `zeros` (share), `nonfinite`
     (count), `spread` (over the batch, by the rms), `columns` (largest by smallest column or channel, by the rms of what
-    is not zero in it), `is_data` (1 where no layer lies before it), `is_normalised` (1 where its output goes straight
-    into a norm that removes mean and scale)."""
+    is not zero in it), `constant` (share of features that are the same number everywhere), `rms@last` (of the last
+    call, where a forward calls a layer more than once), `is_data` (1 where no layer lies before it), `is_normalised`
+    (1 where its output goes straight into a norm that removes mean and scale)."""
     attentions: History = field(default_factory=History)
     """Of attention, by the first weight before it: `max_probability` (mean over queries), `keys` (how many),
     `max_logit` (0 where it is not kept)."""

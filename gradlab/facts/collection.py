@@ -55,7 +55,7 @@ _MODES_UNTIL = 60
 _MASKS_UNTIL = 30
 _ARRIVALS_UNTIL = 60
 _MOST_SCANS = 4
-_ACTIVATIONS = {"Softmax": (nn.Softmax, nn.Softmax2d), "Sigmoid": (nn.Sigmoid,)}
+_ACTIVATIONS = {"Softmax": (nn.Softmax, nn.Softmax2d), "LogSoftmax": (nn.LogSoftmax,), "Sigmoid": (nn.Sigmoid,)}
 
 
 def is_look(step: int) -> bool:
@@ -152,6 +152,7 @@ class Facts:
         self._ids: tuple[EmbeddingFacts, ...] = ()
         self._nonfinite: NonfiniteFacts | None = None
         self._has_alarmed = False
+        self._rows = History()
         self._reading: ParameterReading | None = None
         self._graph_readings: list[GraphReading] = []
         self._read_in_step: Counter[tuple[str, frozenset[int]]] = Counter()
@@ -282,7 +283,8 @@ class Facts:
 
     def _facts_of_graph(self, graph: ReadGraph, root: Any) -> LossGraph:
         ours = {id(p) for p in self._known().values()}
-        kinds = tuple(kind for _, activation in graph.loss_activations for kind in _ACTIVATIONS[activation])
+        activations = [*(one for _, one in graph.loss_activations), *filter(None, [graph.softmax_of_one])]
+        kinds = tuple(kind for activation in activations for kind in _ACTIVATIONS[activation])
         before = self._modules_of(graph.before_activation)
         return LossGraph(
             root=graph.root,
@@ -293,6 +295,7 @@ class Facts:
             activation_modules=_activations_after(before, self._model, kinds) if kinds else (),
             before_activation=before,
             terms=tuple(terms_of(root)),
+            softmax_of_one=graph.softmax_of_one,
             reached=frozenset(self._names[key] for key in graph.leaves if key in self._names),
             cut=frozenset(self._names[key] for key in graph.cut if key in self._names),
             cut_by=graph.cut_by,
@@ -376,6 +379,7 @@ class Facts:
         if is_look(step):
             if self._reading is None or self._reading.step != step:
                 self._reading = ParameterReading(self._known(), step, self._numbers)
+            self._reading.half |= frozenset().union(*(one.half for one in self._graph_readings))
             self._reading.backward_ended()
         if self._num_steps == 0:
             self._note_arrivals()
@@ -520,6 +524,7 @@ class Facts:
         if look.reading is not None:
             self._readings.add(look.step, look.reading.sites, look.reading.numbers())
             self._samples.add(look.step, look.reading.sampled_sites, look.reading.samples())
+            self._rows.add(look.step, look.reading.sites, look.reading.rows())
         if look.graphs:
             largest = max(look.graphs, key=lambda one: len(one.sites))
             if largest.sites:
@@ -577,6 +582,7 @@ class Facts:
             targets=tuple(self._targets),
             readings=self._readings,
             samples=self._samples,
+            rows=self._rows,
             inputs=self._inputs,
             attentions=self._attentions,
             embeddings=self._embeddings,

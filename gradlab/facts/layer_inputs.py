@@ -33,9 +33,11 @@ _MOST_CLASSES = 4096
 _FEWEST_IN_MASK = 64
 _MASK_MARGIN = 0.25
 """A dropout multiplies what it keeps by one over the share that it keeps, up to chance."""
-_INPUT = ("rms", "max_abs", "zeros", "nonfinite", "spread", "columns")
+_INPUT = ("rms", "max_abs", "zeros", "nonfinite", "spread", "columns", "constant")
 _PLACES_OF_DATA = 4096
 _WIDEST_TARGET = 4
+_LAST = "rms@last"
+"""The rms at the last of several calls of one layer in a forward."""
 
 
 class GraphReading:
@@ -77,6 +79,9 @@ class GraphReading:
         self._is_normalised: dict[str, bool] = {}
         self._bad_norms: list[str] = []
         """Norms that are given data."""
+        self.half: frozenset[str] = frozenset()
+        """Weights that are used in float16."""
+        last: dict[str, tuple[str, Any]] = {}
         layers = {node for _, _, node in graph.layers} | set(graph.parts.get("norm", ()))
         normalised = {
             source_of(node.next_functions[0][0])
@@ -86,7 +91,10 @@ class GraphReading:
         data: Tensor | None = None
         for weight, name, node in graph.layers:
             site = names.get(weight)
-            if site is None or site in self.sites:
+            if site is None:
+                continue
+            if site in self.sites:
+                last[site] = name, node
                 continue
             if "BatchNorm" in name:
                 x = saved(node, "input")
@@ -97,11 +105,17 @@ class GraphReading:
             x = input_of_layer(name, node)
             if x is not None and x.is_floating_point() and x.numel():
                 self.sites.append(site)
-                self._add(("input", site), _about_input(x.detach()))
+                self._add(("input", site), _about_input(x.detach(), 1 if name == "Convolution" else -1))
                 edge = input_edge(name, node)
                 is_data = edge is None or not layers_below(edge, layers)
                 self._is_data[site], self._is_normalised[site] = is_data, node in normalised
                 data = x.detach() if data is None and is_data else data
+                if x.dtype == torch.float16:
+                    self.half |= {site}
+        for site, (name, node) in last.items():
+            x = input_of_layer(name, node)
+            if x is not None and x.numel():
+                self._add((_LAST, site), _rms(_some(x.detach())))
         for place, (name, node) in enumerate(graph.losses[:8]):
             self._read_loss(place, name, node, data)
         for node in graph.masks if reads_masks else ():
@@ -158,6 +172,7 @@ class GraphReading:
             "is_data": np.array([float(self._is_data[site]) for site in self.sites]),
             "is_normalised": np.array([float(self._is_normalised[site]) for site in self.sites]),
         }
+        flags[_LAST] = np.array([float(values.get((_LAST, self._number, site), np.nan)) for site in self.sites])
         return dict(zip(_INPUT, table.T, strict=True)) | flags
 
     def targets(self) -> tuple[TargetFacts, ...]:
@@ -260,18 +275,31 @@ class GraphReading:
                 )
 
 
-def _about_input(x: Tensor) -> Tensor:
-    """[6] float32, in the order of `_INPUT`."""
+def _about_input(x: Tensor, channel: int) -> Tensor:
+    """[7] float32, in the order of `_INPUT`."""
     x = _some(x).to(torch.float32)
     finite = torch.nan_to_num(x, 0.0, 0.0, 0.0)
-    rms = torch.linalg.vector_norm(finite) / x.numel() ** 0.5
     zeros = 1 - torch.count_nonzero(x) / x.numel()
     columns = finite.new_ones(())
     if x.dim() >= 2:
         table = finite if x.dim() == 2 else finite.movedim(1, -1).flatten(0, -2)
         sizes = torch.linalg.vector_norm(table, dim=0) / table.count_nonzero(0).clamp(min=1).sqrt()
         columns = sizes.amax() / torch.where(sizes > 0, sizes, sizes.amax()).amin().clamp(min=1e-30)
-    return torch.stack([rms, finite.abs().amax(), zeros, _nonfinite(x), _spread(finite), columns])
+    return torch.stack(
+        [_rms(finite), finite.abs().amax(), zeros, _nonfinite(x), _spread(finite), columns, _constant(finite, channel)]
+    )
+
+
+def _rms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.to(torch.float32)) / x.numel() ** 0.5
+
+
+def _constant(x: Tensor, channel: int) -> Tensor:
+    """The share of channels in which all numbers are the same."""
+    if x.dim() < 2 or x.numel() == x.shape[channel]:
+        return torch.full((), torch.nan, device=x.device)
+    smallest, largest = torch.aminmax(x.movedim(channel, 0).flatten(1), dim=1)
+    return 1 - torch.count_nonzero(largest - smallest) / len(smallest)
 
 
 def _leak(data: Tensor, target: Tensor) -> Tensor | None:
@@ -297,7 +325,7 @@ def _largest_correlation(x: Tensor, y: Tensor) -> Tensor:
 
 def _spread(x: Tensor) -> Tensor:
     """The root mean square of what differs over the first dimension, by that of the whole."""
-    if x.dim() < 2 or len(x) < 2:
+    if x.dim() < 1 or len(x) < 2:
         return torch.full((), torch.nan, device=x.device)
     apart = torch.linalg.vector_norm(x - x.mean(0, keepdim=True))
     return apart / torch.linalg.vector_norm(x)

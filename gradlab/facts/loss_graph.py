@@ -67,6 +67,8 @@ class ReadGraph:
     factor: float = 1.0
     reduction: str = ""
     loss_activations: tuple[tuple[str, str], ...] = ()
+    softmax_of_one: str = ""
+    """`Softmax` or `LogSoftmax` where that is what the loss comes from, over a dimension that has one number."""
     leaves: dict[int, nn.Parameter | Tensor] = field(default_factory=dict)
     """The leaves that it reaches, by id."""
     cut: set[int] = field(default_factory=set)
@@ -153,6 +155,7 @@ def read_graph(roots: Sequence[Any]) -> ReadGraph:
     graph.num_nodes = len(seen)
     graph.loss_activations = tuple(sorted(pairs))
     graph.chain, graph.factor, graph.reduction = _chain(roots[0])
+    graph.softmax_of_one = next(filter(None, map(_softmax_of_one, [roots[0], *(node for _, node in graph.losses)])), "")
     graph.layers = [(weight, name, node) for _, weight, name, node in sorted(layers, key=lambda one: one[0])]
     if zero:
         graph.cut = set(graph.leaves) - set(_reached_without(roots, zero))
@@ -360,6 +363,22 @@ def leaves_before(node: Any) -> list[int]:
 def _is_by_constant(node: Any) -> bool:
     """Whether one factor of a product has no gradient, or the node is a dropout's own."""
     return sum(inner is not None for inner, _ in node.next_functions) == 1
+
+
+def _softmax_of_one(node: Any) -> str:
+    """The softmax over a single number that a node comes from on the way of its first input; "" without one."""
+    for _ in range(_SEQUENCE_MOST):
+        name = plain_name(node.name())
+        if name in ("Softmax", "LogSoftmax"):
+            result = saved(node, "result")
+            dim = getattr(node, "_saved_dim", 0)
+            dim -= 1 << 64 if dim >= 1 << 63 else 0
+            return name if result is not None and result.dim() and result.shape[dim] == 1 else ""
+        inner = [one for one, _ in node.next_functions if one is not None]
+        if not inner or (len(inner) > 1 and name not in LOSSES):
+            return ""
+        node = inner[0]
+    return ""
 
 
 @lru_cache(maxsize=4096)

@@ -22,8 +22,12 @@ MOST_SAMPLED = 16
 """Of so many matrices, spread over the model."""
 _MOST_COLUMNS = 64
 """Rows are compared by so many of their numbers."""
+ROWS = 64
+"""Of so many rows of a matrix, evenly spread, it is known which of them have no gradient."""
 _ROWS_UNTIL = 60
 """Equal rows are looked for up to this step."""
+_NORMAL = 2.0**-14
+"""The smallest number that float16 holds with all its digits."""
 
 
 class ParameterReading:
@@ -42,6 +46,8 @@ class ParameterReading:
         matrices = [(place, p) for place, p in self._readable if p.dim() > 1 and p.requires_grad]
         stride = max(1, -(-len(matrices) // MOST_SAMPLED))
         self._sampled = matrices[::stride]
+        self.half: frozenset[str] = frozenset()
+        """Names of those that are used in float16, whatever they are kept in."""
         self._before: list[Tensor] = []
         self._numbers = numbers
 
@@ -53,6 +59,9 @@ class ParameterReading:
         for place, gradient in _dense_gradients([(place, p) for place, p in self._readable if p.dim() > 1]):
             rows = gradient.flatten(1).abs().amax(1)
             self._add("weight_grad.zero_rows", place, 1 - torch.count_nonzero(rows) / max(len(rows), 1))
+            self._numbers.add(("rows", "silent", place), rows[:: -(-len(rows) // ROWS) or 1][:ROWS] == 0)
+            if gradient.dtype == torch.float16 or self.sites[place] in self.half:
+                self._add("weight_grad.tiny", place, torch.count_nonzero(gradient.abs() < _NORMAL) / gradient.numel())
         self._sample("weight_grad", _dense_gradients(self._sampled))
 
     def before_update(self) -> None:
@@ -112,6 +121,16 @@ class ParameterReading:
                 table[places[place]] = values
         return found
 
+    def rows(self) -> dict[str, np.ndarray]:
+        """By name, [sites, ROWS]: which of some rows have no gradient; NaN where there are fewer."""
+        found: dict[str, np.ndarray] = {}
+        for key, values in self._numbers.values().items():
+            kind, name, place = _parts_of(key)
+            if kind == "rows":
+                table = found.setdefault(name, np.full((len(self.sites), ROWS), np.nan))
+                table[place, : len(values)] = values
+        return found
+
     # What is computed.
 
     def _add(self, name: str, place: int, value: Tensor) -> None:
@@ -163,9 +182,9 @@ def _is_dense(gradient: Tensor | None) -> TypeGuard[Tensor]:
 
 
 def _parts_of(key: Any) -> tuple[str, str, int]:
-    """Of a key: parameter or sample, the name, the place of the parameter; of keys of others no more than the kind."""
+    """Of a key: parameter, rows or sample, the name, the place of the parameter; of others' no more than the kind."""
     kind, *rest = key
-    return (kind, *rest) if kind in ("parameter", "sample") else (kind, "", 0)
+    return (kind, *rest) if kind in ("parameter", "rows", "sample") else (kind, "", 0)
 
 
 def _rms(x: Tensor) -> Tensor:
