@@ -1,4 +1,4 @@
-"""The signal on its way back: gradients that are exactly zero for several logged steps in a row."""
+"""The signal on its way through the layers and its gradient on the way back: what shrinks, grows, or is zero."""
 
 from __future__ import annotations
 
@@ -12,7 +12,181 @@ from gradlab.frame import Frame
 
 ZERO_FRAMES = 3
 """In so many logged steps in a row a gradient must be exactly zero before there is a finding."""
+_LOOKS = 5
+"""In so many looks a signal must be lost."""
+_HOPS = 3
+"""Growth from layer to layer is told of so many layers or more."""
 _METRICS = ("output_grad.norm", "weight_grad.norm")
+
+
+# GL402. What a layer's output gets as gradient, by what that of the last layer gets: faulty up to 1e-9, healthy from
+# 3e-4 on.
+@rule("GL402", "vanishing-gradient", certainty="scale-free", explains=("GL302", "GL501", "GL502"))
+def vanishing_gradient(context: Context) -> Iterator[Evidence]:
+    """The gradient is lost on its way from the loss to the first layers.
+
+    **What it sees.** The gradient that arrives at the output of each layer, estimated from that of its weight and from
+    its input: in the first five looks and more, that of an early layer is less than a ten-thousandth of the last one's.
+
+    **Why it hurts.** Nothing tells the first layers what to do, and what they make of the input is lost in the same
+    way on its way forward: the output hardly depends on the input.
+
+    **What to do.** Scale the init to the layer's width and activation (Xavier for tanh, He for ReLU), and put norms or
+    residual sums between the layers. Sigmoids in a row lose at least three quarters of the gradient each.
+
+    **What looks like it and is healthy.** A head or residual branches that start at zero, for a few steps; embeddings,
+    of which a batch uses some rows: not looked at. Weights whose gradient is exactly zero are told as GL401 or GL403.
+    """
+    if any(graph.softmax_of_one for graph in context.graphs):
+        return  # GL501: there is no gradient to be lost
+    arriving, sites, steps = _arriving(context)
+    if len(arriving) < _LOOKS or len(sites) < _HOPS:
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = arriving / arriving[:, -1:]
+    share[~np.isfinite(share) | (share == 0)] = np.nan
+    known = (~np.isnan(share)).sum(0) >= _LOOKS
+    middle = np.full(len(sites), np.nan)
+    middle[known] = np.nanmedian(share[-20:, known], axis=0)
+    lost = np.flatnonzero(middle < context.limit(1e-4))
+    if not len(lost):
+        return
+    place = int(lost[np.argmin(middle[lost])])
+    first, last = sites[place].removesuffix(".weight"), sites[-1].removesuffix(".weight")
+    yield Evidence(
+        sites=tuple(sites[one] for one in sorted(lost, key=lambda one: middle[one])),
+        message=f"the gradient shrinks {1 / middle[place]:.0e} times from {last} back to {first}: its outputs get "
+        f"{middle[place]:.1e} of what the last layer's get ({len(lost)} of {len(sites)} layers get less than 1e-4).",
+        numbers={"share of the gradient": float(middle[place]), "layers": float(len(lost))},
+        remedy="Scale the init to width and activation (Xavier for tanh, He for ReLU), or put norms or residual sums "
+        "between the layers.",
+        first_step=int(steps[0]),
+    )
+
+
+def _arriving(context: Context) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """[looks, layers]: about what gradient the outputs of layers get, in the order of the forward; sites; steps.
+
+    The gradient of a weight is the product of its output's gradient and its input.
+    """
+    gradients, sizes = context.readings["weight_grad.norm"], context.inputs["rms"]
+    trained = {context.readings.sites[place]: place for place in context.matrices}
+    order = [(place, site) for place, site in enumerate(context.inputs.sites) if site in trained]
+    steps, ours, theirs = np.intersect1d(context.readings.steps, context.inputs.steps, return_indices=True)
+    if not order:
+        raise Abstain("no input of a layer is known")
+    numel = {one.name: one.numel for one in context.parameters}
+    columns = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for place, site in order:
+            rms = gradients[ours, trained[site]] / np.sqrt(numel[site])
+            columns.append(np.where(sizes[theirs, place] > 0, rms / sizes[theirs, place], np.nan))
+    return np.stack(columns, 1), [site for _, site in order], steps
+
+
+# GL405. Growth of the rms from layer to layer at the first step: faulty 3e4 to 3e5, healthy up to 20.
+@rule(
+    "GL405",
+    "exploding-signal",
+    certainty="scale-free",
+    severity="error",
+    explains=("GL301", "GL304", "GL401", "GL402", "GL501", "GL502", "GL511", "GL7"),
+)
+def exploding_signal(context: Context) -> Iterator[Evidence]:
+    """The signal grows from layer to layer, from the init on.
+
+    **What it sees.** The inputs of the layers at the first step: their root mean square grows a thousandfold over three
+    layers or more. The same for one layer that a forward calls again and again, as in a recurrent network.
+
+    **Why it hurts.** The first losses are astronomic, and so are their gradients: the optimizer spends its steps on
+    undoing the init, or makes NaN of the weights.
+
+    **What to do.** Divide the standard deviation of the init by the square root of the fan-in (Xavier, He), or put
+    norms between the layers.
+
+    **What looks like it and is healthy.** Data in large units at the first layer: GL510. Sums over many elements in one
+    place. Norms between the layers hide a large init, and make it harmless.
+    """
+    if not len(context.inputs) or context.inputs.steps[0] > 2:
+        return
+    rms = context.inputs["rms"][0]
+    begin, end, growth = _growth(rms)
+    sites, limit = context.inputs.sites, context.limit(1e3)
+    if growth > limit:
+        hops = end - begin
+        yield Evidence(
+            sites=tuple(sites[begin:end]),
+            message=f"the signal grows {growth:.1e} times over {hops} layers at the first step, about "
+            f"{growth ** (1 / hops):.2g} times a layer: the input of {_module(sites[begin])} has an rms of "
+            f"{rms[begin]:.2g}, that of {_module(sites[end])} one of {rms[end]:.2g}.",
+            numbers={"growth": growth, "layers": float(hops)},
+            remedy="Divide the standard deviation of the init by the square root of the fan-in (Xavier, He), or put "
+            "norms between the layers.",
+            first_step=0,
+        )
+        return
+    yield from _growth_over_calls(context, limit)
+
+
+def _growth_over_calls(context: Context, limit: float) -> Iterator[Evidence]:
+    rms, last = context.inputs["rms"][0], context.inputs["rms@last"][0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = np.where(rms > 0, last / np.maximum(rms, 1e-2 * np.nanmax(rms)), np.nan)
+    if not np.isnan(growth).all() and np.nanmax(growth) > limit:
+        place = int(np.nanargmax(growth))
+        module = _module(context.inputs.sites[place])
+        yield Evidence(
+            sites=(context.inputs.sites[place],),
+            message=f"the input of {module} grows {growth[place]:.1e} times over its calls in one forward at the first "
+            f"step, from an rms of {rms[place]:.2g} to {last[place]:.2g}.",
+            numbers={"growth": float(growth[place])},
+            remedy="Start the recurrent weight as an orthogonal matrix, or with a norm or a gate around it.",
+            first_step=0,
+        )
+
+
+def _growth(rms: np.ndarray) -> tuple[int, int, float]:
+    """The two layers between which the rms grows most, three or more apart, and how much."""
+    best = (0, 0, 1.0)
+    for begin in range(len(rms) - _HOPS):
+        for end in range(begin + _HOPS, len(rms)):
+            if rms[begin] > 0 and (np.diff(rms[begin : end + 1]) > 0).all() and rms[end] / rms[begin] > best[2]:
+                best = (begin, end, float(rms[end] / rms[begin]))
+    return best
+
+
+def _module(site: str) -> str:
+    return site.removesuffix(".weight")
+
+
+# GL406. Share of gradients below 2**-14: faulty .97 to 1.0, healthy up to .054.
+@rule("GL406", "fp16-underflow", certainty="scale-free", holds=2, explains=("GL302", "GL402", "GL407", "GL502"))
+def fp16_underflow(context: Context) -> Iterator[Evidence]:
+    """Gradients in float16 are too small for it: they have lost their digits, or are zero.
+
+    **What it sees.** Of weights that are used in float16: the share of gradients below 6.1e-5, the smallest number that
+    float16 holds with all its digits, as a median over the weights. A scaled loss lifts them.
+
+    **Why it hurts.** What is below 6e-8 is zero in float16, and what is below 6.1e-5 has one to ten bits left.
+
+    **What to do.** Scale the loss with `torch.amp.GradScaler`, or use bfloat16, which has the range of float32.
+
+    **What looks like it and is healthy.** bfloat16: not looked at. Zeros of dead units: a part of the gradients only.
+    """
+    tiny = context.readings.last("weight_grad.tiny")
+    known = [place for place in context.matrices if not np.isnan(tiny[place])]
+    if not known:
+        return
+    middle = float(np.median(tiny[known]))
+    if middle > context.limit(0.5):
+        order = sorted(known, key=lambda place: -tiny[place])
+        yield Evidence(
+            sites=tuple(context.readings.sites[place] for place in order if tiny[place] > 0.5),
+            message=f"{middle:.0%} of the float16 gradients are below 6.1e-5, where float16 loses digits, or zero "
+            f"(median of {len(known)} weights).",
+            numbers={"share": middle, "weights": float(len(known))},
+            remedy="Scale the loss with torch.amp.GradScaler, or use bfloat16.",
+        )
 
 
 @rule("GL407", "zero-gradient", certainty="exact", clock="frame", ends_after=1)
