@@ -33,7 +33,7 @@ from gradlab.facts import optimizer_facts, parameter_facts
 from gradlab.facts.graph_parts import PartsReading
 from gradlab.facts.held_graphs import HeldGraphs
 from gradlab.facts.layer_inputs import GraphReading
-from gradlab.facts.loss_graph import ReadGraph, is_scalar, read_graph, roots_of, signature_of
+from gradlab.facts.loss_graph import ReadGraph, is_scalar, reaches_any, read_graph, roots_of, signature_of
 from gradlab.facts.loss_terms import terms_of
 from gradlab.facts.module_facts import ModuleModes, with_suspects
 from gradlab.facts.numbers import Numbers
@@ -50,6 +50,7 @@ _EARLY = (0, 1, 2, 5)
 _BACKWARDS = (3, 10, 20, 50, 100, 200, 400)
 """Without an optimizer step, at so many backwards there is a look."""
 _MOST_SIGNATURES = 8
+_MOST_OTHERS = 8
 _MOST_LOSSES = 2000
 _MODES_UNTIL = 60
 _MASKS_UNTIL = 30
@@ -122,6 +123,12 @@ class Facts:
         self._num_backwards = 0
         self._num_steps = 0
         self._names: dict[int, str] = {}
+        self._ours: frozenset[int] = frozenset()
+        """The ids of the model's parameters."""
+        self._others: Counter[str] = Counter()
+        """How many graphs of a signature were read that were not the model's."""
+        self._hides = False
+        """Whether a graph has parts that are made in the backward only (reentrant checkpointing)."""
         self._of: Mapping[str, nn.Parameter] | None = None
         """The parameters that `_names` was made of."""
         self._owners: dict[int, tuple[str, str]] = {}
@@ -159,7 +166,7 @@ class Facts:
         self._shares_forward = False
         """Whether two losses of the step came from one forward."""
         self._accumulation: int | None = None
-        self._pending: tuple[str, Tensor | None, ReadGraph | None] | None = None
+        self._pending: tuple[str, Tensor | None, frozenset[int] | None] | None = None
         self._looks: deque[_Look] = deque()
         self._steps_in_backward = False
 
@@ -169,13 +176,13 @@ class Facts:
         """Begin to listen."""
         self._is_on = True
         self._first_step = self._step()
-        backward_calls.listen(self._before_backward)
+        backward_calls.listen(self)
         self._held.attach()
 
     def detach(self) -> None:
         """Listen no more."""
         self._is_on = False
-        backward_calls.ignore(self._before_backward)
+        backward_calls.ignore(self)
         self._held.detach()
 
     def _fail(self, error: BaseException) -> None:
@@ -186,7 +193,9 @@ class Facts:
 
     # Backwards.
 
-    def _before_backward(self, tensors: Any) -> None:
+    def before_backward(self, tensors: Any) -> None:
+        """A backward is about to begin, of this model or another."""
+        self._pending = None
         if must_not_record() or is_in_backward():
             return
         try:
@@ -219,16 +228,29 @@ class Facts:
                 none = LossGraph(root=graph.root, is_of_no_parameter=True, num_backwards=num)
                 self._graphs[signature] = none
                 return
+        if not self._is_ours(signature, roots[0], graph):
+            return
         value = loss.detach().clone() if is_scalar(loss) and loss is not None else None
-        self._pending = signature, value, graph
+        self._pending = signature, value, frozenset(graph.leaves) if graph is not None else None
         self._held.mark_loss(roots[0], self._step())
-        if graph is not None and any(id(p) in graph.leaves for p in self._known().values()):
+        if graph is not None:
             self._note_graph(signature, self._facts_of_graph(graph, roots[0]))
             if self._step() in (1, 2):
                 self._note_forward(graph)
             if is_look(self._step()) or is_alarm:
                 self._graph_readings.append(self._read(graph, is_alarm=is_alarm))
                 self._has_alarmed |= is_alarm
+
+    def _is_ours(self, signature: str, root: Any, graph: ReadGraph | None) -> bool:
+        """Whether a backward reaches the model. One that reentrant checkpointing hides is known by its like."""
+        self._known()
+        if graph is not None:
+            self._hides |= "CheckpointFunction" in graph.functions
+            is_ours = self._hides or not self._ours.isdisjoint(graph.leaves)
+            self._others[signature] += not is_ours
+            return is_ours
+        reaches = reaches_any(root, self._ours)
+        return bool(reaches) or (signature in self._graphs and (reaches is None or self._hides))
 
     def _note_forward(self, graph: ReadGraph) -> None:
         """Note whether another loss of this step came from the same forward: its nodes are marked."""
@@ -257,7 +279,7 @@ class Facts:
     def _wants_graph(self, signature: str) -> bool:
         step = self._step()
         if signature not in self._graphs:
-            return len(self._graphs) < _MOST_SIGNATURES
+            return len(self._graphs) < _MOST_SIGNATURES and self._others[signature] < _MOST_OTHERS
         return (is_look(step) and (step in (1, 2) or not self._graph_readings)) or self._num_backwards in _BACKWARDS
 
     def _is_of_no_parameter(self, graph: ReadGraph, loss: Any) -> bool:
@@ -282,7 +304,6 @@ class Facts:
         self._graphs[signature] = graph
 
     def _facts_of_graph(self, graph: ReadGraph, root: Any) -> LossGraph:
-        ours = {id(p) for p in self._known().values()}
         activations = [*(one for _, one in graph.loss_activations), *filter(None, [graph.softmax_of_one])]
         kinds = tuple(kind for activation in activations for kind in _ACTIVATIONS[activation])
         before = self._modules_of(graph.before_activation)
@@ -301,7 +322,7 @@ class Facts:
             cut_by=graph.cut_by,
             before_cut=self._modules_of(graph.before_cut),
             functions=dict(graph.functions),
-            num_parameters=len(ours & graph.leaves.keys()),
+            num_parameters=len(self._ours & graph.leaves.keys()),
             num_nodes=graph.num_nodes,
             is_whole=graph.is_whole,
             is_opaque=graph.is_opaque,
@@ -318,6 +339,7 @@ class Facts:
             self._of = now
             self._owners = owners_of(self._model)
             self._names = {id(p): name for name, p in now.items()}
+            self._ours = frozenset(self._names)
             for key, leaf in list(self._foreign.items()):
                 if key in self._names:
                     del self._foreign[key]
@@ -329,8 +351,8 @@ class Facts:
 
     def _note_leaves(self, graph: ReadGraph) -> None:
         """Note which leaves are reached; of those that are not the model's, find out whose they are."""
-        ours = {id(p) for p in self._known().values()}
-        if not ours & graph.leaves.keys():
+        self._known()
+        if self._ours.isdisjoint(graph.leaves):
             return
         self._reached |= graph.leaves.keys()
         left = {
@@ -347,8 +369,8 @@ class Facts:
                 self._versions.setdefault(key, left[key]._version)
 
     def after_backward(self) -> None:
-        """A backward that has reached the model has ended."""
-        if not self._is_on:
+        """The backward has ended."""
+        if not self._is_on or self._pending is None or is_in_backward():
             return
         try:
             with own_ops():
@@ -365,17 +387,16 @@ class Facts:
         self._modes.backward_ended(step, is_look=self._num_backwards <= _MODES_UNTIL or is_look(step))
         for one in self._optimizers.values():
             one.after_backward()
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            signature, value, graph = pending
+        if self._pending is not None:
+            (signature, value, leaves), self._pending = self._pending, None
             if signature in self._graphs:
                 known = self._graphs[signature]
                 self._graphs[signature] = replace(known, num_backwards=known.num_backwards + 1)
             if value is not None:
                 losses = self._losses.setdefault(signature, _Losses(signature.partition(" ")[0]))
                 losses.waiting.append((step, value))
-            if graph is not None:
-                self._read_in_step[signature, frozenset(graph.leaves)] += 1
+            if leaves is not None:
+                self._read_in_step[signature, leaves] += 1
         if is_look(step):
             if self._reading is None or self._reading.step != step:
                 self._reading = ParameterReading(self._known(), step, self._numbers)

@@ -4,7 +4,7 @@
 So one function in its place sees them all, for 1 microsecond a backward while anybody listens. `autograd.grad`
 does not come here: it accumulates no gradient.
 
-Belongs here: being called before a backward. Does not: what is read of its graph (`facts`).
+Belongs here: being called before and after a backward. Does not: what is read of its graph (`facts`).
 """
 
 from __future__ import annotations
@@ -12,27 +12,34 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-Listener = Callable[[Any], None]
-"""A bound method, called with what a backward is about to start from: a tensor or several. It may raise only where the
-backward is to fail."""
 
-_listeners: list[weakref.WeakMethod[Listener]] = []
+class Listener(Protocol):
+    """What hears of backwards. It may raise only where the backward is to fail."""
+
+    def before_backward(self, tensors: Any) -> None:
+        """A backward is about to start from a tensor or several."""
+
+    def after_backward(self) -> None:
+        """It has ended; not called where it has raised."""
+
+
+_listeners: list[weakref.ref[Listener]] = []
 """State of the process, which keeps nothing alive."""
 _replacement: Any = None
 _original: Any = None
 
 
 def listen(listener: Listener) -> None:
-    """Have `listener` called before each backward, until `ignore` is called with it or its object is gone."""
+    """Have `listener` called around each backward, until `ignore` is called with it or it is gone."""
     global _original, _replacement
     if not _listeners and torch.autograd.backward is not _replacement:
         _original, _replacement = torch.autograd.backward, _around(torch.autograd.backward)
         torch.autograd.backward = _replacement
-    _listeners.append(weakref.WeakMethod(listener))
+    _listeners.append(weakref.ref(listener))
 
 
 def ignore(listener: Listener) -> None:
@@ -47,10 +54,15 @@ def ignore(listener: Listener) -> None:
 def _around(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            for ref in tuple(_listeners):
-                if (listener := ref()) is not None:
-                    listener(tensors)
-        return original(tensors, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return original(tensors, *args, **kwargs)
+        for ref in tuple(_listeners):
+            if (listener := ref()) is not None:
+                listener.before_backward(tensors)
+        result = original(tensors, *args, **kwargs)
+        for ref in tuple(_listeners):
+            if (listener := ref()) is not None:
+                listener.after_backward()
+        return result
 
     return backward

@@ -325,7 +325,6 @@ class TrainingStep:
         return self.engine.current_parameters()
 
     def _backward_ended(self, leaves_traces: bool) -> None:
-        self._facts.after_backward()
         self.steps.backward_ended(leaves_traces=leaves_traces)
 
     def _ended_in_backward(self) -> None:
