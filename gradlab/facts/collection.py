@@ -271,10 +271,10 @@ class Facts:
         )
 
     def _is_alarm(self, loss: Tensor | None) -> bool:
-        """Whether this is the first loss that is not finite, as far as that is known without a wait."""
-        if self._has_alarmed or loss is None or not loss.is_cpu or not is_scalar(loss) or type(loss) is not Tensor:
+        """Whether this is the first loss that is not finite, as far as that is known without a wait: on a CPU."""
+        if self._has_alarmed or type(loss) is not Tensor or not loss.is_cpu or not is_scalar(loss):
             return False
-        return not math.isfinite(loss.item())
+        return loss.dtype in (torch.float32, torch.float64) and not math.isfinite(loss.detach().numpy().reshape(())[()])
 
     def _wants_graph(self, signature: str) -> bool:
         step = self._step()

