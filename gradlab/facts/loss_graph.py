@@ -151,7 +151,7 @@ def read_graph(roots: Sequence[Any]) -> ReadGraph:
                 graph.before_activation += leaves_before(activation)
             if name in LOSSES:
                 graph.losses.append((name, node))
-            elif name in _ZERO_GRADIENT:
+            elif name in _ZERO_GRADIENT or (name == "Div" and getattr(node, "_saved_rounding_mode", None)):
                 zero.append(node)
             elif name in _WEIGHT_PLACES:
                 weight = _weight_of(node, _WEIGHT_PLACES[name])
@@ -242,6 +242,11 @@ def _factor_of(name: str, node: Any) -> float:
 
 def number_of(name: str, node: Any) -> float | None:
     """The plain number by which a product or a quotient changes its input; None where it is none."""
+    if name == "Div" and node.next_functions[0][0] is None:
+        return None
+    plain = getattr(node, "_saved_other", None)
+    if isinstance(plain, int | float) and not isinstance(plain, bool):
+        return float(plain) if name == "Mul" else 1.0 / plain if plain else None
     for key in ("other", "self"):
         other = saved(node, key)
         if other is not None and other.dim() == 0 and other.device.type == "cpu":

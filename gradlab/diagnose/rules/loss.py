@@ -248,6 +248,7 @@ def _runaway(context: Context) -> Iterator[Evidence]:
             f"{quarters[-1]:.3g}: what is minimised has no lower bound.",
             remedy="Look for a minus that is one too many, or one that is missing before a log-likelihood.",
             numbers={"first": float(quarters[0]), "last": float(quarters[-1])},
+            severity="info",  # so falls for a while a similarity, too, that has a bound
         )
 
 
