@@ -165,15 +165,29 @@ export interface Findings {
   broken: number;
 }
 
+/** The newest state of a finding. They come in order: each cause, then its symptoms. */
 export interface Finding {
-  step: number;
-  kind?: string;
-  site?: string;
+  /** "" of a finding that no rule has made. */
+  code: string;
+  name: string;
+  /** Modules or parameters, the most telling one first. */
+  sites: string[];
+  first_step: number;
+  /** The last step at which it was seen, as far as that is known. */
+  last_step: number;
   message: string;
-  advice?: string;
-  severity?: string;
-  /** Metric -> the number that the sentence rests on. */
-  evidence?: Record<string, number>;
+  /** The numbers that the sentence rests on; null where one is not finite. */
+  evidence: Record<string, number | null>;
+  remedy: string;
+  severity: string;
+  certainty: string;
+  /** The code of its cause. */
+  explained_by: string | null;
+  key: string;
+  /** Whether it was over before the run was. */
+  ended: boolean;
+  /** Whether it follows from the cause before it. */
+  symptom: boolean;
 }
 
 export interface Health {

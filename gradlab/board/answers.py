@@ -25,7 +25,8 @@ from gradlab.board.reader import Loaded, Range, RunReader
 from gradlab.board.source import Source
 from gradlab.board.wire import pack
 from gradlab.errors import UnknownRunError, UsageError, did_you_mean
-from gradlab.finding import finding_of_record, finding_record
+from gradlab.finding import Finding, finding_of_record, finding_record
+from gradlab.findings import causes, has_ended, identity, is_repeated, latest
 from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, HPARAMS_PLUGIN, JACOBIAN_PLUGIN, SERIES_PLUGIN
 
 MOST_RUNS = 20
@@ -138,16 +139,43 @@ def scalars(source: Source, query: Query) -> Answer:
 
 
 def findings(source: Source, query: Query) -> Answer:
-    """The findings of a run, in order."""
+    """The findings of a run in their newest states: causes in the order in which to look at them, symptoms after each.
+
+    A state that says no more than the one before it tells that the finding has ended, or how long it went on.
+    """
     run = known_run(source, query.text("run"))
+    states, broken = _states(source, run)
+    of_run, _ = metrics_of(source.list(SERIES_PLUGIN).get(run, {}))
+    num_steps = 1 + max((metric.last_step for metric in of_run.values()), default=0)
+    before: dict[tuple[object, ...], Finding] = {}
+    closed = set()
+    for one in states:
+        if (earlier := before.get(identity(one))) is not None and is_repeated(earlier, one):
+            closed.add(identity(one))
+        else:
+            closed.discard(identity(one))
+        before[identity(one)] = one
+    found = []
+    for cause in causes(latest(states)):
+        for one in (cause.finding, *cause.symptoms):
+            about = {
+                "ended": identity(one) in closed and has_ended(one, num_steps),
+                "symptom": one is not cause.finding,
+            }
+            found.append(finding_record(one) | about)
+    return {"run": run, "findings": found, "broken": broken}
+
+
+def _states(source: Source, run: str) -> tuple[list[Finding], int]:
+    """Every state of every finding, oldest first, and how many could not be read."""
     found, broken = [], 0
     for one in source.read(FINDINGS_PLUGIN, run, FINDINGS_TAG).values:
         for text in np.asarray(one).reshape(-1):
             try:
-                found.append(finding_record(finding_of_record(json.loads(text))))
+                found.append(finding_of_record(json.loads(text)))
             except (ValueError, TypeError, KeyError, AttributeError):
                 broken += 1
-    return {"run": run, "findings": sorted(found, key=lambda one: one["first_step"]), "broken": broken}
+    return found, broken
 
 
 def jacobian(source: Source, query: Query) -> Answer:

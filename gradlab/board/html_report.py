@@ -10,7 +10,7 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,17 @@ from gradlab.errors import GradlabError, RunError
 COLUMNS = 1000
 MOST_STEPS = 24
 """How many steps of a Jacobian a report holds at most, evenly chosen."""
+_MOST_CAUSES = 3
 POLICY = "default-src 'none'; script-src 'unsafe-inline' data: blob:; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def report(folder: Path, name: str) -> str:
+def report(folder: Path, name: str, about: str = "") -> str:
     """The HTML of a run.
 
     Args:
         folder: where its event files lie.
         name: what the report calls it.
+        about: what was trained and for how long, in a sentence; by its steps where left out.
     Raises:
         RunError: where the run has nothing to show.
     """
@@ -44,7 +46,28 @@ def report(folder: Path, name: str) -> str:
     index: Any = answers.index(source, Query({}))
     if not index["runs"]:
         raise RunError(f"{name} holds nothing that a report could show: {folder} has no gradlab data.")
-    return _page(name, _packed(_answered(source, index, name)))
+    found: Any = answers.findings(source, Query({"run": [name]}))
+    about = about or f"{name} has {index['runs'][0]['last_step'] + 1} steps."
+    return _page(name, _lead(about, found["findings"]), _packed(_answered(source, index, name)))
+
+
+def _lead(about: str, findings: Sequence[Mapping[str, Any]]) -> str:
+    """What was trained and what was found, in words."""
+    causes = [one for one in findings if not one["symptom"]]
+    if not causes:
+        return f"{about} Nothing was found to be wrong."
+    told = [f"{_since(one)}: {one['message']} {one['remedy']}".rstrip() for one in causes[:_MOST_CAUSES]]
+    left = len(findings) - len(told)
+    rest = [f"{left} more {'finding is' if left == 1 else 'findings are'} listed beside the picture."] if left else []
+    return " ".join([about, "What was found:", *told, *rest])
+
+
+def _since(finding: Mapping[str, Any]) -> str:
+    code = f" ({finding['code']})" if finding["code"] else ""
+    first, last = finding["first_step"], finding["last_step"]
+    if not finding["ended"]:
+        return f"Since step {first}{code}"
+    return f"From step {first} to {last}{code}" if last > first else f"At step {first}{code}"
 
 
 def _answered(source: Source, index: Any, name: str) -> dict[str, bytes]:
@@ -108,7 +131,7 @@ def _packed(found: Mapping[str, bytes]) -> str:
     return base64.b64encode(gzip.compress(whole, 6, mtime=0)).decode()
 
 
-def _page(name: str, data: str) -> str:
+def _page(name: str, lead: str, data: str) -> str:
     """The file: style, modules by an import map of data addresses, plotly.js as text that is run when it is wanted."""
     files = static_files()
     modules = {f"gradlab/{file}": _module(content) for file, content in files.items() if file.endswith(".js")}
@@ -123,6 +146,7 @@ def _page(name: str, data: str) -> str:
             f"<style>{files['style.css'].decode()}</style>",
             f'<script type="importmap">{json.dumps({"imports": modules})}</script>',
             "</head><body>",
+            f'<p class="about">{escape(lead)}</p>',
             f'<script type="application/octet-stream" id="gl-data">{data}</script>',
             f'<script type="application/octet-stream" id="gl-plotly">{plotly}</script>',
             f'<script type="module">import {{ open }} from "gradlab/report.js"; open({_script_text(name)});</script>',

@@ -17,6 +17,8 @@ from gradlab.runs.folder import RunFolder, read_json
 if TYPE_CHECKING:
     from gradlab.finding import Finding
 
+_MOST_METRICS = 4
+
 
 @click.command("show")
 @click.argument("run", default="@1")
@@ -95,12 +97,30 @@ def _write_report(folder: RunFolder, path: Path) -> None:
     """Write a run's report and say how large it is."""
     from gradlab.board.html_report import report
 
-    text = report(folder.events, f"{folder.name}/{folder.id}")
+    text = report(folder.events, f"{folder.name}/{folder.id}", _about(folder))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise MachineError(f"cannot write {path}: {error.strerror}.") from None
     click.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _about(folder: RunFolder) -> str:
+    """What was trained and for how long, in a sentence; "" of a run that has left no summary."""
+    from gradlab.launch.summary import load_summary
+    from gradlab.summary.numbers import count_text, duration_text, number_text
+
+    summary = load_summary(folder)
+    if summary is None:
+        return ""
+    numbers = sum(layer.parameters for layer in summary.layers)
+    size = f", {numbers:,} parameters in {count_text(len(summary.layers), 'tensor')}" if summary.layers else ""
+    epochs = f" ({count_text(summary.epochs, 'epoch')})" if summary.epochs is not None else ""
+    last = ", ".join(f"{name} {number_text(value)}" for name, value in list(summary.metrics.items())[:_MOST_METRICS])
+    told = f" and ended with {last}" if last else ""
+    steps, took = count_text(summary.steps, "step"), duration_text(summary.seconds)
+    state = "" if folder.status() == "done" else f" It is {folder.status()}."
+    return f"{folder.name}{size}, was trained for {steps}{epochs} in {took}{told}.{state}"
 
 
 def _read(folder: RunFolder, path: Path) -> str:

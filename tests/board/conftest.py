@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -116,6 +117,38 @@ def logdir(tmp_path_factory) -> Path:
     other.scalars({"loss": 1.0}, 0)
     other.close()
     return root
+
+
+CAUSE = Finding(
+    code="GL301",
+    name="step-too-large",
+    sites=("blocks.0.attn",),
+    first_step=5,
+    message="the steps are too large.",
+    evidence={"update.norm / weight.norm": 0.5},
+    remedy="Divide the learning rate by 10.",
+)
+SYMPTOM = Finding(code="GL401", name="dead", first_step=8, sites=("head",), message="head is dead.", severity="error")
+OVER = Finding(code="GL702", name="nonfinite", first_step=12, message="a number is not finite.", severity="error")
+
+
+def log_findings(folder: Path) -> None:
+    """A run of 90 steps: a cause that goes on, a symptom whose cause is found later, and something that is over."""
+    sites = ("blocks.0.attn.weight", "blocks.0.mlp.weight", "head.weight")
+    sink = TensorBoardSink(EventWriter(folder))
+    states = {
+        8: [SYMPTOM],
+        9: [CAUSE, replace(SYMPTOM, explained_by="GL301")],
+        12: [OVER],
+        13: [replace(OVER, last_step=12)],
+        89: [replace(CAUSE, last_step=89), replace(SYMPTOM, explained_by="GL301", last_step=89)],
+    }
+    for step, row in enumerate(np.random.default_rng(0).lognormal(-3, 1, (90, 3)).astype(np.float32)):
+        series = {metric: Series(Schema(metric, sites), row) for metric in ("weight_grad.norm", "update.norm")}
+        sink.frame(Frame(step, 1e9 + step, series))
+        for finding in states.get(step, []):
+            sink.finding(finding, 1e9 + step)
+    sink.close()
 
 
 class Server:

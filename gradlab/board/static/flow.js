@@ -14,7 +14,7 @@ import { FlowControls } from "./flow_controls.js";
 import { FlowInput } from "./flow_input.js";
 import { drawLabels, GUTTER } from "./flow_labels.js";
 import { FlowSide } from "./flow_side.js";
-import { FlowStrips, LOSS_HEIGHT, MARKS_HEIGHT } from "./flow_strips.js";
+import { FlowStrips, LOSS_HEIGHT } from "./flow_strips.js";
 import { count, number, step as stepText } from "./format.js";
 import { HeatMap } from "./heat.js";
 import { toTable } from "./heat_table.js";
@@ -118,7 +118,8 @@ export class FlowView {
     const found = await this.app.request("findings", { run: choice.run }).catch(failed);
     if (this.choice.run !== choice.run) return;
     this.#found = found;
-    this.strips.drawMarks(this.#width(), found.findings);
+    if (this.strips.setFindings(found.findings)) this.#paint(); // the heat map has another height now
+    else this.strips.drawMarks(this.#width());
     this.side.update(found);
   }
 
@@ -142,7 +143,7 @@ export class FlowView {
 
   /** The height of what is above and below the heat map in CSS pixels. */
   #heightAround() {
-    return 34 + MARKS_HEIGHT + (this.strips.hasLoss ? LOSS_HEIGHT + 6 : 0) + 30 + 58 + 16;
+    return 34 + this.strips.marksHeight + (this.strips.hasLoss ? LOSS_HEIGHT + 6 : 0) + 30 + 58 + 16;
   }
 
   #paint() {
@@ -162,7 +163,7 @@ export class FlowView {
     heat.draw(this.app.host.theme, choice.pixel);
     drawLabels(this.labels, heat, height);
     drawStepAxis(this.axis, width, heat.data.from, heat.data.to);
-    this.strips.drawMarks(width, this.#found?.findings || []);
+    this.strips.drawMarks(width);
     this.controls.showScale(scale);
     const unit = header.unit && header.unit !== "fraction" ? ` in ${header.unit}` : "";
     const title = header.scale || choice.metric + unit;
@@ -250,15 +251,43 @@ export class FlowView {
     this.#paint();
   }
 
-  /** Go to the site and step of a finding, in a metric that it rests on. @param {Finding} finding */
+  /** Go to the place and step of a finding, in a metric that it rests on. @param {Finding} finding */
   #jump(finding) {
     const { app, choice, heat } = this;
-    const block = arrange([finding.site || ""], () => true, new Set()).blocks[0]?.name;
-    if (block) this.#folded.delete(block);
     const metrics = app.run?.metrics || {};
-    const metric = Object.keys(finding.evidence || {}).find((name) => name in metrics) || choice.metric;
-    const isOutside = heat.data && (finding.step < heat.data.from || finding.step >= heat.data.to);
+    const names = restsOn(finding, Object.keys(metrics));
+    const placeOf = (/** @type {string} */ name) => (name in metrics ? placeIn(finding, app.sites(metrics[name])) : "");
+    const metric = names.find(placeOf) || names[0]
+      || [choice.metric, ...Object.keys(metrics)].find(placeOf) || choice.metric;
+    const site = placeOf(metric) || finding.sites[0] || choice.site;
+    const block = arrange([site], () => true, new Set()).blocks[0]?.name;
+    if (block) this.#folded.delete(block);
+    const step = finding.first_step;
+    const isOutside = heat.data && (step < heat.data.from || step >= heat.data.to);
     const zoom = isOutside ? { start: null, end: null } : {};
-    app.choose({ step: finding.step, site: finding.site || choice.site, metric, match: "", ...zoom });
+    app.choose({ step, site, metric, match: "", ...zoom });
   }
+}
+
+/**
+ * The metrics that a finding's numbers are of, as `update.norm` of "update.norm / weight.norm".
+ * @param {Finding} finding @param {string[]} metrics
+ */
+function restsOn(finding, metrics) {
+  const longest = [...metrics].sort((a, b) => b.length - a.length);
+  return Object.keys(finding.evidence).flatMap((key) => longest.filter((metric) => key.includes(metric)));
+}
+
+/**
+ * The first of a finding's places among sites: itself, its module, or what is inside of it; "" where there is none.
+ * @param {Finding} finding @param {string[]} sites
+ */
+function placeIn(finding, sites) {
+  const places = finding.sites.flatMap((site) => [site, site.replace(/@rank\d+$/, "")]);
+  const isInside = (/** @type {string} */ site, /** @type {string} */ place) =>
+    site.startsWith(place) && /^[./:]/.test(site.slice(place.length));
+  return places.find((place) => sites.includes(place))
+    || places.flatMap((place) => sites.filter((site) => isInside(site, place)))[0]
+    || places.flatMap((place) => sites.filter((site) => isInside(place, site)))[0]
+    || "";
 }
