@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from gradlab.diagnose.context import Abstain, Context, OptimizerFacts
+from gradlab.diagnose.context import Abstain, Context, OptimizerFacts, is_embedding
 from gradlab.diagnose.registry import Evidence, rule
 
 _SEARCHES = ("LBFGS",)
 """Their steps are as long as a line search found good."""
+_LONG_FIRST_STEP = ("RMSprop", "Adagrad")
+"""Their first steps are ten times as long as later ones, whatever the learning rate."""
 
 
 # What several rules ask.
@@ -32,7 +34,8 @@ class _Steps:
         usual = np.array([(rows[site] / 3) ** 0.5 for site in self.sites])
         self.norms = np.fmax(readings["weight.norm"][:, self.places], usual)
         updates = readings["update.norm"][:, self.places]
-        self.ratios = np.where(updates > 0, updates / self.norms, np.nan)
+        with np.errstate(all="ignore"):
+            self.ratios = np.where(updates > 0, updates / self.norms, np.nan)
         """[looks, matrices] the norm of the step by that of the weights; NaN where nothing was moved."""
 
     def medians(self, columns: Sequence[int] | slice = slice(None)) -> np.ndarray:
@@ -41,16 +44,23 @@ class _Steps:
 
     def growth(self, columns: Sequence[int] | slice = slice(None)) -> float:
         """How many times larger the weights are now than at the first look, in the median."""
-        known = np.flatnonzero(np.isfinite(self.norms).any(1))
+        known = np.flatnonzero(np.isfinite(self.norms[:, columns]).any(1))
         if not len(known):
             return 1.0
         first, last = self.norms[known[0], columns], self.norms[known[-1], columns]
-        return float(np.nanmedian(last / first))
+        with np.errstate(all="ignore"):
+            return _median(last / first)
 
 
 def _medians(table: np.ndarray) -> np.ndarray:
     """The median of each row over what is finite; NaN where nothing is."""
-    return np.array([np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in table])
+    return np.array([_median(row) for row in table])
+
+
+def _median(values: np.ndarray) -> float:
+    """The median of what is finite; NaN where nothing is."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _peak(context: Context) -> float:
@@ -58,11 +68,15 @@ def _peak(context: Context) -> float:
     return max((_peak_of(one.values) for one in context.losses if len(one.values) > 1), default=1.0)
 
 
+def _first_of(values: np.ndarray) -> float:
+    """The first value of a loss, or the usual one of the first three where that is less."""
+    return min(float(values[0]), float(np.median(values[:3]))) if len(values) > 6 else float(values[0])
+
+
 def _peak_of(values: np.ndarray) -> float:
     if not np.isfinite(values).all():
         return float("inf") if np.isfinite(values[0]) else 1.0
-    first = float(np.median(values[:3])) if len(values) > 6 else float(values[0])
-    first = min(first, float(values[0]))
+    first = _first_of(values)
     return float(values[1:].max() / first) if first > 0 else 1.0
 
 
@@ -182,7 +196,7 @@ def step_too_large(context: Context) -> Iterator[Evidence]:
         remedy="Divide the learning rate by 10; warm it up if only the first steps are so large.",
         numbers={"update.norm / weight.norm": ratio, "limit": limit, "loss / first loss": peak, "growth": growth},
         severity="info" if _is_hot_at_first(context) else None,
-        first_step=int(at),
+        first_step=min(int(at), _onset(context)) if _onset(context) else int(at),
     )
 
 
@@ -194,18 +208,41 @@ def _too_large(context: Context, steps: _Steps, columns: Sequence[int]) -> tuple
     is_harmed = _is_harmed(context, steps, columns)
     if not is_harmed and len(steps.places) == 1:
         return None  # the weights of one layer alone go as far as the targets are
-    is_adaptive = any(one.is_adaptive and "RMSprop" not in one.name for one in _counted(context))
+    forgetful = [one for one in _counted(context) if one.name in _LONG_FIRST_STEP]
+    if forgetful and (context.num_steps < 50 or not _is_above_start(context)):
+        return None
+    is_adaptive = any(one.is_adaptive for one in _counted(context)) and not forgetful
     early = ratios[(steps.steps - begins <= 2) & np.isfinite(ratios)]
     limit = scale * (_EARLY if is_harmed else _FIRST)
     if begins <= 2 and len(early) > 1 and early[0] > limit and early[1] > limit / 4 and (is_adaptive or is_harmed):
         return begins, float(early[0]), limit
     limit = scale * (_LATE_HARM if is_harmed else _LATE)
     is_over = ratios > limit
-    is_over &= steps.steps - begins >= (2 if is_harmed else 10)
+    is_over &= steps.steps >= (max(begins + 2, _onset(context) - 10) if is_harmed else begins + 10)
     if is_over.sum() >= (1 if is_harmed else 2):
         place = int(np.flatnonzero(is_over)[0])
         return int(steps.steps[place]), float(ratios[place]), limit
     return None
+
+
+def _onset(context: Context) -> int:
+    """The step at which a loss was first at twice its first value, or not finite; 0 where none was."""
+    steps = []
+    for one in context.losses:
+        if len(one.values) > 1 and _peak_of(one.values) >= _RISEN:
+            first = _first_of(one.values)
+            is_risen = ~(one.values < _RISEN * first) if first > 0 else ~np.isfinite(one.values)
+            steps += [int(one.steps[place]) for place in np.flatnonzero(is_risen)[:1]]
+    return min(steps, default=0)
+
+
+def _is_above_start(context: Context) -> bool:
+    """Whether a loss is lately near its first value, above it, or not finite."""
+    for one in context.losses:
+        lately = float(np.median(one.values[-10:])) if len(one.values) else 0.0
+        if len(one.values) > 10 and one.values[0] > 0 and not lately < 0.7 * one.values[0]:
+            return True
+    return False
 
 
 def _is_harmed(context: Context, steps: _Steps, columns: Sequence[int]) -> bool:
@@ -341,16 +378,16 @@ def decay_dominates(context: Context) -> Iterator[Evidence]:
 
     **What it sees.** The settings of the optimizer with the norms of weights, steps and gradients. Where decay is
     decoupled (AdamW): it is above half of the step, and takes 0.3 % of each weight in a step. SGD: it is above half of
-    the gradient, and takes 0.3 % in a step, momentum counted in. Adam, which adds decay to the gradient: it is above
-    half of the gradient while 30 % of the loss are left.
+    the gradient, and takes 0.3 % in a step, momentum counted in, while 30 % of the loss are left. Adam, which adds
+    decay to the gradient: it is above half of the gradient while 30 % of the loss are left.
 
     **Why it hurts.** The weights shrink until what the loss wants and decay are in balance, which is far from a
     minimum of the loss; in Adam the running mean follows the weights in place of the loss.
 
     **What to do.** Divide weight decay by 10 to 100. A value of AdamW is not one for SGD or Adam.
 
-    **What looks like it and is healthy.** AdamW at its equilibrium; decay that is seen beside the small gradients of a
-    loss that has been learned: no finding.
+    **What looks like it and is healthy.** AdamW at its equilibrium; ridge regression; decay that is seen beside the
+    small gradients of a loss that has been learned: no finding.
     """
     steps = _Steps(context)
     for one, settings, columns in _groups(context, steps.sites):
@@ -386,12 +423,16 @@ def _decay(
         shares = _medians(np.where(other > 0, strength / other, np.nan))
     if not np.isfinite(shares).any():
         return None
-    share = float(np.nanmedian(shares))
+    share = _median(shares)
     if share < context.limit(_DECAY):
         return None
+    left = _left(context)
     if one.is_adaptive and not one.has_decoupled_decay:
-        left = _left(context)
         return (share, 0.0) if left is not None and left > _KEPT else None
+    if not one.has_decoupled_decay and left is not None and left < _KEPT:
+        return None
+    if len(steps.places) == 1 and steps.growth() > 1:
+        return None  # a ridge regression at its solution, where both are equal
     forgets = _forgets(one, settings)
     return (share, forgets) if forgets >= _FORGETS else None
 
@@ -438,7 +479,7 @@ def clip_too_small(context: Context) -> Iterator[Evidence]:
     if len(after) < 3:
         return
     share, spread = float(np.median(after / before)), float(np.std(after) / np.mean(after))
-    ratio = float(np.nanmedian(_Steps(context).medians()[-12:]))
+    ratio = _median(_Steps(context).medians()[-12:])
     is_steady = spread < _STEADY and spread < float(np.std(before) / np.mean(before)) / 3
     if share > context.limit(_CLIPPED) or not is_steady or not ratio < _CLIPPED_STEP:
         return
@@ -460,41 +501,48 @@ def _total(context: Context, name: str) -> np.ndarray:
 
 _USUAL_EPS = 1e-6
 """A larger one is meant."""
+_MOST_EPS = 10.0
+"""By eps, the gradients of any parameter, the biases at the loss among them, which are as large as the loss is."""
 
 
-@rule("GL305", "under-eps", certainty="scale-free", after=5, holds=2, explains=("GL302", "GL402", "GL501", "GL502"))
+@rule("GL305", "under-eps", certainty="scale-free", after=5, holds=2, explains=("GL302", "GL501", "GL502"))
 def under_eps(context: Context) -> Iterator[Evidence]:
     """The gradients are smaller than the eps by which Adam keeps from dividing by zero.
 
-    **What it sees.** The root mean square of a matrix' gradient, rows without gradient left out, in the median over
-    matrices: below the optimizer's eps at every look since the first. Healthy trainings begin at 1e-4 and more, and
-    eps is 1e-8.
+    **What it sees.** The root mean square of a parameter's gradient, rows without gradient left out: in the median
+    over parameters below the optimizer's eps at every look since the first, and ten times that nowhere. Healthy
+    trainings begin at 1e-4 and more, and eps is 1e-8.
 
     **Why it hurts.** Adam makes steps of the size of the learning rate by dividing by the size of the gradient. Below
     eps it divides by eps, and the steps shrink with the gradients.
 
     **What to do.** Multiply the loss back to its own scale, or make eps smaller.
 
-    **What looks like it and is healthy.** Gradients that become small as the loss is learned; layers and rows without
-    gradient; an eps above 1e-6, which somebody has meant: no finding.
+    **What looks like it and is healthy.** Gradients that become small as the loss is learned; layers and rows
+    without gradient; gradients that vanish on their way from a loss of the usual size; an eps above 1e-6, which
+    somebody has meant: no finding.
     """
-    facts = {one.name: one for one in context.parameters}
     readings = context.readings
-    steps = _Steps(context)
-    norms = readings["weight_grad.norm@clipped"][:, steps.places]
-    silent = readings["weight_grad.zero_rows"][:, steps.places] if "weight_grad.zero_rows" in readings else norms * 0
-    numel = np.array([facts[site].numel for site in steps.sites])
-    sizes = norms / np.sqrt(numel * np.maximum(1 - np.nan_to_num(silent), 1e-9))
-    for one, settings, columns in _groups(context, steps.sites):
+    facts = [context.parameter(site) for site in readings.sites]
+    trained = np.array([one is not None and one.requires_grad and not is_embedding(one) for one in facts])
+    numel = np.array([one.numel if one is not None else 1 for one in facts])
+    norms = readings["weight_grad.norm@clipped"]
+    silent = np.nan_to_num(readings["weight_grad.zero_rows"]) if "weight_grad.zero_rows" in readings else norms * 0
+    with np.errstate(all="ignore"):
+        sizes = norms / np.sqrt(numel * np.maximum(1 - silent, 1e-9))
+    sizes = np.where((sizes > 0) & trained, sizes, np.nan)
+    for one, settings, columns in _groups(context, readings.sites):
         eps = settings.get("eps", 0.0)
-        if not one.is_adaptive or not 0 < eps <= _USUAL_EPS:
+        if not one.is_adaptive or not 0 < eps <= _USUAL_EPS or not trained[columns].any():
             continue
-        mine = sizes[:, columns]
-        medians = _medians(np.where(mine > 0, mine, np.nan))
-        medians = medians[np.isfinite(medians)]
+        medians = _medians(sizes[:, columns])
+        is_known = np.isfinite(medians)
+        medians = medians[is_known]
         limit = context.limit(1.0) * eps
         if len(medians) < 3 or int(readings.steps[0]) > 10 or medians.max() >= limit:
             continue
+        if np.nanmax(sizes[is_known]) >= _MOST_EPS * limit:
+            continue  # the loss has its usual size, and its gradients vanish on the way
         yield Evidence(
             message=f"the gradients have a root mean square of {np.median(medians):.1g} where the eps of {one.name} is "
             f"{eps:.1g}: it divides by its eps, and steps shrink with the gradients.",
@@ -702,6 +750,9 @@ def rate_ended(context: Context) -> Iterator[Evidence]:
     if ratio > _SPENT_STEP:
         return
     since, rate, peak = spent
+    going = [one for one in _counted(context) if one.last_step >= context.step - 2 and one.num_steps]
+    if going and all(context.num_steps - one.num_steps >= 0.9 * since for one in going):
+        return  # another optimizer, of later
     yield Evidence(
         message=f"the learning rate was spent at step {since} of {context.num_steps}: it is {_plain(rate / peak)} of "
         f"its peak of {peak:.2g}.",
