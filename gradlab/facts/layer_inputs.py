@@ -29,6 +29,11 @@ from gradlab.facts.numbers import Numbers
 
 _MOST_NUMBERS = 1 << 18
 """Of a larger tensor some rows are looked at."""
+_MOST_HIDDEN = 1 << 14
+"""The same of what goes into hidden layers."""
+_MOST_COMPARED = 1 << 16
+"""The same where all rows of a channel are compared."""
+_FEWEST_ROWS = 8
 _MOST_CLASSES = 4096
 _FEWEST_IN_MASK = 64
 _MASK_MARGIN = 0.25
@@ -105,9 +110,10 @@ class GraphReading:
             x = input_of_layer(name, node)
             if x is not None and x.is_floating_point() and x.numel():
                 self.sites.append(site)
-                self._add(("input", site), _about_input(x.detach(), 1 if name == "Convolution" else -1))
                 edge = input_edge(name, node)
                 is_data = edge is None or not layers_below(edge, layers)
+                channel = 1 if name == "Convolution" else -1
+                self._add(("input", site), _about_input(x.detach(), channel, is_whole=is_data or is_alarm))
                 self._is_data[site], self._is_normalised[site] = is_data, node in normalised
                 data = x.detach() if data is None and is_data else data
                 if x.dtype == torch.float16:
@@ -275,19 +281,23 @@ class GraphReading:
                 )
 
 
-def _about_input(x: Tensor, channel: int) -> Tensor:
-    """[7] float32, in the order of `_INPUT`."""
-    x = _some(x).to(torch.float32)
-    finite = torch.nan_to_num(x, 0.0, 0.0, 0.0)
-    zeros = 1 - torch.count_nonzero(x) / x.numel()
-    columns = finite.new_ones(())
-    if x.dim() >= 2:
-        table = finite if x.dim() == 2 else finite.movedim(1, -1).flatten(0, -2)
+def _about_input(x: Tensor, channel: int, *, is_whole: bool) -> Tensor:
+    """[7] float32, in the order of `_INPUT`; without `is_whole` from some rows, without what is asked of data."""
+    nonfinite = _nonfinite(x) if is_whole else x.new_zeros((), dtype=torch.float32)
+    constant = _constant(_some(x, _MOST_COMPARED), channel)
+    x = _some(x, _MOST_NUMBERS if is_whole else _MOST_HIDDEN).to(torch.float32)
+    columns = x.new_ones(())
+    if is_whole:
+        x = torch.nan_to_num(x, 0.0, 0.0, 0.0)
+    if is_whole and x.dim() >= 2:
+        table = x if x.dim() == 2 else x.movedim(1, -1).flatten(0, -2)
         sizes = torch.linalg.vector_norm(table, dim=0) / table.count_nonzero(0).clamp(min=1).sqrt()
         columns = sizes.amax() / torch.where(sizes > 0, sizes, sizes.amax()).amin().clamp(min=1e-30)
-    return torch.stack(
-        [_rms(finite), finite.abs().amax(), zeros, _nonfinite(x), _spread(finite), columns, _constant(finite, channel)]
-    )
+    norm = torch.linalg.vector_norm(x)
+    spread = torch.linalg.vector_norm(x - x.mean(0, keepdim=True)) / norm if len(x) > 1 else norm * torch.nan
+    zeros = 1 - torch.count_nonzero(x) / x.numel()
+    largest = torch.linalg.vector_norm(x, torch.inf)
+    return torch.stack([norm / x.numel() ** 0.5, largest, zeros, nonfinite, spread, columns, constant.float()])
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -339,8 +349,8 @@ def _nonfinite(x: Tensor) -> Tensor:
     return torch.count_nonzero(x - x != 0).to(torch.float32)
 
 
-def _some(x: Tensor) -> Tensor:
-    """The tensor, or evenly spread rows of a large one."""
-    if x.numel() <= _MOST_NUMBERS or x.dim() == 0:
+def _some(x: Tensor, most: int = _MOST_NUMBERS) -> Tensor:
+    """The tensor, or evenly spread rows of a large one, eight at least."""
+    if x.numel() <= most or x.dim() == 0:
         return x
-    return x[:: -(-x.numel() // _MOST_NUMBERS)]
+    return x[:: max(1, min(-(-x.numel() // most), len(x) // _FEWEST_ROWS))]
