@@ -141,7 +141,9 @@ def _told_of(script: Path) -> dict[str, Any]:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id in ("EXPECTS", "PLACE", "NETS"):
             same = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "dict.fromkeys"
-            known[target.id] = dict.fromkeys(known["NETS"], "") if same else ast.literal_eval(node.value)
+            keys = node.value.args[0] if isinstance(node.value, ast.Call) and same else None
+            nets = () if keys is None else known["NETS"] if isinstance(keys, ast.Name) else ast.literal_eval(keys)
+            known[target.id] = dict.fromkeys(nets, "") if same else ast.literal_eval(node.value)
     return known
 
 

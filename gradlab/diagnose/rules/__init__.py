@@ -3,12 +3,39 @@ loss.py the loss, its sign and its way to the weights ·
 modes.py batch norms and dropouts ·
 gradients.py not reset, not arriving, cut in time ·
 optimization.py the size of a step ·
-data.py what goes into the model, and its target ·
+data.py what goes into the model, and its target · families.py attention, experts, adversaries, embeddings ·
+history.py the loss against its past ·
 units.py dead, zero or alike · outputs.py constant outputs.
 
 A rule is a function from a `Context` to evidence (`registry.rule`). It sees no tensors and puts on no hooks.
 """
 
-from gradlab.diagnose.rules import data, gradients, loss, modes, numbers, optimization, outputs, ranks, signal, units
+from gradlab.diagnose.rules import (
+    data,
+    families,
+    gradients,
+    history,
+    loss,
+    modes,
+    numbers,
+    optimization,
+    outputs,
+    ranks,
+    signal,
+    units,
+)
 
-__all__ = ["data", "gradients", "loss", "modes", "numbers", "optimization", "outputs", "ranks", "signal", "units"]
+__all__ = [
+    "data",
+    "families",
+    "gradients",
+    "history",
+    "loss",
+    "modes",
+    "numbers",
+    "optimization",
+    "outputs",
+    "ranks",
+    "signal",
+    "units",
+]
