@@ -146,12 +146,13 @@ def _growth_over_calls(context: Context, limit: float) -> Iterator[Evidence]:
 
 
 def _growth(rms: np.ndarray) -> tuple[int, int, float]:
-    """The two layers between which the rms grows most, three or more apart, and how much."""
-    best = (0, 0, 1.0)
-    for begin in range(len(rms) - _HOPS):
-        for end in range(begin + _HOPS, len(rms)):
-            if rms[begin] > 0 and (np.diff(rms[begin : end + 1]) > 0).all() and rms[end] / rms[begin] > best[2]:
-                best = (begin, end, float(rms[end] / rms[begin]))
+    """The two layers between which the rms grows most, three or more apart and from layer to layer, and how much."""
+    best, begin = (0, 0, 1.0), 0
+    for end in range(1, len(rms)):
+        if not rms[end] > rms[end - 1] > 0:
+            begin = end
+        elif end - begin >= _HOPS and rms[end] / rms[begin] > best[2]:
+            best = (begin, end, float(rms[end] / rms[begin]))
     return best
 
 
