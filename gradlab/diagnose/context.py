@@ -95,10 +95,10 @@ class ModuleFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFacts:
-    """One dropout as the graph shows it: a product with a mask."""
+    """One dropout behind some layer, as the graph shows it: a product with a mask. Of data there is none."""
 
     layer: str
-    """The parameter of the layer before it; "" where there is none, as at the input."""
+    """The nearest parameter before it; "" where none is near."""
     dropped: float
     """The share of numbers that it drops."""
 
@@ -309,8 +309,8 @@ class Context:
     """Whether this is the last look, at the end of training."""
     parameters: Sequence[ParameterFacts] = ()
     modules: Sequence[ModuleFacts] = ()
-    masks: Sequence[MaskFacts] = ()
-    """The dropouts in the graph of an early loss."""
+    masks: Sequence[MaskFacts] | None = None
+    """The dropouts in the graph of an early loss; None where it could not be read."""
     optimizers: Sequence[OptimizerFacts] = ()
     graphs: Sequence[LossGraph] = ()
     retained_graphs: int = 0

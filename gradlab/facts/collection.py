@@ -150,7 +150,7 @@ class Facts:
         self._modes: ModuleModes | None = None
         self._batch_norm_samples: dict[str, int] = {}
         self._batch_norms: dict[str, tuple[int, float]] = {}
-        self._masks: tuple[MaskFacts, ...] = ()
+        self._masks: tuple[MaskFacts, ...] | None = None
         self._rates: list[tuple[int, float]] = []
         self._readings, self._samples, self._inputs = History(), History(), History()
         self._numbers = Numbers()
@@ -556,7 +556,7 @@ class Facts:
                     self._nonfinite = with_suspects(one.nonfinite(tuple(self._known())), self._model)
                 self._batch_norm_samples |= one.batch_norm_samples
                 self._batch_norms |= one.batch_norms()
-            self._masks = max((one.masks() for one in look.graphs), key=len) or self._masks
+            self._take_masks(look.graphs)
             if targets := tuple(target for one in look.graphs for target in one.targets()):
                 self._targets.append(targets)
 
@@ -567,6 +567,13 @@ class Facts:
             self._embeddings.add(step, tuple(parts.embeddings), parts.embedding_numbers())
         if parts.ids:
             self._ids = parts.ids_facts()
+
+    def _take_masks(self, graphs: Iterable[GraphReading]) -> None:
+        """Keep the dropouts of the graph that has most of them."""
+        for one in graphs:
+            masks = one.masks()
+            if masks is not None and (self._masks is None or len(masks) > len(self._masks)):
+                self._masks = masks
 
     def _context(self, step: int, *, is_end: bool) -> Context:
         known = self._known()

@@ -35,7 +35,7 @@ _MOST_COMPARED = 1 << 16
 """The same where all rows of a channel are compared."""
 _FEWEST_ROWS = 8
 _MOST_CLASSES = 4096
-_FEWEST_IN_MASK = 64
+_FEWEST_IN_MASK, _MOST_MASKS = 64, 64
 _MASK_MARGIN = 0.25
 """A dropout multiplies what it keeps by one over the share that it keeps, up to chance."""
 _INPUT = ("rms", "max_abs", "zeros", "nonfinite", "spread", "columns", "constant")
@@ -79,6 +79,7 @@ class GraphReading:
         """By weight of a batch norm: samples of the batch."""
         self._masks: list[str] = []
         """Of each product that may be a dropout: the layer before it."""
+        self._has_all_masks = reads_masks and graph.is_whole and not graph.is_opaque
         self._losses: list[tuple[str, int]] = []
         self._is_data: dict[str, bool] = {}
         self._is_normalised: dict[str, bool] = {}
@@ -214,14 +215,14 @@ class GraphReading:
         values = self._numbers.values()
         return {site: (n, float(values["batch norm", self._number, site])) for site, n in self._batch_norms.items()}
 
-    def masks(self) -> tuple[MaskFacts, ...]:
-        """The products that are dropouts."""
+    def masks(self) -> tuple[MaskFacts, ...] | None:
+        """The products that are dropouts; None where some products could not be read."""
         values, found = self._numbers.values(), []
         for number, layer in enumerate(self._masks):
             kept, largest = (float(one) for one in values["mask", self._number, number])
             if largest > 1 and abs(kept * largest - 1) < _MASK_MARGIN:
                 found.append(MaskFacts(layer=layer, dropped=1 - 1 / largest))
-        return tuple(found)
+        return tuple(found) if self._has_all_masks else None
 
     def _read_batch_norm(self, site: str, x: Tensor) -> None:
         """The noise of a channel's mean over the batch, by the spread of the channel: how much a batch is a sample."""
@@ -236,8 +237,14 @@ class GraphReading:
     def _read_mask(self, node: Any, names: Mapping[int, str]) -> None:
         """Begin to read the share of numbers that a product keeps, and what it multiplies these by."""
         mask = next((one for key in ("other", "self", "result1") if (one := saved(node, key)) is not None), None)
+        if mask is None:
+            self._has_all_masks &= isinstance(getattr(node, "_saved_other", None), int | float)
+            return
         p = getattr(node, "_saved_p", None)  # of the fused kernel, whose mask is of truth values
-        if mask is None or mask.numel() < _FEWEST_IN_MASK or not (mask.is_floating_point() or isinstance(p, float)):
+        if mask.dim() == 0 or not (mask.is_floating_point() or isinstance(p, float)):
+            return
+        if mask.numel() < _FEWEST_IN_MASK or len(self._masks) >= _MOST_MASKS:
+            self._has_all_masks = False
             return
         layer = next((names[key] for key in leaves_before(node) if key in names), "")
         mask = _some(mask.detach()).to(torch.float32)

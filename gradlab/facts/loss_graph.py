@@ -53,7 +53,7 @@ _INPUT_PLACES = {"Addmm": 1}
 _MOST_BELOW = 2000
 _INPUT_NAMES = {"Addmm": "mat1", "Mm": "self", "Convolution": "input", "Embedding": "indices"}
 _SEQUENCE_MOST = 8
-_MOST_MASKS = 32
+_MOST_MASKS = 512
 _NEAR, _WIDE = 12, 8
 """A layer is looked for so many nodes before another, along so many ways."""
 

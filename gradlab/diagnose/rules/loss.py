@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from gradlab.diagnose.context import Abstain, Context, LossGraph, LossSeries
+from gradlab.diagnose.context import Abstain, Context, LossGraph, LossSeries, LossTerm
 from gradlab.diagnose.registry import Evidence, rule
 
 _SYMPTOMS = ("GL3", "GL4", "GL5", "GL6", "GL702", "GL703", "GL704")
@@ -388,7 +388,7 @@ def not_averaged(context: Context) -> Iterator[Evidence]:
     graphs = [one for one in context.graphs if one.num_parameters and one.num_backwards]
     if len(graphs) != 1 or not _is_mean(graphs[0]):
         return
-    share = max(abs(one.factor) for one in graphs[0].terms if one.reduction == "mean")
+    share = max(abs(one.factor) for one in _main_terms(graphs[0]))
     kept = _kept(context)
     if share * count < _AVERAGED or (kept is None and context.gradients_rescaled):
         return
@@ -410,8 +410,13 @@ def not_averaged(context: Context) -> Iterator[Evidence]:
     )
 
 
+def _main_terms(graph: LossGraph) -> Sequence[LossTerm]:
+    """The terms that are losses, without those that only hold weights small; all where none is known."""
+    return [one for one in graph.terms if one.function in _LOSSES] or graph.terms
+
+
 def _is_mean(graph: LossGraph) -> bool:
-    return any(one.reduction == "mean" for one in graph.terms) and all(one.reduction != "sum" for one in graph.terms)
+    return bool(graph.terms) and all(one.reduction == "mean" for one in _main_terms(graph))
 
 
 def _kept(context: Context) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gradlab.diagnose.context import Abstain, Context, ModuleFacts
+from gradlab.diagnose.context import Context, ModuleFacts
 from gradlab.diagnose.registry import Evidence, rule
 
 _SYMPTOMS = ("GL3", "GL4", "GL5", "GL6", "GL702", "GL703", "GL704")
@@ -146,17 +146,17 @@ def dropout(context: Context) -> Iterator[Evidence]:
     limit = context.limit(DROPPED)
     strong = [one for one in context.modules if one.is_training and one.settings.get("p", 0.0) >= limit]
     strong = [one for one in strong if "BatchNorm" not in one.kind]
-    masks = [one for one in context.masks if one.dropped >= limit]
-    behind = [one for one in masks if one.layer]
-    if strong and masks and not behind:
-        return
-    inner = [one for one in strong if behind or not one.is_first]
-    if inner:
-        yield _of_modules(inner)
-    elif behind and not strong:
-        yield _of_masks(sorted({one.layer.rpartition(".")[0] for one in behind}), max(one.dropped for one in behind))
-    elif not context.modules and not context.masks:
-        raise Abstain("no dropout is seen")
+    if context.masks is None:
+        seen = [one for one in strong if not one.is_first]
+    elif masks := [one for one in context.masks if one.dropped >= limit]:
+        seen = [one for one in strong if not one.is_first] or strong
+        layers = dict.fromkeys(one.layer.rpartition(".")[0] for one in masks)
+        if not any((one.first_p or 0.0) >= limit for one in context.modules):
+            yield _of_masks(list(layers), max(one.dropped for one in masks))
+    else:
+        seen = []  # of data, or not in use
+    if seen:
+        yield _of_modules(seen)
 
 
 def _of_modules(ones: Sequence[ModuleFacts]) -> Evidence:
@@ -181,7 +181,9 @@ def _of_modules(ones: Sequence[ModuleFacts]) -> Evidence:
 def _of_masks(layers: Sequence[str], dropped: float) -> Evidence:
     return Evidence(
         sites=tuple(one for one in layers if one),
-        message=f"{dropped:.0%} of the units after {layers[0]!r} are dropped.",
+        message=f"{dropped:.0%} of the units after {layers[0]!r} are dropped."
+        if layers[0]
+        else f"{dropped:.0%} of the units of a layer are dropped.",
         remedy="Use 0.1 to 0.5; where the setting comes from elsewhere, see whether it was the probability to keep.",
         numbers={"p": dropped},
         first_step=0,
