@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -252,6 +253,7 @@ class History:
     def __init__(self, most: int = 200) -> None:
         self.sites: tuple[str, ...] = ()
         self._looks: deque[tuple[int, dict[str, np.ndarray]]] = deque(maxlen=most)
+        self._stacked: dict[str, np.ndarray] = {}
 
     def add(self, step: int, sites: tuple[str, ...], numbers: Mapping[str, np.ndarray]) -> None:
         """Append a look. Where the sites are others than before, what was kept is dropped."""
@@ -259,6 +261,7 @@ class History:
             self._looks.clear()
             self.sites = sites
         self._looks.append((step, dict(numbers)))
+        self._stacked.clear()
 
     def __len__(self) -> int:
         return len(self._looks)
@@ -272,11 +275,15 @@ class History:
         return any(name in numbers for _, numbers in self._looks)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._stacked:
+            return self._stacked[name]
         if name not in self:
             raise Abstain(f"{name} is not measured")
         width = next(numbers[name].shape for _, numbers in self._looks if name in numbers)
         absent = np.full(width, np.nan)
-        return np.stack([numbers.get(name, absent) for _, numbers in self._looks])
+        stacked = self._stacked[name] = np.stack([numbers.get(name, absent) for _, numbers in self._looks])
+        stacked.setflags(write=False)  # one rule must not change what the next one sees
+        return stacked
 
     def last(self, name: str) -> np.ndarray:
         """[sites] of the newest look.
@@ -371,7 +378,7 @@ class Context:
         """The facts of a parameter."""
         return next((one for one in self.parameters if one.name == name), None)
 
-    @property
+    @cached_property
     def matrices(self) -> np.ndarray:
         """[n] int64 places in `readings.sites` of parameters with rows that are trained, embeddings left out."""
         facts = {one.name: one for one in self.parameters}
