@@ -22,6 +22,7 @@ from gradlab.facts.loss_graph import (
     input_of_layer,
     layers_below,
     leaves_before,
+    plain_factor,
     saved,
     source_of,
 )
@@ -238,7 +239,7 @@ class GraphReading:
         """Begin to read the share of numbers that a product keeps, and what it multiplies these by."""
         mask = next((one for key in ("other", "self", "result1") if (one := saved(node, key)) is not None), None)
         if mask is None:
-            self._has_all_masks &= isinstance(getattr(node, "_saved_other", None), int | float)
+            self._has_all_masks &= plain_factor(node) is not None
             return
         p = getattr(node, "_saved_p", None)  # of the fused kernel, whose mask is of truth values
         if mask.dim() == 0 or not (mask.is_floating_point() or isinstance(p, float)):

@@ -240,13 +240,21 @@ def _factor_of(name: str, node: Any) -> float:
     return 1.0 if number is None else number
 
 
+def plain_factor(node: Any) -> float | None:
+    """The number of Python's that a product or quotient is by; None where it is a tensor, which is left alone."""
+    if hasattr(node, "_raw_saved_other"):
+        return None
+    plain = getattr(node, "_saved_other", None)
+    return float(plain) if isinstance(plain, int | float) and not isinstance(plain, bool) else None
+
+
 def number_of(name: str, node: Any) -> float | None:
     """The plain number by which a product or a quotient changes its input; None where it is none."""
     if name == "Div" and node.next_functions[0][0] is None:
         return None
-    plain = getattr(node, "_saved_other", None)
-    if isinstance(plain, int | float) and not isinstance(plain, bool):
-        return float(plain) if name == "Mul" else 1.0 / plain if plain else None
+    plain = plain_factor(node)
+    if plain is not None:
+        return plain if name == "Mul" else 1.0 / plain if plain else None
     for key in ("other", "self"):
         other = saved(node, key)
         if other is not None and other.dim() == 0 and other.device.type == "cpu":
