@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gradlab.errors import RanksError as RanksError
     from gradlab.errors import RunError as RunError
     from gradlab.errors import TapError as TapError
+    from gradlab.errors import TrainingStopped as TrainingStopped
     from gradlab.errors import UnknownNameError as UnknownNameError
     from gradlab.errors import UnknownRunError as UnknownRunError
     from gradlab.errors import UsageError as UsageError
@@ -100,6 +101,7 @@ _HOME = {
     "Tap": "gradlab.taps.rule",
     "TapError": "gradlab.errors",
     "TensorBoardSink": "gradlab.sinks",
+    "TrainingStopped": "gradlab.errors",
     "Trigger": "gradlab.profiling.options",
     "UnknownNameError": "gradlab.errors",
     "UnknownRunError": "gradlab.errors",

@@ -11,6 +11,7 @@
     ├── JacobianError (1)       a Jacobian that does not exist or cannot be computed
     ├── ProfileError (1)        a profile window that cannot be opened or written
     ├── EventError (1)          an event file that cannot be written or read
+    ├── TrainingStopped (79)    a rule has stopped the training, as asked; a SystemExit too
     ├── RunError (1)            a run folder that cannot be used
     │   └── UnknownRunError (2) no run of that name
     └── MachineError (3)        this machine cannot do it
@@ -101,6 +102,19 @@ class UnknownRunError(RunError):
     """No run of that name."""
 
     exit_code = 2
+
+
+class TrainingStopped(GradlabError, SystemExit):
+    """A finding has stopped the training, as `Diagnose(on_finding="stop")` asks; where nobody catches it, the process
+    ends with exit code 79, by which it is told from one that failed."""
+
+    exit_code = 79
+
+    def __init__(self, text: str, finding: Any = None) -> None:
+        super().__init__(text)
+        self.code = self.exit_code
+        self.finding = finding
+        """The `gradlab.Finding`."""
 
 
 class MachineError(GradlabError):

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from gradlab.attach.tracebacks import without_our_frames
+from gradlab.errors import TrainingStopped
 from gradlab.launch.rank_failures import Failure
 
 
@@ -124,6 +125,8 @@ class ExitHooks:
         raised = [one for one in found if not [by for by in gc.get_referrers(one) if by is not found]]
         if raised and code_of(raised[-1].code) != self.code:
             self._note_exit(raised[-1].code, "SystemExit")
+            if isinstance(raised[-1], TrainingStopped):
+                self.reason = str(raised[-1])
         elif not found:
             self.code, self.reason = 0, "done"  # an exit that was called for has been caught
 

@@ -13,6 +13,7 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,12 +192,14 @@ class Session:
         shared: dict[str, Any] = {
             "taps": self.options.taps,
             "across_ranks": self.options.across_ranks,
-            "diagnose": self._diagnose(),
             "closes_sinks": False,
         }
         if before is not None:
             step = before.earlier.steps if before.earlier is not None else 0
-            before.monitor = Monitor(as_called, optimizers, sinks=before.sinks, first_step=step, **shared)
+            diagnose = self._diagnose(has_folder=False)
+            before.monitor = Monitor(
+                as_called, optimizers, diagnose=diagnose, sinks=before.sinks, first_step=step, **shared
+            )
             self._follow(before, optimizers)
             return
         label = class_name(model) if not self.watched else f"{len(self.watched) + 1}-{class_name(model)}"
@@ -209,6 +212,7 @@ class Session:
             jacobians=self.options.jacobians,
             profile=self.options.profile if folder is not None else None,
             profile_dir=folder / "profile" if folder is not None else None,
+            diagnose=self._diagnose(has_folder=folder is not None),
             sinks=self._sinks(folder, label),
             first_step=self._report.first_step(len(self.watched)) if self._report is not None else 0,
             **shared,
@@ -216,10 +220,11 @@ class Session:
         self.watched.append(WatchedModel(label=label, model=weakref.ref(model), monitor=monitor))
         self._follow(self.watched[-1], optimizers)
 
-    def _diagnose(self) -> Diagnose:
+    def _diagnose(self, *, has_folder: bool) -> Diagnose:
         """Which rules are asked; with their own limits where one is for a rule that the script has not made."""
         try:
-            return self.options.diagnose()
+            diagnose = self.options.diagnose()
+            return diagnose if has_folder or diagnose.on_finding != "profile" else replace(diagnose, on_finding="log")
         except UsageError as error:
             self._print(f"rules are asked with their own limits: {error}")
             return Diagnose()

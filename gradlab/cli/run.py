@@ -35,7 +35,7 @@ def run_command(
 
     For instance `gradlab run experiments/digits.yaml trainer.max_epochs=2`. Everything is checked before anything
     runs. Exit codes: 0 done, 1 the run failed, 2 the experiment or the command is wrong, 3 this machine cannot do it,
-    75 stopped with a checkpoint (resumable), 130 interrupted.
+    75 stopped with a checkpoint (resumable), 79 stopped by a finding (`diagnose.on_finding`), 130 interrupted.
     """
     _without_native_chatter()
     if resume is not None:
@@ -114,5 +114,5 @@ def _say_why(outcome: Outcome) -> None:
     reason = outcome.reason if outcome.error is None or outcome.explained else "the run failed"
     log = f"; the log is {outcome.folder.log}" if outcome.folder.log.is_file() else ""
     _say(reason.removesuffix(".") + log)
-    if outcome.code in (75, 130):
+    if outcome.code in (75, 79, 130):
         _say(f"go on with: {hint('run --resume', outcome.folder.path)}")

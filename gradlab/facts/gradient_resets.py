@@ -155,4 +155,5 @@ def _is_plain(gradient: Any) -> bool:
 
 
 def _norm(gradient: Any) -> Tensor:
-    return torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+    wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32  # torch narrows no input
+    return torch.linalg.vector_norm(gradient.detach(), dtype=wide)

@@ -15,6 +15,7 @@ from gradlab.identity import is_among
 from gradlab.jacobians.options import Measurement
 from gradlab.monitor.loop_monitor import LoopMonitor
 from gradlab.monitor.options import check_options
+from gradlab.monitor.reacting import stopped
 from gradlab.optimizers import training_optimizers
 from gradlab.profiling.options import Profile
 from gradlab.sinks import CallbackSink, Sink
@@ -106,6 +107,20 @@ class GradlabCallback(TrainerCallback):
         if self.monitor.step < state.global_step and not getattr(kwargs.get("optimizer"), "step_was_skipped", True):
             self.monitor.step_missed()
         self.monitor.skip_to(state.global_step)
+        self._react(self.monitor, args, control)
+
+    def _react(self, monitor: LoopMonitor, args: TrainingArguments, control: TrainerControl) -> None:
+        """Act on findings. With several processes none may save or stop alone, so that they are only logged there."""
+        if monitor.reaction in ("checkpoint", "stop") and args.world_size > 1:
+            return
+
+        def save(finding: Finding) -> None:
+            control.should_save = True
+
+        def stop(finding: Finding) -> None:
+            raise stopped(finding)
+
+        monitor.react({"checkpoint": save, "stop": stop})
 
     def on_log(
         self,

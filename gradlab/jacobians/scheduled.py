@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradlab.frame import JacobianBlock
 from gradlab.jacobians.growth import depth_growth
 from gradlab.jacobians.inputs import first_samples
 from gradlab.jacobians.live import LiveSlice
+from gradlab.jacobians.live_sharpness import LiveSharpness
 from gradlab.jacobians.options import DepthGrowth, JacobianSlice, Measurement, Sharpness
 from gradlab.jacobians.replayed import ReplayedSlice
 from gradlab.jacobians.request import request_of
@@ -42,10 +43,20 @@ class _Scheduled:
     """From a step to a block, by replays of a probe batch, from its first step with one on."""
     was_large: bool = False
     """Whether its size was warned of."""
+    once: bool = False
+    """Whether it is measured one time, as soon as it can be."""
+    next_loss: LiveSharpness | None = None
+    """Of a sharpness that is measured once, on the loss of the next backward."""
+
+    def drop(self) -> None:
+        """Let go of hooks and graphs."""
+        for live in (self.live, self.next_loss):
+            if live is not None:
+                live.drop()
 
     def is_due(self, step: int) -> bool:
         """Whether it is measured on this step, counted from 0."""
-        return step % self.spec.every == 0
+        return self.once or step % self.spec.every == 0
 
 
 class Schedule:
@@ -71,6 +82,8 @@ class Schedule:
         """
         self.model = model
         self._scheduled = [_Scheduled(spec) for spec in specs]
+        self.usual_loss: Callable[[Any], Any] | None = None
+        """From the model to the training's loss, for what is measured once; None where nobody knows it."""
         self._deliver, self._report_failure = deliver, report_failure
         self._probes: dict[str, Any] = {}
         given = dict(probe) if isinstance(probe, Mapping) else {"train": probe}
@@ -91,6 +104,17 @@ class Schedule:
         if most:
             self._probes[name] = first_samples(batch, most, exact=False)
 
+    def measure_once(self, spec: DepthGrowth | Sharpness) -> None:
+        """Measure on one of the next steps, beside what is scheduled; no loss and no probe batch needs to be there."""
+        one = _Scheduled(spec, once=True)
+        if isinstance(spec, Sharpness) and spec.loss is None:
+            loss = next((s.spec.loss for s in self._scheduled if isinstance(s.spec, Sharpness)), self.usual_loss)
+            one.spec = replace(spec, loss=loss)
+            if loss is None:
+                one.next_loss = LiveSharpness(self.model, spec)
+                one.next_loss.begin()
+        self._scheduled.append(one)
+
     def begin(self, step: int) -> None:
         """A step begins: watch its forward for live slices that are due."""
         for one in [one for one in self._scheduled if _is_live(one.spec) and one.is_due(step)]:
@@ -104,8 +128,7 @@ class Schedule:
     def close(self) -> None:
         """Let go of hooks and graphs."""
         for one in self._scheduled:
-            if one.live is not None:
-                one.live.drop()
+            one.drop()
 
     def _with_probe(self) -> list[JacobianSlice | DepthGrowth]:
         return [one.spec for one in self._scheduled if not isinstance(one.spec, Sharpness)]
@@ -118,14 +141,18 @@ class Schedule:
         if block is not None:
             _warn_of_size(one, block)
             self._deliver(block, step)
+            if one.once:
+                self._forget(one)
 
     def _block(self, one: _Scheduled, step: int) -> JacobianBlock | None:
         spec = one.spec
+        if one.next_loss is not None:
+            return one.next_loss.end()
         if isinstance(spec, Sharpness):
             return self._sharpness(spec)
         if _is_live(spec):
             return self._live_slice(one).end()
-        probe = self._probe_of(spec)
+        probe = self._probes.get(spec.probe) if one.once else self._probe_of(spec)
         if probe is None:
             return None
         if one.measure is None:
@@ -173,13 +200,15 @@ class Schedule:
             one.live = LiveSlice(self.model, request_of(spec), spec.samples, zlib.crc32(spec.of.encode()))
         return one.live
 
+    def _forget(self, one: _Scheduled) -> None:
+        self._scheduled = [other for other in self._scheduled if other is not one]
+        one.drop()
+
     def _guarded(self, one: _Scheduled, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:
-            self._scheduled = [other for other in self._scheduled if other is not one]
-            if one.live is not None:
-                one.live.drop()
+            self._forget(one)
             self._report_failure(_title(one.spec), error)
 
 

@@ -60,6 +60,25 @@ def loss_sharpness(
     check_arguments("loss_sharpness()", _ARGUMENTS, given | {"mode": mode, "seed": seed, "label": label}, JacobianError)
     with isolated(model, mode=mode, requires_grad=_trained) as core, plain_kernels(), torch.enable_grad():
         values, residual = _lanczos(_hessian(core, loss), top, products, tolerance, seed)
+    return _block(values, residual, label)
+
+
+def sharpness_of_value(
+    value: Tensor, parameters: Sequence[Tensor], *, top: int, products: int, label: str
+) -> JacobianBlock | None:
+    """The same of a loss whose graph is there, which is kept; None where it depends on none of the parameters.
+
+    Raises:
+        JacobianError: as `loss_sharpness` does.
+    """
+    hessian = _hessian_of(value, parameters)
+    if hessian is None:
+        return None
+    values, residual = _lanczos(hessian, top, products, tolerance=1e-3, seed=0)
+    return _block(values, residual, label)
+
+
+def _block(values: np.ndarray, residual: float, label: str) -> JacobianBlock:
     return JacobianBlock(
         of="loss",
         wrt="parameters",
@@ -97,12 +116,22 @@ def _hessian(core: nn.Module, loss: Loss) -> _Hessian:
     value = loss(core)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise JacobianError("sharpness: the loss must be a scalar tensor that depends on the model's parameters.")
+    hessian = _hessian_of(value, parameters)
+    if hessian is None:
+        raise JacobianError("sharpness: the loss must be a scalar tensor that depends on the model's parameters.")
+    return hessian
+
+
+def _hessian_of(value: Tensor, parameters: Sequence[Tensor]) -> _Hessian | None:
+    """The Hessian of a scalar with a graph; None where it depends on none of the parameters."""
     if not torch.isfinite(value):
         raise JacobianError(f"sharpness: the loss is {float(value.detach())}, so there is no curvature to measure.")
     try:
         grads = torch.autograd.grad(value.reshape(()), parameters, create_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise JacobianError(f"sharpness: the gradient of this loss has no derivative: {error}") from error
+    if all(g is None for g in grads):
+        return None
     used = [(g, p) for g, p in zip(grads, parameters, strict=True) if g is not None and g.requires_grad]
     if not used:
         raise JacobianError("sharpness: the loss is linear in the parameters, or its gradient has no derivative.")

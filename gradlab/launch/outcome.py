@@ -9,14 +9,15 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradlab.errors import GradlabError
+from gradlab.diagnose.reactions import stop_sentence
+from gradlab.errors import GradlabError, TrainingStopped
 from gradlab.launch.folder_watch import FolderWatch
 from gradlab.launch.machine import machine_fault
 from gradlab.launch.signals import StopRequest
 from gradlab.launch.summary import Summary
 from gradlab.runs.folder import RunFolder
 
-DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
+DONE, FAILED, RESUMABLE, STOPPED, INTERRUPTED = 0, 1, 75, TrainingStopped.exit_code, 130
 """Exit codes. Gradlab's own errors have theirs in `GradlabError.exit_code`."""
 
 
@@ -25,7 +26,7 @@ class Outcome:
     """How one attempt of a run ended."""
 
     code: int
-    """The exit code: 0 done, 1 failed, 3 this machine cannot, 75 resumable, 130 interrupted."""
+    """The exit code: 0 done, 1 failed, 3 this machine cannot, 75 resumable, 79 stopped by a rule, 130 interrupted."""
     reason: str
     """One sentence."""
     folder: RunFolder
@@ -40,7 +41,12 @@ class Outcome:
 
 
 def stopped_outcome(folder: RunFolder, request: StopRequest, when: str) -> Outcome:
-    """The outcome of a run that was asked to stop: resumable, whether it has a checkpoint by now or not."""
+    """The outcome of a run that was asked to stop: resumable, whether it has a checkpoint by now or not.
+
+    One that a finding has stopped would be stopped again.
+    """
+    if request.finding is not None:
+        return Outcome(code=STOPPED, reason=stop_sentence(request.finding), folder=folder)
     name = request.received.name if request.received else "a signal"
     code = INTERRUPTED if request.received is signal.SIGINT else RESUMABLE
     return Outcome(code=code, reason=f"stopped by {name} {when}", folder=folder)
@@ -57,7 +63,7 @@ def failed_outcome(error: BaseException, folder: RunFolder) -> Outcome:
 
 def with_folder_problem(outcome: Outcome, watch: FolderWatch) -> Outcome:
     """The outcome of a run whose folder lacks something: failed, unless it has failed anyway."""
-    if not watch.problem or outcome.code not in (DONE, RESUMABLE) or outcome.reason.endswith(watch.problem):
+    if not watch.problem or outcome.code not in (DONE, RESUMABLE, STOPPED) or outcome.reason.endswith(watch.problem):
         return outcome
     trained = "trained to the end" if outcome.code == DONE else outcome.reason
     return replace(outcome, code=FAILED, reason=f"{trained}, but {watch.problem}")

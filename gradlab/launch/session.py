@@ -13,7 +13,7 @@ import torch
 
 from gradlab.distributed import launched_rank
 from gradlab.launch.folder_watch import FolderWatch
-from gradlab.launch.on_finding import ActOnFinding
+from gradlab.launch.on_finding import RunCallback
 from gradlab.launch.outputs import Outputs, answers_card
 from gradlab.launch.prepare import Prepared
 from gradlab.launch.progress import PlainProgress
@@ -116,7 +116,8 @@ def open_session(
         watch: what looks after the folder, in the process that writes into it.
     """
     experiment = prepared.loaded.experiment
-    gradlab = GradlabCallback(
+    gradlab = RunCallback(
+        request,
         taps=prepared.taps,
         jacobians=(*experiment.jacobians, *experiment.depth_growth, *experiment.sharpness),
         profile=experiment.profile,
@@ -125,9 +126,8 @@ def open_session(
         sinks=results.sinks,
         profile_dir=folder.events,
     )
-    on_finding = ActOnFinding(experiment.diagnose.on_finding, gradlab, folder)
     options = _trainer_options(prepared, folder, bar=progress is None)
-    callbacks = [gradlab, on_finding, *_run_callbacks(folder, request, progress, options, watch)]
+    callbacks = [gradlab, *_run_callbacks(folder, request, progress, options, watch)]
     trainer = pl.Trainer(**options, logger=results.logger or False, callbacks=callbacks)
     return Session(
         prepared=prepared,

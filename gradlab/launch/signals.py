@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop: the step is finished, a checkpoint is saved, then the run ends.
+"""SIGTERM, SIGINT and findings as a wish to stop: the step is finished, a checkpoint is saved, then the run ends.
 
 Lightning answers SIGINT with `sys.exit(1)` and knows no optimizer steps, so the handlers are gradlab's own. They sit in
 front of Lightning's SIGTERM handler, which is called only once a step is complete: it is Lightning's own way to leave
@@ -22,6 +22,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from gradlab.finding import Finding
+
 _WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -40,6 +42,8 @@ class StopRequest:
         self.received: signal.Signals | None = None
         self.at_once = False
         """Whether a second SIGINT came, which waits for nothing."""
+        self.finding: Finding | None = None
+        """What was found, where that is what stops the run."""
         self.training = False
         """Whether there is a step to be finished first."""
         self._before: dict[signal.Signals, Any] = {}
@@ -51,6 +55,11 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         self._set(self._before)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run is to stop."""
+        return self.received is not None or self.finding is not None
 
     def install(self) -> None:
         """Put the handlers in place, again where somebody else has replaced them since."""
@@ -98,7 +107,7 @@ class StopAfterStep(pl.Callback):
     ) -> None:
         """Ask Lightning to leave after the hooks of this batch, unless it is in the middle of an accumulation."""
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if self.request.received and complete and self._leave_loops:
+        if self.request.is_made and complete and self._leave_loops:
             self._leave_loops(signal.SIGTERM, None)
 
     def on_validation_batch_end(
@@ -111,7 +120,7 @@ class StopAfterStep(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Cut a validation short: no step is under way."""
-        if self.request.received and not trainer.sanity_checking:
+        if self.request.is_made and not trainer.sanity_checking:
             raise RunStopped
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -23,6 +23,7 @@ from gradlab.lightning.loss import TrainingLoss
 from gradlab.lightning.phases import PhaseActions
 from gradlab.monitor.loop_monitor import BatchLoopMonitor
 from gradlab.monitor.options import check_options
+from gradlab.monitor.reacting import stopped
 from gradlab.monitor.series_folder import event_file_sink
 from gradlab.nonfinite.guard import NonFinite
 from gradlab.optimizers import inner_optimizer, training_optimizers
@@ -31,6 +32,9 @@ from gradlab.profiling.out_of_memory import OutOfMemory, explain
 from gradlab.profiling.profiler import Profiler
 from gradlab.sinks import Sink
 from gradlab.taps.rule import Tap
+
+_RANKS_EVERY = 10
+"""With several ranks, so many batches from one agreement on findings to the next: it costs a collective."""
 
 
 class GradlabCallback(pl.Callback):
@@ -124,6 +128,8 @@ class GradlabCallback(pl.Callback):
             first_step=trainer.global_step,
             closes_sinks=False,
         )
+        if self._loss is not None:
+            self.monitor.use_loss(self._loss)
         if self._validation_probe is not None:
             self.monitor.use_probe(self._validation_probe, "validation")
         performance = self.monitor.performance
@@ -151,6 +157,43 @@ class GradlabCallback(pl.Callback):
         """A whole batch has passed: the unit of a profile. The scalars go by optimizer steps."""
         if self.monitor is not None:
             self.monitor.batch_ended(trainer.global_step, skips=pl_module.automatic_optimization)
+            self._react(trainer, self.monitor, batch_idx)
+
+    def _react(self, trainer: pl.Trainer, monitor: BatchLoopMonitor, batch_idx: int) -> None:
+        """Act on findings. Several ranks save and stop together, on what rank zero has found, every ten batches."""
+        if monitor.reaction in ("checkpoint", "stop") and trainer.world_size > 1:
+            if batch_idx % _RANKS_EVERY == 0:
+                self._react_together(trainer, monitor)
+            return
+        monitor.react(
+            {
+                "checkpoint": lambda finding: self.save_checkpoint(trainer, finding),
+                "stop": lambda finding: self.stop(trainer, finding),
+            }
+        )
+
+    def _react_together(self, trainer: pl.Trainer, monitor: BatchLoopMonitor) -> None:
+        found: list[Finding] = []
+        monitor.react(dict.fromkeys(("checkpoint", "stop"), found.append))
+        strategy = trainer.strategy
+        if not strategy.reduce_boolean_decision(bool(found) and trainer.is_global_zero, all=False):
+            return
+        for finding in strategy.broadcast(found):
+            (self.save_checkpoint if monitor.reaction == "checkpoint" else self.stop)(trainer, finding)
+
+    def save_checkpoint(self, trainer: pl.Trainer, finding: Finding) -> None:
+        """Save a checkpoint for a finding, beside the others."""
+        beside = getattr(trainer.checkpoint_callback, "dirpath", None)
+        folder = Path(beside or Path(trainer.default_root_dir) / "checkpoints")
+        trainer.save_checkpoint(folder / f"finding-step{trainer.global_step}.ckpt")
+
+    def stop(self, trainer: pl.Trainer, finding: Finding) -> None:
+        """End the training for a finding.
+
+        Raises:
+            TrainingStopped: always.
+        """
+        raise stopped(finding)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -187,12 +230,19 @@ class GradlabCallback(pl.Callback):
         """What to measure, with the training step's loss where a sharpness brings none."""
         without = [spec for spec in self.jacobians if isinstance(spec, Sharpness) and spec.loss is None]
         if not without:
+            self._loss = self._loss_for_findings(pl_module)
             return list(self.jacobians)
         self._loss = TrainingLoss(pl_module, max(spec.samples for spec in without))
         return [
             replace(spec, loss=self._loss) if isinstance(spec, Sharpness) and spec.loss is None else spec
             for spec in self.jacobians
         ]
+
+    def _loss_for_findings(self, pl_module: pl.LightningModule) -> TrainingLoss | None:
+        """The training step's loss, where findings may ask for its sharpness."""
+        if not isinstance(self.diagnose, Diagnose) or self.diagnose.on_finding != "jacobian":
+            return None
+        return TrainingLoss(pl_module, Sharpness().samples) if pl_module.automatic_optimization else None
 
     def _explain(self, error: torch.OutOfMemoryError, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         folder, step = self._folder(trainer), trainer.global_step

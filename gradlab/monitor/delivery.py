@@ -16,6 +16,7 @@ import numpy as np
 from gradlab.diagnose.context import Context
 from gradlab.diagnose.engine import Diagnosis
 from gradlab.diagnose.options import Diagnose
+from gradlab.diagnose.reactions import Reactions
 from gradlab.errors import RanksError, UnknownNameError, did_you_mean, warn
 from gradlab.finding import Finding
 from gradlab.findings import identity
@@ -61,6 +62,8 @@ class Delivery:
         """Called with each new finding, once."""
         self._known: set[tuple[object, ...]] = set()
         """The findings that have been handed out, in whatever state."""
+        self.reactions = Reactions(diagnose.on_finding if diagnose is not None else "log")
+        """The findings on which something is done."""
         self.on_loss: Callable[[BaseException], None] | None = None
         """Called where frames cannot arrive any more, since another rank is gone."""
         self._strict = strict
@@ -173,6 +176,7 @@ class Delivery:
 
     def _hand_out_findings(self, findings: Sequence[Finding], wall_time: float) -> None:
         for finding in findings:
+            self.reactions.note(finding)
             is_new = identity(finding) not in self._known
             self._known.add(identity(finding))
             if self.on_finding is not None and is_new:

@@ -6,8 +6,10 @@ those frameworks are, and what users call (`monitor`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from gradlab.finding import Finding
 from gradlab.monitor.monitor import Monitor
 from gradlab.monitor.training_step import Unit
 from gradlab.perf.performance import Performance
@@ -21,6 +23,28 @@ class LoopMonitor(Monitor):
     """
 
     _prints_its_end = False
+
+    _reacts_itself = False
+
+    @property
+    def reaction(self) -> str:
+        """What is done about findings: a word of `Diagnose.on_finding`, `call` for a function."""
+        return self._training_step.reacting.reactions.kind
+
+    def react(self, actions: Mapping[str, Callable[[Finding], object]]) -> None:
+        """Act on new findings now, between two steps.
+
+        Args:
+            actions: how the framework does `checkpoint` and `stop`.
+        Raises:
+            TrainingStopped: one of the actions does.
+        """
+        if not self.is_closed:
+            self._training_step.reacting.act(self._training_step, actions)
+
+    def use_loss(self, loss: Callable[[Any], Any]) -> None:
+        """Measure the sharpness for a finding on this: from the model to the training's loss."""
+        self._training_step.usual_loss = loss
 
     def skip_to(self, step: int) -> None:
         """Go on with this step: the loop has counted updates that were left out, as a GradScaler leaves them out."""

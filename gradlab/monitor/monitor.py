@@ -82,13 +82,15 @@ class Monitor:
             by one collective a logged step, on a gloo group of gradlab's own. Every rank has to watch, with the same
             taps; rank 0 writes. False: each rank by itself, with a `logdir` of its own. Left out: likewise, but rank 0
             alone writes into `logdir`.
-        diagnose: which rules look for what is wrong with the training, as a `Diagnose`; False: none.
+        diagnose: which rules look for what is wrong with the training, and what is done about what they find, as a
+            `Diagnose`; False: none.
         strict: raise where a tap, a rule or a sink fails, instead of one warning and going on without it.
         history: how many frames are kept for `history()`.
         first_step: the number of the next optimizer step, where training is resumed.
         closes_sinks: whether `close()` closes the sinks too.
     Raises:
         TapError: a pattern that matches nothing.
+        UsageError: `diagnose` asks for a reaction that cannot be had here.
     """
 
     _is_open = False
@@ -97,6 +99,8 @@ class Monitor:
     """What `perf/*` and profile windows count."""
     _prints_its_end = True
     """Whether `close()` prints what there is to say, where an event file is written into a given `logdir`."""
+    _reacts_itself = True
+    """Whether it acts on findings by itself; else the loop's framework has it do so."""
 
     @named_options
     def __init__(
@@ -143,6 +147,7 @@ class Monitor:
             unit=self._unit,
             delivery=self._delivery,
         )
+        self._training_step.reacts_itself = self._reacts_itself
         self._closes_sinks = closes_sinks
         self._lifetime = Lifetime(self._inner, self._training_step.optimizers)
         self._close_earlier()
@@ -191,6 +196,7 @@ class Monitor:
             self.on_finding = step.profiler.finding_reported
         elif profile is not None:
             raise TapError("profile= needs logdir=, the folder for its trace files.")
+        step.reacting.check(has_profiler=step.profiler is not None, saves_checkpoints=not self._reacts_itself)
         step.guard = Guard(self.model, nonfinite, self.logdir) if nonfinite else None
 
     def _attach(self) -> None:

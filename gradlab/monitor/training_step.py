@@ -10,7 +10,7 @@ Whoever calls from a hook refers back to here weakly (`lifetime.WayBack`): hooks
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import nn
@@ -24,9 +24,10 @@ from gradlab.facts.collection import Facts
 from gradlab.finding import Finding
 from gradlab.hooks.call_hooks import Hook
 from gradlab.hooks.interpreter import must_not_record, outside_modes, own_ops
-from gradlab.jacobians.options import Measurement
+from gradlab.jacobians.options import DepthGrowth, Measurement, Sharpness
 from gradlab.monitor.delivery import Delivery, Pending
 from gradlab.monitor.lifetime import WayBack
+from gradlab.monitor.reacting import Reacting
 from gradlab.monitor.steps import Steps
 from gradlab.optimizers import parameters_of
 from gradlab.perf.performance import Performance
@@ -101,6 +102,12 @@ class TrainingStep:
         self.profiler: Profiler | None = None
         self.performance: Performance | None = None
         """These three are made before `attach`, once the monitor knows the folder and the sinks of the results."""
+        self.reacting = Reacting(delivery.reactions, strict=strict)
+        """Carries out what is done about findings."""
+        self.reacts_itself = True
+        """Whether it acts on findings when a step has ended; else whoever runs the loop has it do so."""
+        self.usual_loss: Callable[[Any], Any] | None = None
+        """From the model to the training's loss, where a framework knows it."""
         self._unit = unit
         self._strict = strict
         self._handles: list[RemovableHandle] = []
@@ -131,6 +138,16 @@ class TrainingStep:
             on_look=weakly(self._looked),
             on_failure=weakly(self._facts_failed),
         )
+
+    def measure_once(self, measurement: DepthGrowth | Sharpness) -> None:
+        """Measure something of Jacobians one time, on one of the next steps."""
+        if self.jacobians is None:
+            self.jacobians = self._schedule((), None)
+            self.jacobians.begin(self.number)
+        self.jacobians.usual_loss = self.usual_loss
+        self.jacobians.measure_once(measurement)
+        if self.jacobians.wants():
+            self._handles.append(self.model.register_forward_pre_hook(TakeProbe(self.way_back), with_kwargs=True))
 
     def _schedule(self, jacobians: Sequence[Measurement], probe: Any) -> Schedule:
         """What measures Jacobians; imported only where there are any."""
@@ -197,6 +214,7 @@ class TrainingStep:
                 self.performance.close()
             if self.profiler is not None:
                 self.profiler.close(failed=failed)
+            self.reacting.end()
             self.delivery.close(sinks_too=sinks_too)
         finally:
             self.way_back.held = None
@@ -277,6 +295,8 @@ class TrainingStep:
             self.engine.arm(self.number)  # not outside of modes: in a forward under way, one is ours
         with outside_modes():  # what is measured between steps is none of a counter's around the loop
             self._between_steps(ended)
+        if self.reacts_itself and self.steps.is_attached:
+            self.reacting.act(self)
 
     def _send_frame(self) -> None:
         taken = self.engine.take(self.number)

@@ -19,13 +19,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gradlab.errors import MachineError, UsageError
+from gradlab.errors import MachineError, TrainingStopped, UsageError
 from gradlab.runs.lock import is_locked, read_lock
 
-Status = Literal["running", "done", "failed", "interrupted", "resumable", "lost"]
+Status = Literal["running", "done", "failed", "stopped", "interrupted", "resumable", "lost"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
-_STATUS_OF_CODE: Mapping[int, Status] = {0: "done", 75: "resumable", 130: "interrupted"}
+_STATUS_OF_CODE: Mapping[int, Status] = {
+    0: "done",
+    75: "resumable",
+    TrainingStopped.exit_code: "stopped",
+    130: "interrupted",
+}
 
 
 @dataclass(frozen=True)

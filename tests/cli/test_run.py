@@ -197,11 +197,16 @@ def test_a_run_that_finished_is_not_resumed(gradlab, experiment, the_run):
     assert snapshot_of(the_run().path) == before
 
 
-def test_a_finding_can_stop_the_run(gradlab, experiment, the_run):
+def test_a_finding_can_stop_the_run_which_has_not_failed_then(gradlab, experiment, the_run):
     result = gradlab("run", experiment, "model.init_args.nan_at=6", "diagnose.on_finding=stop")
-    assert result.exit_code == 1
-    assert "as diagnose.on_finding asks" in result.stderr
-    assert list(the_run().checkpoints.glob("finding-step*.ckpt"))
+    assert result.exit_code == 79
+    ended = the_run().read_exit()
+    assert (ended["code"], ended["steps"], the_run().status()) == (79, 7, "stopped")
+    assert ended["reason"].startswith("stopped by GL702 at step 6: ") and ended["reason"][:-1] in result.stderr
+    assert "Traceback" not in result.stderr and f"go on with: gradlab run --resume {the_run().id}" in result.stderr
+    assert the_run().last_checkpoint.exists()
+    listed = gradlab("runs", "--state", "stopped", "--json").stdout
+    assert json.loads(listed)[0]["reason"] == ended["reason"]
 
 
 def test_a_finding_can_save_a_checkpoint_and_the_run_goes_on(gradlab, experiment, the_run):
