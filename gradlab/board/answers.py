@@ -27,7 +27,7 @@ from gradlab.board.wire import pack
 from gradlab.errors import UnknownRunError, UsageError, did_you_mean
 from gradlab.finding import Finding, finding_of_record, finding_record
 from gradlab.findings import causes, has_ended, identity, is_repeated, latest
-from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, HPARAMS_PLUGIN, JACOBIAN_PLUGIN, SERIES_PLUGIN
+from gradlab.tags import FINDINGS_PLUGIN, HPARAMS_PLUGIN, JACOBIAN_PLUGIN, SERIES_PLUGIN
 
 MOST_RUNS = 20
 MOST_ROWS = 4000
@@ -169,7 +169,8 @@ def findings(source: Source, query: Query) -> Answer:
 def _states(source: Source, run: str) -> tuple[list[Finding], int]:
     """Every state of every finding, oldest first, and how many could not be read."""
     found, broken = [], 0
-    for one in source.read(FINDINGS_PLUGIN, run, FINDINGS_TAG).values:
+    tags = source.list(FINDINGS_PLUGIN, run).get(run, {})
+    for one in (value for tag in tags for value in source.read(FINDINGS_PLUGIN, run, tag).values):
         for text in np.asarray(one).reshape(-1):
             try:
                 found.append(finding_of_record(json.loads(text)))

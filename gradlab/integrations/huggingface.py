@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from gradlab.arguments import named_options
 from gradlab.diagnose.options import Diagnose
@@ -19,7 +20,10 @@ from gradlab.monitor.reacting import stopped
 from gradlab.optimizers import training_optimizers
 from gradlab.profiling.options import Profile
 from gradlab.sinks import CallbackSink, Sink
+from gradlab.sinks.finding_log import FindingLog
 from gradlab.taps.rule import Tap
+
+_log = logging.get_logger("transformers.gradlab")
 
 
 class GradlabCallback(TrainerCallback):
@@ -89,7 +93,7 @@ class GradlabCallback(TrainerCallback):
         self.monitor = LoopMonitor(
             kwargs["model"],
             training_optimizers(kwargs["model"], kwargs.get("optimizer")),
-            sinks=[*self._sinks, CallbackSink(self._take, name="trainer")],
+            sinks=[*self._sinks, CallbackSink(self._take, name="trainer"), FindingLog(_log_line)],
             logdir=self._logdir or Path(args.output_dir or ".") / "gradlab",
             first_step=state.global_step,
             across_ranks=args.world_size > 1,
@@ -153,3 +157,11 @@ class GradlabCallback(TrainerCallback):
 
     def _take(self, values: dict[str, float], step: int) -> None:
         self._newest.update(values)
+
+
+def _log_line(line: str, finding: Finding) -> None:
+    """Into the log of transformers, whose `set_verbosity` decides what is printed."""
+    if finding.severity == "info":
+        _log.info("gradlab: %s", line)
+    else:
+        _log.warning("gradlab: %s", line)

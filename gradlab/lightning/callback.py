@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from gradlab.arguments import named_options
 from gradlab.diagnose.options import Diagnose
@@ -31,6 +32,7 @@ from gradlab.profiling.options import Profile
 from gradlab.profiling.out_of_memory import OutOfMemory, explain
 from gradlab.profiling.profiler import Profiler
 from gradlab.sinks import Sink
+from gradlab.sinks.finding_log import FindingLog
 from gradlab.taps.rule import Tap
 
 _RANKS_EVERY = 10
@@ -122,7 +124,7 @@ class GradlabCallback(pl.Callback):
             nonfinite=self.nonfinite,
             diagnose=self.diagnose,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
-            sinks=[*self.sinks, *self._own],
+            sinks=[*self.sinks, *self._own, FindingLog(_log_line)],
             across_ranks=trainer.world_size > 1,
             strict=self.strict,
             first_step=trainer.global_step,
@@ -273,6 +275,11 @@ class GradlabCallback(pl.Callback):
         for sink in self._own:
             sink.close()
         self._own = ()
+
+
+def _log_line(line: str, finding: Finding) -> None:
+    """Into Lightning's own log, on rank zero."""
+    rank_zero_info(f"gradlab: {line}")
 
 
 def _declared_taps(module: pl.LightningModule) -> Sequence[Tap] | None:

@@ -12,8 +12,16 @@ from gradlab.arguments import TEXT, check_arguments, instance, named_options
 from gradlab.events import EventWriter, diverging
 from gradlab.finding import Finding, finding_record
 from gradlab.frame import Frame, JacobianBlock
+from gradlab.sinks.findings_text import findings_text
 from gradlab.sinks.scalars import Scalars, block_scalars, check_scalars, frame_scalars
-from gradlab.tags import FINDINGS_PLUGIN, FINDINGS_TAG, JACOBIAN_PLUGIN, JACOBIAN_PREFIX, SPECTRUM_SUFFIX
+from gradlab.tags import (
+    FINDINGS_PLUGIN,
+    FINDINGS_TAG,
+    FINDINGS_TEXT_TAG,
+    JACOBIAN_PLUGIN,
+    JACOBIAN_PREFIX,
+    SPECTRUM_SUFFIX,
+)
 
 _WRITER = instance(EventWriter, "a gradlab.events.EventWriter", "Of a folder: TensorBoardSink(EventWriter(folder)).")
 
@@ -26,7 +34,8 @@ class TensorBoardSink:
     | each metric of a frame | tensor [sites], plugin `gradlab`, tag `gradlab/<metric>/<schema hash>` |
     | global gradient norm, percentiles over sites | scalars `gradlab/global/<metric>`, `gradlab/<metric>/p50` |
     | each value of each site, with `scalars="all"` | scalars `<metric>/<site>` |
-    | findings | strings [n] of JSON, plugin `gradlab_findings`, tag `gradlab/findings` |
+    | findings | strings [n] of JSON, plugin `gradlab_findings`, tag `gradlab/findings/records` |
+    | the same in words, when it is flushed or closed | text `gradlab/findings` |
     | a Jacobian block | tensor, plugin `gradlab_jacobian`, tag `gradlab/jacobian/<name>` |
     | its singular values, where it has them | tensor, same plugin, tag `gradlab/jacobian/<name>/singular_values` |
     | its picture and its summaries | image `jacobian/<name>`, scalars `jacobian/<name>/<summary>` |
@@ -45,6 +54,9 @@ class TensorBoardSink:
         self._findings: list[str] = []
         self._findings_step = 0
         self._findings_due: float | None = None
+        self._states: list[Finding] = []
+        self._last_step = 0
+        self._has_news = False
         self._axes: dict[str, bytes] = {}
 
     def frame(self, frame: Frame) -> None:
@@ -52,8 +64,10 @@ class TensorBoardSink:
         vectors = ((series.schema, series.array) for series in frame.series.values())
         self.writer.vectors(vectors, frame.step, frame.wall_time)
         self.writer.scalars(frame_scalars(frame, self._scalars), frame.step, frame.wall_time)
+        self._last_step = max(self._last_step, frame.step)
         if self._findings_due is not None:
-            self.flush()
+            self._write_findings()
+            self.writer.flush()
 
     def scalars(self, values: Mapping[str, float], step: int, wall_time: float) -> None:
         """Write native scalars."""
@@ -70,6 +84,8 @@ class TensorBoardSink:
             self._findings, self._findings_step = [], finding.step
         self._findings.append(json.dumps(finding_record(finding), ensure_ascii=False))
         self._findings_due = wall_time
+        self._states.append(finding)
+        self._has_news = True
 
     def jacobian(self, block: JacobianBlock, step: int, wall_time: float) -> None:
         """Write a block: its numbers with the names of its axes, its picture (of its samples' mean), its summaries."""
@@ -106,12 +122,14 @@ class TensorBoardSink:
     def flush(self) -> None:
         """Make what was taken readable by TensorBoard."""
         self._write_findings()
+        self._write_text()
         self.writer.flush()
 
     def close(self) -> None:
         """Flush and close the event file."""
         if not self.writer.closed:
             self._write_findings()
+            self._write_text()
         self.writer.close()
 
     def _write_findings(self) -> None:
@@ -126,6 +144,13 @@ class TensorBoardSink:
             plugin_name=FINDINGS_PLUGIN,
             metadata={"version": 1},
         )
+
+    def _write_text(self) -> None:
+        """What was found, in words, where anything is new: of an event file's texts of one step the last one counts."""
+        if self._has_news:
+            self._has_news = False
+            step = max(self._last_step, *(one.last_step or 0 for one in self._states), 0)
+            self.writer.text(FINDINGS_TEXT_TAG, findings_text(self._states), step)
 
     def _jacobian_tag(self, block: JacobianBlock) -> str:
         """The block's tag; one with other axes than the first of that name gets a tag of its own."""

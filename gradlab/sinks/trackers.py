@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from gradlab.finding import Finding
 from gradlab.sinks.callback import CallbackSink
+from gradlab.sinks.finding_log import finding_line, first_and_worse
 from gradlab.sinks.scalars import Scalars, check_scalars
 
 
@@ -15,8 +18,10 @@ def sinks_of_trackers(scalars: Scalars = "few") -> list[CallbackSink]:
 
         gradlab.watch(model, optimizer, sinks=gradlab.sinks.sinks_of_trackers())
 
-    W&B gets the newest numbers with the script's own next `wandb.log`, since steps that go back would lose the
-    script's; the others get every number at its step, and go on counting the script's own steps as they did.
+    Each gets a line for each finding, too: W&B in the run's summary, MLflow as a tag, Trackio as an alert, SwanLab as a
+    text, Comet among its "others". W&B gets the newest numbers with the script's own next `wandb.log`, since steps that
+    go back would lose the script's; the others get every number at its step, and go on counting the script's own steps
+    as they did.
     """
     check_scalars(scalars)
     found = []
@@ -24,11 +29,14 @@ def sinks_of_trackers(scalars: Scalars = "few") -> list[CallbackSink]:
         module = sys.modules.get(name)
         function = find(module) if module is not None else None
         if function is not None:
-            found.append(CallbackSink(function, scalars=scalars, name=name, prompt=name == "wandb"))
+            tell = _TELLERS[name](module)
+            on_finding = first_and_worse(tell) if tell is not None else None
+            is_prompt = name == "wandb"
+            found.append(CallbackSink(function, on_finding=on_finding, scalars=scalars, name=name, prompt=is_prompt))
     return found
 
 
-Log = Callable[[dict[str, float], int], Any]
+Log = Callable[[dict[str, Any], int], Any]
 
 
 def _wandb(module: Any) -> Log | None:
@@ -84,4 +92,49 @@ _FINDERS: dict[str, Callable[[Any], Log | None]] = {
     "trackio": _trackio,
     "swanlab": _swanlab,
     "comet_ml": _comet,
+}
+
+
+Tell = Callable[[Finding], Any]
+
+
+def _key(finding: Finding) -> str:
+    """The name of a finding's line: letters that every tracker takes."""
+    name = "/".join(filter(None, ("gradlab", finding.code or finding.name, finding.key)))
+    return re.sub(r"[^\w./ -]", "_", name)
+
+
+def _tell_wandb(module: Any) -> Tell | None:
+    summary = getattr(module.run, "summary", None)
+    return None if summary is None else lambda one: summary.update({_key(one): finding_line(one)})
+
+
+def _tell_mlflow(module: Any) -> Tell | None:
+    set_tag = getattr(module, "set_tag", None)
+    return None if set_tag is None else lambda one: set_tag(_key(one), finding_line(one))
+
+
+def _tell_trackio(module: Any) -> Tell | None:
+    alert = getattr(module, "alert", None)
+    return None if alert is None else lambda one: alert(title=_key(one), text=finding_line(one))
+
+
+def _tell_swanlab(module: Any) -> Tell | None:
+    log, text = _swanlab(module), getattr(module, "Text", None)
+    if log is None or text is None:
+        return None
+    return lambda one: log({_key(one): text(finding_line(one))}, one.first_step)
+
+
+def _tell_comet(module: Any) -> Tell | None:
+    log_other = getattr(module.get_running_experiment(), "log_other", None)
+    return None if log_other is None else lambda one: log_other(_key(one), finding_line(one))
+
+
+_TELLERS: dict[str, Callable[[Any], Tell | None]] = {
+    "wandb": _tell_wandb,
+    "mlflow": _tell_mlflow,
+    "trackio": _tell_trackio,
+    "swanlab": _tell_swanlab,
+    "comet_ml": _tell_comet,
 }

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from gradlab.events import EventWriter, diverging, png, read_events
 from gradlab.finding import Finding
 from gradlab.frame import ABSENT, Frame, JacobianBlock, Schema, Series
 from gradlab.sinks import CallbackSink, CsvSink, JsonlSink, MemorySink, Sink, TensorBoardSink
+from gradlab.sinks.finding_log import FindingLog
 
 SITES = ("fc1.weight", "fc1.bias", "fc2.weight")
 NAN, INF = float("nan"), float("inf")
@@ -178,7 +180,7 @@ def test_another_word_for_scalars_is_refused(make):
 
 
 def findings_in(sink):
-    found = [one for one in written(sink) if one.tag == "gradlab/findings"]
+    found = [one for one in written(sink) if one.tag == "gradlab/findings/records"]
     assert {one.plugin_name for one in found} <= {"gradlab_findings"}
     return [(one.step, [json.loads(text)["message"] for text in one.value]) for one in found]
 
@@ -187,7 +189,7 @@ def test_findings_of_one_step_share_one_record_written_with_the_next_frame(sink)
     sink.finding(finding(4, "a", norm=INF), 1.0)
     sink.finding(finding(4, "b"), 1.0)
     sink.frame(make_frame(5, weight_grad_norm=[1, 1, 1]))
-    (record,) = [one for one in read_events(sink.writer.path) if one.tag == "gradlab/findings"]
+    (record,) = [one for one in read_events(sink.writer.path) if one.tag == "gradlab/findings/records"]
     assert json.loads(record.value[0]) == FIELDS | {
         "message": "a",
         "evidence": {"norm": None},
@@ -208,7 +210,42 @@ def test_findings_that_come_late_lose_none(sink):
 def test_closing_writes_the_last_findings(sink):
     sink.finding(finding(1, "last words"), 1.0)
     sink.close()
-    assert [one.tag for one in read_events(sink.writer.path)] == ["gradlab/findings"]
+    assert [one.tag for one in read_events(sink.writer.path)] == ["gradlab/findings/records", "gradlab/findings"]
+
+
+def texts_in(sink):
+    found = [one for one in read_events(sink.writer.path) if one.tag == "gradlab/findings"]
+    return [(one.step, one.value.item().decode()) for one in found]
+
+
+def test_findings_are_in_the_text_tab_ranked_when_it_is_flushed_and_again_where_something_is_new(sink):
+    cause = Finding(code="GL2", name="cause", sites=("a|b",), first_step=5, message="<b> is off.", remedy="Mend it.")
+    symptom = Finding(code="GL5", name="late", first_step=3, message="late.", explained_by="GL2", evidence={"x": 0.5})
+    sink.finding(replace(symptom, explained_by=None), 1.0)
+    sink.frame(make_frame(6, weight_grad_norm=[1, 1, 1]))
+    assert texts_in(sink) == []
+    sink.finding(cause, 1.0)
+    sink.finding(symptom, 1.0)
+    sink.flush()
+    sink.flush()
+    assert texts_in(sink) == [
+        (
+            6,
+            "1. **GL2 cause** (warning) since step 5 at a&#124;b: &lt;b&gt; is off. *Mend it.*\n"
+            "    - *explains* **GL5 late** (warning) since step 3: late. (x 0.5)\n",
+        )
+    ]
+    sink.finding(replace(cause, last_step=9), 1.0)
+    sink.close()
+    assert [step for step, _ in texts_in(sink)] == [6, 9]
+
+
+def test_a_log_gets_a_line_a_finding_and_another_where_it_is_worse():
+    lines = []
+    sink = FindingLog(lambda line, one: lines.append(line))
+    for severity in ("info", "info", "error", "warning"):
+        sink.finding(Finding(code="GL1", name="n", first_step=2, message="m.", remedy="r.", severity=severity), 0.0)
+    assert lines == ["info GL1 since step 2: m. r.", "error GL1 since step 2: m. r."]
 
 
 def test_a_spectrum_without_a_block_and_a_block_of_another_kind(sink):
@@ -277,12 +314,14 @@ def test_tensorboard_sees_all_that_a_sink_took(tmp_path, loader):
     sink.scalars({"end": 1}, 30, 0.0)
     sink.close()
     with opened(loader, tmp_path, {"run"}) as reader:
-        findings = reader.read("tensors", "gradlab_findings", "run", "gradlab/findings")
+        findings = reader.read("tensors", "gradlab_findings", "run", "gradlab/findings/records")
         vectors = reader.list("tensors", "gradlab")["run"]
         norms = reader.read("scalars", "scalars", "run", "gradlab/global/weight_grad.norm")
         block_steps = reader.steps("tensors", "gradlab_jacobian", "run", "gradlab/jacobian/output__wrt__input")
         picture = reader.blobs("run", "jacobian/output__wrt__input")
         card = reader.read("tensors", "text", "run", "run/card")[-1].numpy.item()
+        told = reader.read("tensors", "text", "run", "gradlab/findings")
+    assert len(told) == 1 and b"a7" in told[0].numpy.item()
     assert [[json.loads(text)["message"] for text in datum.numpy] for datum in findings] == [
         [f"a{step}", f"b{step}"] for step in range(30)
     ]

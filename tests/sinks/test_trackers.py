@@ -128,3 +128,50 @@ def test_each_row_of_wandb_has_the_numbers_of_its_step_however_short_steps_are(m
             optimizer.step()
             log({"script": step})
     assert [row["gradlab/step"] for row in rows] == [row["script"] for row in rows] == list(range(40))
+
+
+FOUND = gradlab.Finding(code="GL201", name="n", key="2: b", first_step=3, message="two softmaxes.", remedy="Drop one.")
+KEY, LINE = "gradlab/GL201/2_ b", "warning GL201 since step 3: two softmaxes. Drop one."
+
+
+def of_wandb(calls: list[Any]) -> Any:
+    return SimpleNamespace(run=SimpleNamespace(summary=SimpleNamespace(update=calls.append)), log=lambda *_, **__: None)
+
+
+def of_mlflow(calls: list[Any]) -> Any:
+    return SimpleNamespace(active_run=object, set_tag=lambda key, line: calls.append({key: line}))
+
+
+def of_trackio(calls: list[Any]) -> Any:
+    variable = SimpleNamespace(get=lambda: SimpleNamespace(_next_step=0))
+    alert = lambda title, text: calls.append({title: text})  # noqa: E731
+    return SimpleNamespace(context_vars=SimpleNamespace(current_run=variable), alert=alert)
+
+
+def of_swanlab(calls: list[Any]) -> Any:
+    log = lambda values, step: calls.append(values)  # noqa: E731
+    return SimpleNamespace(has_run=lambda: True, get_run=lambda: SimpleNamespace(), Text=str, log=log)
+
+
+def of_comet(calls: list[Any]) -> Any:
+    experiment = SimpleNamespace(curr_step=None, log_other=lambda key, line: calls.append({key: line}))
+    return SimpleNamespace(get_running_experiment=lambda: experiment)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("wandb", of_wandb),
+        ("mlflow", of_mlflow),
+        ("trackio", of_trackio),
+        ("swanlab", of_swanlab),
+        ("comet_ml", of_comet),
+    ],
+)
+def test_each_tracker_gets_one_line_a_finding(monkeypatch: pytest.MonkeyPatch, name: str, make: Any) -> None:
+    calls: list[Any] = []
+    monkeypatch.setitem(sys.modules, name, make(calls))
+    (sink,) = sinks_of_trackers()
+    sink.finding(FOUND, 0.0)
+    sink.finding(FOUND, 1.0)
+    assert calls == [{KEY: LINE}]
