@@ -165,7 +165,7 @@ def discriminator_wins(context: Context) -> Iterator[Evidence]:
 
     **What it sees.** Two losses: one with a term for real and one for generated samples, that does not reach the
     generator; one that reaches the generator through the discriminator. In forty of the last fifty backwards the first
-    was below a twentieth of what it was at the start.
+    was below a fifth of what it was at the start, while the second has risen threefold; or below a twentieth.
 
     **Why it hurts.** Where the discriminator is sure everywhere, its slope says no more how to do better.
 
@@ -176,23 +176,31 @@ def discriminator_wins(context: Context) -> Iterator[Evidence]:
 
     **How to silence it.** `--ignore GL603`.
     """
-    for discriminator, _ in _adversaries(context):
-        values = _values_of(context, discriminator)
-        if _count(discriminator, *_BOUNDED) < 2 or values is None or len(values) < 60:
+    for discriminator, generator in _adversaries(context):
+        values, others = _values_of(context, discriminator), _values_of(context, generator)
+        if (
+            _count(discriminator, *_BOUNDED) < 2
+            or values is None
+            or others is None
+            or min(len(values), len(others)) < 60
+        ):
             continue
         start, late = float(np.median(values[:3])), values[-50:]
-        share = float((late < context.limit(WON) * start).mean())
-        if start > 0 and share >= 0.8:
+        rise = float(np.median(others[-50:]) / max(abs(np.median(others[:3])), 1e-12))
+        limit = context.limit(WON) if rise > RISE else LOST
+        if start > 0 and (late < limit * start).mean() >= 0.8:
             yield Evidence(
-                message=f"the loss of the discriminator is down to {np.median(late):.2g} from {start:.2g}: it tells "
-                f"real from generated without error, and the generator's gradient says no more how to do better.",
-                numbers={"loss": float(np.median(late)), "start": start},
+                message=f"the loss of the discriminator is down to {np.median(late):.2g} from {start:.2g}, that of the "
+                f"generator {rise:.2g} times what it was: it tells real from generated without error.",
+                numbers={"loss": float(np.median(late)), "start": start, "rise": rise},
                 remedy="Slow the discriminator down (a lower learning rate, fewer steps) or regularize it (spectral "
                 "norm, gradient penalty, noise on its inputs).",
             )
 
 
-WON = 0.05
+WON, RISE, LOST = 0.2, 3.0, 0.05
+"""Shares of the discriminator's loss at the start; the first where the generator's has risen so many times.
+Healthy: 0.78 or more, and 1.4 at most; faulty: 0.004 to 0.15, and 4 to 10."""
 _BOUNDED = ("BinaryCrossEntropyWithLogits", "BinaryCrossEntropy", "Softplus", "LogSigmoid", "LogSigmoidForward")
 _LOSSES = (*_BOUNDED, "MseLoss", "NllLoss", "SmoothL1Loss", "HuberLoss", "Relu", "ClampMin", "Clamp", "Pow")
 
