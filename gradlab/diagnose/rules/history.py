@@ -61,7 +61,7 @@ def loss_spike(context: Context) -> Iterator[Evidence]:
 def diverging(context: Context) -> Iterator[Evidence]:
     """The loss grows without end.
 
-    **What it sees.** A positive loss the median of whose last twenty values is above a hundred times that of its first
+    **What it sees.** A positive loss the median of whose last twenty values is above thirty times that of its first
     ten, and above that of the twenty before; or one that was finite and is not any more. Where the loss has a target of
     numbers, the target's own size must not have grown as much.
 
@@ -89,7 +89,8 @@ def diverging(context: Context) -> Iterator[Evidence]:
             )
 
 
-GROWN = 100.0
+GROWN = 30.0
+"""Healthy: 8 at most; a loss that runs away passes any limit soon."""
 
 
 def _nan_of(series: LossSeries) -> tuple[int, str, dict[str, float]] | None:
@@ -103,7 +104,7 @@ def _nan_of(series: LossSeries) -> tuple[int, str, dict[str, float]] | None:
 
 
 def _growth_of(context: Context, series: LossSeries) -> tuple[int, str, dict[str, float]] | None:
-    """Of a loss that has grown a hundredfold and still grows: since which step."""
+    """Of a loss that has grown thirtyfold and still grows: since which step."""
     values = np.asarray(series.values, np.float64)
     values, steps = values[np.isfinite(values)], np.asarray(series.steps)[np.isfinite(values)]
     if len(values) < 50 or (values <= 0).any() or len(context.losses) > 1:
