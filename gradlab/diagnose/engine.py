@@ -44,6 +44,8 @@ class _Ignored:
             return evidence
         if self.sites == "*":
             return None
+        if not evidence.sites:  # of the whole run, and so of no site
+            return evidence
         sites = tuple(one for one in evidence.sites if not fnmatchcase(one, self.sites))
         return replace(evidence, sites=sites) if sites else None
 
