@@ -32,6 +32,7 @@ from gradlab.autograd_engine import is_in_backward
 from gradlab.diagnose.options import Diagnose
 from gradlab.distributed import own_rank, rank_in_group, world_size
 from gradlab.errors import UsageError, voices
+from gradlab.facts import loaded_parameters
 from gradlab.identity import is_among
 from gradlab.monitor.process_end import follow
 from gradlab.optimizers import parameter_ids
@@ -69,6 +70,7 @@ class Session:
     def begin(self) -> None:
         """Notice optimizers that are made, steps that they take, and the end of the process."""
         voices.append(self._print)
+        loaded_parameters.install()
         self._optimizers.install()
         register_optimizer_step_pre_hook(self._about_to_step)
         self._exit.install()

@@ -34,7 +34,9 @@ class ParameterFacts:
     is_in_model: bool
     """Whether the watched model has it in its tables."""
     is_in_plain_list: bool = False
-    """Whether its module is in a list, tuple or dict that is an attribute of a module, and so registered nowhere."""
+    """Whether it or its module is in a list, tuple or dict that is an attribute of a module, so registered nowhere."""
+    is_plain: bool = False
+    """Whether it is an attribute of a module as a tensor, and no `nn.Parameter` of it: registered nowhere either."""
     optimizers: tuple[int, ...] = ()
     """Places in `Context.optimizers` of those that have it."""
     is_reached: bool = False
@@ -43,8 +45,15 @@ class ParameterFacts:
     """Whether it has had a gradient at the end of a backward, or at a step."""
     is_changed_in_place: bool = False
     """Whether its values were written to since watching began, by whomever (its version counter)."""
+    was_trained: bool = False
+    """Whether it was trained before watching began, or loaded: written to far more often than by an initialization."""
+    was_frozen: bool = False
+    """Whether it did not require grad at an earlier look, or does not now."""
     is_at_default_init: bool | None = None
     """Whether its numbers still have the distribution of torch's default init; None where that was not looked at."""
+    looks_random: bool | None = None
+    """Whether its numbers look like independent random ones of any init, None where that was not looked at. Matrices of
+    less than 1000 numbers may do so when they are trained."""
     is_called: bool | None = None
     """Whether its module was called in a forward with gradients since it was found silent; None: not looked at."""
 
@@ -143,6 +152,21 @@ class LossTerm:
     """What it is multiplied by, in plain numbers."""
     reduction: str = ""
     """`mean` or `sum`; "" where it is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedUpdates:
+    """What two optimizers do to the parameters that both of them have, as far as both step."""
+
+    optimizers: tuple[int, int]
+    """Their places in `Context.optimizers`."""
+    parameters: tuple[str, ...]
+    num_looks: int = 0
+    """At how many looks both have stepped."""
+    num_same_gradients: int = 0
+    """At how many of them the second one used the gradients that the first one had used already."""
+    cosine: float | None = None
+    """Between their updates, over all looks: -1 where one takes back what the other does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +343,11 @@ class Context:
     masks: Sequence[MaskFacts] | None = None
     """The dropouts in the graph of an early loss; None where it could not be read."""
     optimizers: Sequence[OptimizerFacts] = ()
+    shared_updates: Sequence[SharedUpdates] = ()
+    """Of each two optimizers that have some of the same parameters, without sharing their groups."""
+    made_anew: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+    """By shape, how many different parameters of torch's default init were reached that no module has, a new one at
+    each look: those of layers that are made in the forward."""
     graphs: Sequence[LossGraph] = ()
     retained_graphs: int = 0
     """How many graphs of losses or outputs of five steps ago and before are still held."""

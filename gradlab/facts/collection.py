@@ -30,18 +30,24 @@ from gradlab.diagnose.context import (
 )
 from gradlab.distributed import world_size
 from gradlab.facts import optimizer_facts, parameter_facts
+from gradlab.facts.called_modules import CalledModules
+from gradlab.facts.distributions import Distributions
 from gradlab.facts.graph_parts import PartsReading
 from gradlab.facts.held_graphs import HeldGraphs
 from gradlab.facts.layer_inputs import GraphReading
+from gradlab.facts.loaded_parameters import loaded_among
 from gradlab.facts.loss_graph import ReadGraph, is_scalar, reaches_any, read_graph, roots_of, signature_of
 from gradlab.facts.loss_terms import terms_of
 from gradlab.facts.module_facts import ModuleModes, with_suspects
+from gradlab.facts.movement import Movement
 from gradlab.facts.numbers import Numbers
 from gradlab.facts.optimizer_facts import WatchedOptimizer, living_optimizers
-from gradlab.facts.parameter_facts import Distributions, Leaf, foreign_leaves, owners_of
+from gradlab.facts.parameter_facts import Leaf, foreign_leaves, owners_of
 from gradlab.facts.readings import ParameterReading, Parameters
+from gradlab.facts.shared_steps import SharedSteps
 from gradlab.hooks import backward_calls
 from gradlab.hooks.interpreter import must_not_record, own_ops
+from gradlab.optimizers import parameter_ids
 from gradlab.sites.names import module_names
 
 _DENSE_UNTIL, _DENSE = 200, 10
@@ -57,6 +63,8 @@ _MASKS_UNTIL = 30
 _ARRIVALS_UNTIL = 60
 _MOST_SCANS = 4
 _ACTIVATIONS = {"Softmax": (nn.Softmax, nn.Softmax2d), "LogSoftmax": (nn.LogSoftmax,), "Sigmoid": (nn.Sigmoid,)}
+_MOST_SEARCHES = 6
+"""So often it is looked for everywhere whose a parameter is that the model does not have."""
 
 
 def is_look(step: int) -> bool:
@@ -64,6 +72,11 @@ def is_look(step: int) -> bool:
     if step < _DENSE_UNTIL:
         return step in _EARLY or step % _DENSE == 0
     return step % (2 * _DENSE << (step // _DENSE_UNTIL).bit_length() - 1) == 0
+
+
+def _name_of_made(shape: tuple[int, ...]) -> str:
+    """By which the distribution of a parameter is kept that no module has."""
+    return f"(made in the forward) {shape}"
 
 
 class _Losses:
@@ -135,10 +148,16 @@ class Facts:
         self._foreign: dict[int, Leaf] = {}
         self._foreign_refs: dict[int, weakref.ref[Any]] = {}
         self._nobodys: set[int] = set()
+        self._num_searches = 0
+        self._made_anew: dict[tuple[int, ...], tuple[int, weakref.ref[Any]]] = {}
+        """By shape, how many parameters of nobody were reached so far, and the last one."""
+        self._was_frozen: set[int] = set()
         self._reached: set[int] = set()
         self._arrived: set[int] = set()
         self._versions: dict[int, int] = {}
-        self._called: dict[str, bool] = {}
+        self._called = CalledModules()
+        self._movement = Movement()
+        self._shared = SharedSteps()
         self._graphs: dict[str, LossGraph] = {}
         self._held = HeldGraphs(model)
         self._losses: dict[str, _Losses] = {}
@@ -184,6 +203,7 @@ class Facts:
         self._is_on = False
         backward_calls.ignore(self)
         self._held.detach()
+        self._called.close()
 
     def _fail(self, error: BaseException) -> None:
         self.detach()
@@ -358,15 +378,37 @@ class Facts:
         left = {
             key: one
             for key, one in graph.leaves.items()
-            if key not in self._names and key not in self._nobodys and isinstance(one, nn.Parameter)
+            if key not in self._names and key not in self._nobodys and one.dtype.is_floating_point
         }
         if left:
-            found = foreign_leaves(self._model, left.values())
-            self._nobodys |= left.keys() - found.keys()
-            for key, leaf in found.items():
-                self._foreign[key], self._names[key] = leaf, leaf.name
-                self._foreign_refs[key] = weakref.ref(left[key])
-                self._versions.setdefault(key, left[key]._version)
+            has_parameter = any(isinstance(one, nn.Parameter) for one in left.values())
+            everywhere = has_parameter and self._num_searches < _MOST_SEARCHES
+            self._num_searches += everywhere
+            found = foreign_leaves(self._model, left.values(), everywhere=everywhere)
+            self._note_foreign({key: (left[key], leaf) for key, leaf in found.items()})
+            self._note_nobodys({key: one for key, one in left.items() if key not in found})
+
+    def _note_foreign(self, found: Mapping[int, tuple[Tensor, Leaf]]) -> None:
+        """Note leaves that others have, but not attributes that are another tensor each time: an input, a state."""
+        names = {leaf.name: key for key, leaf in self._foreign.items()}
+        for key, (one, leaf) in found.items():
+            if leaf.is_plain and leaf.name in names:
+                self._nobodys |= {key, names[leaf.name]}
+                self._foreign.pop(names[leaf.name], None)
+                continue
+            self._foreign[key], self._names[key] = leaf, leaf.name
+            self._foreign_refs[key] = weakref.ref(one)
+            self._versions.setdefault(key, one._version)
+
+    def _note_nobodys(self, leaves: Mapping[int, Tensor]) -> None:
+        """Note which leaves belong to nobody; of parameters, how often there is another one of the same shape."""
+        self._nobodys |= leaves.keys()
+        made = {tuple(one.shape): one for one in leaves.values() if isinstance(one, nn.Parameter)}
+        for shape, one in made.items():
+            count, last = self._made_anew.get(shape, (0, None))
+            if last is None or last() is not one:
+                self._made_anew[shape] = count + 1, weakref.ref(one)
+                self._distributions.look({_name_of_made(shape): one}, self._numbers)
 
     def after_backward(self) -> None:
         """The backward has ended."""
@@ -406,6 +448,7 @@ class Facts:
             self._note_arrivals()
             if self._num_backwards in _BACKWARDS:
                 self._send_look(step, None)
+            self.deliver()
 
     # Steps.
 
@@ -426,6 +469,7 @@ class Facts:
         if known is None or known.optimizer is not optimizer:
             known = self._optimizers[id(optimizer)] = WatchedOptimizer(optimizer)
         known.before_update()
+        self._shared.before_update(optimizer, is_look=is_look(self._step()))
         if self._reading is not None:
             self._reading.update_begins()
             self._reading.before_update()
@@ -439,6 +483,7 @@ class Facts:
         known = self._optimizers.get(id(optimizer))
         if known is not None:
             known.after_update(self._step())
+        self._shared.after_update(optimizer, self._numbers)
         if self._reading is not None:
             self._reading.after_update()
 
@@ -507,11 +552,25 @@ class Facts:
                 look.loss_steps[signature] = [at for at, _ in losses.waiting]
                 numbers.add(("loss", signature), torch.stack([value.reshape(()) for _, value in losses.waiting]))
                 losses.waiting = []
-        frozen = {name: p for name, p in self._known().items() if not p.requires_grad}
-        if frozen:
-            self._distributions.look(frozen, numbers)
+        self._read_origins(numbers)
         numbers.send()
         self._looks.append(look)
+
+    def _read_origins(self, numbers: Numbers) -> None:
+        """Read what parameters are that no optimizer moves: frozen ones, and those that none has."""
+        known = self._known()
+        frozen = {name: p for name, p in known.items() if not p.requires_grad}
+        self._was_frozen |= {id(p) for p in frozen.values()}
+        random = self._distributions.random()
+        self._called.ask(self._model, {self._owners[id(p)][0] for name, p in frozen.items() if random.get(name)})
+        owned = parameter_ids(self._counted()) if self._num_steps else set()
+        reached = [(id(p), name, p) for name, p in known.items() if p.requires_grad and id(p) in self._reached]
+        for key, ref in self._foreign_refs.items():
+            if key in self._foreign and (one := ref()) is not None:
+                reached.append((key, self._names[key], one))
+        left = {key: (name, p) for key, name, p in reached if key not in owned}
+        self._distributions.look(frozen | dict(left.values()), numbers)
+        self._movement.look({key: p for key, (_, p) in left.items()}, numbers)
 
     def deliver(self, *, wait: bool = False) -> None:
         """Hand out the looks whose numbers have arrived."""
@@ -540,6 +599,8 @@ class Facts:
             self._losses[signature].steps.extend(steps)
             self._losses[signature].values.extend(values["loss", signature].tolist())
         self._distributions.take(values)
+        self._movement.take(values)
+        self._shared.take(values)
         if self._modes is not None:
             self._modes.take(values)
         if look.reading is not None:
@@ -595,13 +656,23 @@ class Facts:
                 reached=self._reached,
                 arrived=self._arrived,
                 versions=self._versions,
+                moved=self._movement.moved(),
+                loaded=loaded_among(known.values()),
+                frozen=self._was_frozen,
                 distributions=self._distributions.known(),
-                called=self._called,
+                random=self._distributions.random(),
+                called=self._called.known,
                 leaves=self._foreign_refs,
             ),
             modules=self._modes.facts(self._batch_norm_samples, self._batch_norms) if self._modes is not None else (),
             masks=self._masks,
             optimizers=optimizer_facts.facts_of(optimizers, self._names),
+            shared_updates=self._shared.facts([one for one, _, _ in optimizers], self._names),
+            made_anew={
+                shape: count
+                for shape, (count, _) in self._made_anew.items()
+                if self._distributions.known().get(_name_of_made(shape))
+            },
             graphs=tuple(self._graphs.values()),
             retained_graphs=self._held.num_held(step),
             retained_steps=self._held.num_steps_held(step),

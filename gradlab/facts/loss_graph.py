@@ -204,6 +204,18 @@ def input_of_layer(name: str, node: Any) -> Tensor | None:
     return saved(node, _INPUT_NAMES[name]) if name in _INPUT_NAMES else None
 
 
+def leaf_of_view(tensor: Tensor) -> Tensor | None:
+    """The leaf that requires grad and whose numbers a tensor shows: itself, or what it is a view of."""
+    if not tensor.requires_grad:
+        return None
+    node: Any = tensor.grad_fn
+    if node is None:
+        return tensor
+    while node is not None and plain_name(node.name()) in PASSES_ON and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return node.variable if node is not None and node.name() == _LEAF else None
+
+
 def _weight_of(node: Any, place: int) -> Tensor | None:
     """The leaf that is the weight of a layer's node."""
     if place >= len(node.next_functions):

@@ -7,31 +7,31 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from types import FrameType
+from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType, ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gradlab.diagnose.context import ParameterFacts
-from gradlab.facts.numbers import Numbers
-from gradlab.facts.readings import is_readable
+from gradlab.facts.loss_graph import leaf_of_view
 from gradlab.sites.names import module_names
 
 _MOST_FRAMES = 32
-_FEWEST_FOR_INIT = 64
-"""Of fewer numbers the distribution cannot be told."""
 _LIST_DEPTH = 3
+_TABLES = ("_modules", "_parameters", "_buffers")
+_TRAINED = 10
+"""What was written to so often before watching began was trained: an initialization writes one to four times."""
 
 
 class Leaf:
     """A parameter that a loss reaches, and that the model does not have. Held by its id and names only."""
 
-    def __init__(self, name: str, module: str, module_class: str, *, in_plain_list: bool) -> None:
+    def __init__(
+        self, name: str, module: str, module_class: str, *, in_plain_list: bool = False, is_plain: bool = False
+    ) -> None:
         self.name, self.module, self.module_class = name, module, module_class
-        self.in_plain_list = in_plain_list
+        self.in_plain_list, self.is_plain = in_plain_list, is_plain
 
 
 def owners_of(model: nn.Module) -> dict[int, tuple[str, str]]:
@@ -44,37 +44,39 @@ def owners_of(model: nn.Module) -> dict[int, tuple[str, str]]:
     return found
 
 
-def foreign_leaves(model: nn.Module, leaves: Iterable[Tensor]) -> dict[int, Leaf]:
+def foreign_leaves(model: nn.Module, leaves: Iterable[Tensor], *, everywhere: bool) -> dict[int, Leaf]:
     """Who owns some parameters that are not the model's, by id; those of nobody are left out.
 
-    Looked for, in this order, in lists, tuples and dicts that are attributes of the model's modules; in modules that
-    are variables of the functions under way or of the script; in any module of the process. Cost: up to 50 ms.
+    Looked for, in this order: in lists, tuples and dicts that are attributes of the model's modules, and in those
+    attributes themselves; where `everywhere`, in modules and parameters that are variables of the functions under way
+    or of the script, and in any module of the process. Cost: up to 50 ms.
     """
-    wanted = {id(one) for one in leaves if isinstance(one, nn.Parameter)}
+    wanted = {id(one): isinstance(one, nn.Parameter) for one in leaves}
     found: dict[int, Leaf] = {}
-    for module, name in module_names(model).items():
-        for key, value in vars(module).items():
-            if key not in ("_modules", "_parameters", "_buffers"):
-                prefix = f"{name}.{key}" if name else key
-                for path, inner in _modules_in(value, prefix):
-                    _take(inner, path, wanted, found, in_plain_list=True)
-    for variable, module in _variables():
-        if wanted - found.keys():
-            _take(module, variable, wanted, found, in_plain_list=False)
-            for owner, name in module_names(module).items():
-                for key, value in vars(owner).items():
-                    if key not in ("_modules", "_parameters", "_buffers"):
-                        for path, inner in _modules_in(value, ".".join(filter(None, (variable, name, key)))):
-                            _take(inner, path, wanted, found, in_plain_list=True)
-    if wanted - found.keys():
+    _take_attributes(model, "", wanted, found)
+    for variable, value in _variables() if everywhere else ():
+        if not any(is_parameter and key not in found for key, is_parameter in wanted.items()):
+            break
+        if isinstance(value, nn.Module):
+            _take(value, variable, wanted, found)
+            _take_attributes(value, variable, wanted, found)
+        elif id(value) in wanted:
+            found.setdefault(id(value), Leaf(variable, "", ""))
+    if everywhere and any(is_parameter and key not in found for key, is_parameter in wanted.items()):
         for one in gc.get_objects():
             if issubclass(type(one), nn.Module) and "_parameters" in vars(one):
-                _take(one, type(one).__name__, wanted, found, in_plain_list=False, deep=False)
+                _take(one, type(one).__name__, wanted, found, deep=False)
     return found
 
 
 def _take(
-    module: nn.Module, path: str, wanted: set[int], found: dict[int, Leaf], *, in_plain_list: bool, deep: bool = True
+    module: nn.Module,
+    path: str,
+    wanted: Mapping[int, bool],
+    found: dict[int, Leaf],
+    *,
+    in_plain_list: bool = False,
+    deep: bool = True,
 ) -> None:
     owners = module_names(module).items() if deep else [(module, "")]
     for owner, name in owners:
@@ -84,76 +86,54 @@ def _take(
                 found[id(p)] = Leaf(f"{where}.{key}", where, type(owner).__name__, in_plain_list=in_plain_list)
 
 
-def _modules_in(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, nn.Module]]:
-    """The modules in a list, tuple or dict, with the names that they would have in a ModuleList or ModuleDict."""
-    if depth > _LIST_DEPTH:
-        return
-    pairs: Iterable[tuple[Any, Any]] = ()
-    if type(value) in (list, tuple):
-        pairs = enumerate(value)
-    elif type(value) is dict:
-        pairs = value.items()
-    for key, inner in pairs:
-        if isinstance(inner, nn.Module):
-            yield f"{path}.{key}", inner
-        else:
-            yield from _modules_in(inner, f"{path}.{key}", depth + 1)
+def _take_attributes(module: nn.Module, path: str, wanted: Mapping[int, bool], found: dict[int, Leaf]) -> None:
+    """Those that are attributes of a module's modules, or in containers that are, and so in none of its tables."""
+    for owner, name in module_names(module).items():
+        where = ".".join(filter(None, (path, name)))
+        for key, value in vars(owner).items():
+            if key in _TABLES or not isinstance(value, Tensor | list | tuple | dict):
+                continue
+            for inner_path, inner in _contents(value, f"{where}.{key}" if where else key):
+                if isinstance(inner, nn.Module):
+                    _take(inner, inner_path, wanted, found, in_plain_list=True)
+                elif (leaf := leaf_of_view(inner)) is not None and id(leaf) in wanted:
+                    is_alone = inner is value
+                    one = Leaf(inner_path, where, type(owner).__name__, in_plain_list=not is_alone, is_plain=is_alone)
+                    found.setdefault(id(leaf), one)
 
 
-def _variables() -> Iterator[tuple[str, nn.Module]]:
-    """The modules that are variables of the functions under way, innermost first, then those of the script."""
+def _contents(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, nn.Module | Tensor]]:
+    """A module or tensor, or those in a list, tuple or dict, with the names that registering would give them."""
+    if isinstance(value, nn.Module | Tensor):
+        yield path, value
+    elif depth <= _LIST_DEPTH:
+        if type(value) in (list, tuple):
+            for place, inner in enumerate(value):
+                yield from _contents(inner, f"{path}.{place}", depth + 1)
+        elif type(value) is dict:
+            for key, inner in value.items():
+                yield from _contents(inner, f"{path}.{key}", depth + 1)
+
+
+def _variables() -> Iterator[tuple[str, nn.Module | Tensor]]:
+    """The modules and parameters that are variables of the functions under way, innermost first, then of the script.
+
+    Those in lists, and those that are attributes of objects, count as variables.
+    """
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_MOST_FRAMES):
         if frame is None:
             break
         if not frame.f_globals.get("__name__", "").startswith(("gradlab.", "torch.")):
             for name, value in list(frame.f_locals.items()):
-                if isinstance(value, nn.Module):
-                    yield name, value
-                elif isinstance(value, list | tuple | dict):
-                    yield from _modules_in(value, name)
+                yield from _contents(value, name)
+                own = getattr(value, "__dict__", None)
+                if type(own) is dict and not isinstance(value, nn.Module | Tensor | ModuleType | type):
+                    for key, inner in list(own.items()):
+                        yield from _contents(inner, key)
         frame = frame.f_back
     for name, value in list(vars(sys.modules["__main__"]).items()):
-        if isinstance(value, nn.Module):
-            yield name, value
-
-
-class Distributions:
-    """Whether matrices still have the distribution of torch's default init, read once, some steps later.
-
-    `nn.Linear` and convolutions draw from U(-b, b) with b = 1 / sqrt(fan_in): the largest magnitude is b, and the
-    kurtosis is 1.8. After a hundred steps of training neither holds.
-    """
-
-    def __init__(self) -> None:
-        self._pending: dict[str, tuple[int, int]] = {}
-        self._known: dict[str, bool] = {}
-
-    def look(self, parameters: Mapping[str, Tensor], numbers: Numbers) -> None:
-        """Begin to read these, as far as they are not known yet."""
-        for name, p in parameters.items():
-            if name in self._known or name in self._pending or not is_readable(p):
-                continue
-            if p.dim() < 2 or p.numel() < _FEWEST_FOR_INIT:
-                continue
-            values = p.detach().to(torch.float32)
-            squares = values.square()
-            kurtosis = squares.square().mean() / squares.mean().square()
-            numbers.add(("init", name), torch.stack([values.abs().amax(), kurtosis]))
-            self._pending[name] = (p[0].numel(), p.numel())
-
-    def take(self, values: Mapping[Hashable, np.ndarray]) -> None:
-        """Numbers of a look have arrived."""
-        for name, (fan_in, numel) in list(self._pending.items()):
-            if (found := values.get(("init", name))) is not None:
-                reach = found[0] * np.sqrt(fan_in)
-                is_uniform = abs(found[1] - 1.8) < 4 * 1.6 / np.sqrt(numel) + 0.02
-                self._known[name] = bool(is_uniform and 1 - 12 / numel - 0.005 <= reach <= 1.001)
-                del self._pending[name]
-
-    def known(self) -> Mapping[str, bool]:
-        """By name, as far as it is known."""
-        return self._known
+        yield from _contents(value, name)
 
 
 def facts_of(
@@ -165,7 +145,11 @@ def facts_of(
     reached: set[int],
     arrived: set[int],
     versions: Mapping[int, int],
+    moved: set[int],
+    loaded: set[int],
+    frozen: set[int],
     distributions: Mapping[str, bool],
+    random: Mapping[str, bool],
     called: Mapping[str, bool],
     leaves: Mapping[int, Any],
 ) -> tuple[ParameterFacts, ...]:
@@ -179,49 +163,41 @@ def facts_of(
         reached: ids of those that a backward reaches.
         arrived: ids of those that have had a gradient.
         versions: by id, the version counter when watching began.
+        moved: ids of those whose values have changed, as far as that was looked at.
+        loaded: ids of those that a state was loaded into.
+        frozen: ids of those that did not require grad at some look.
         distributions: by name, whether it is still as torch initialises it.
+        random: by name, whether it looks like independent random numbers.
         called: by module, whether it was called.
         leaves: weak references to those that are not the model's, by id.
     """
-    found = []
-    for name, p in names.items():
-        module, module_class = owners.get(id(p), ("", ""))
-        found.append(
-            ParameterFacts(
-                name=name,
-                module=module,
-                module_class=module_class,
-                shape=_shape(p),
-                requires_grad=p.requires_grad,
-                is_in_model=True,
-                optimizers=optimizers.get(id(p), ()),
-                is_reached=id(p) in reached,
-                has_gradient_arrived=id(p) in arrived,
-                is_changed_in_place=p._version != versions.get(id(p), p._version),
-                is_at_default_init=distributions.get(name),
-                is_called=called.get(module),
-            )
-        )
+    everything: list[tuple[str, Any, str, str, Leaf | None]]
+    everything = [(name, p, *owners.get(id(p), ("", "")), None) for name, p in names.items()]
     for key, leaf in foreign.items():
-        p = leaves[key]()
-        if p is not None:
-            found.append(
-                ParameterFacts(
-                    name=leaf.name,
-                    module=leaf.module,
-                    module_class=leaf.module_class,
-                    shape=_shape(p),
-                    requires_grad=p.requires_grad,
-                    is_in_model=False,
-                    is_in_plain_list=leaf.in_plain_list,
-                    optimizers=optimizers.get(key, ()),
-                    is_reached=key in reached,
-                    has_gradient_arrived=key in arrived,
-                    is_changed_in_place=p._version != versions.get(key, p._version),
-                    is_at_default_init=distributions.get(leaf.name),
-                )
-            )
-    return tuple(found)
+        if (p := leaves[key]()) is not None:
+            everything.append((leaf.name, p, leaf.module, leaf.module_class, leaf))
+    return tuple(
+        ParameterFacts(
+            name=name,
+            module=module,
+            module_class=module_class,
+            shape=_shape(p),
+            requires_grad=p.requires_grad,
+            is_in_model=leaf is None,
+            is_in_plain_list=leaf is not None and leaf.in_plain_list,
+            is_plain=leaf is not None and leaf.is_plain,
+            optimizers=optimizers.get(id(p), ()),
+            is_reached=id(p) in reached,
+            has_gradient_arrived=id(p) in arrived,
+            is_changed_in_place=p._version != versions.get(id(p), p._version) or id(p) in moved,
+            was_trained=versions.get(id(p), 0) >= _TRAINED or id(p) in loaded,
+            was_frozen=id(p) in frozen,
+            is_at_default_init=distributions.get(name),
+            looks_random=random.get(name),
+            is_called=called.get(module),
+        )
+        for name, p, module, module_class, leaf in everything
+    )
 
 
 def _shape(p: Tensor) -> tuple[int, ...]:

@@ -157,7 +157,7 @@ class ParameterReading:
     def _sample(self, name: str, tensors: Sequence[tuple[int, Tensor]]) -> None:
         for place, x in tensors:
             if x.is_contiguous():
-                self._numbers.add(("sample", name, place), x.view(-1)[_places(x.numel(), x.device)])
+                self._numbers.add(("sample", name, place), x.view(-1)[places_of(x.numel(), x.device)])
 
 
 def is_readable(p: Tensor) -> bool:
@@ -194,7 +194,7 @@ def _rms(x: Tensor) -> Tensor:
 _known_places: dict[tuple[int, torch.device], Tensor] = {}
 
 
-def _places(numel: int, device: torch.device) -> Tensor:
+def places_of(numel: int, device: torch.device) -> Tensor:
     """[PLACES] int64: the same for each matrix of a size, by a generator of its own."""
     known = _known_places.get((numel, device))
     if known is None:

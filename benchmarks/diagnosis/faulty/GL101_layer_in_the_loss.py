@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 EXPECTS = "GL101"
-PLACE = {"mlp": "decoder", "conv": "decoder", "gru": "decoder"}
+PLACE = {"mlp": "criterion.decoder", "conv": "criterion.decoder", "gru": "criterion.decoder"}
 
 args = arguments(list(PLACE), steps=300)
 

@@ -12,7 +12,7 @@ EXPECTS = "GL101"
 PLACE = {
     "gru": "encoder.gru.weight_ih_l0",
     "transformer": "encoder.layer.self_attn.in_proj_weight",
-    "mlp": "encoder.0.up",
+    "mlp": "encoder.0.down",
 }
 
 args = arguments(list(PLACE))

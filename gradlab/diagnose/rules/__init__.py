@@ -5,7 +5,8 @@ gradients.py not reset, not arriving, cut in time ·
 optimization.py the size of a step ·
 data.py what goes into the model, and its target · families.py attention, experts, adversaries, embeddings ·
 history.py the loss against its past ·
-units.py dead, zero or alike · outputs.py constant outputs.
+units.py dead, zero or alike · outputs.py constant outputs ·
+wiring.py what is trained by none, by two, by one that never steps.
 
 A rule is a function from a `Context` to evidence (`registry.rule`). It sees no tensors and puts on no hooks.
 """
@@ -23,6 +24,7 @@ from gradlab.diagnose.rules import (
     ranks,
     signal,
     units,
+    wiring,
 )
 
 __all__ = [
@@ -38,4 +40,5 @@ __all__ = [
     "ranks",
     "signal",
     "units",
+    "wiring",
 ]
