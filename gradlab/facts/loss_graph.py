@@ -25,9 +25,7 @@ PASSES_ON = frozenset(
 _ZERO_GRADIENT = frozenset("Round Sign Floor Ceil Trunc Sgn".split())
 """Functions whose gradient is zero wherever it exists."""
 _LEAF = "torch::autograd::AccumulateGrad"
-_DOUBLE = frozenset(
-    "LogSoftmax NllLoss NllLoss2D BinaryCrossEntropyWithLogits BinaryCrossEntropy KlDiv Softmax".split()
-)
+_DOUBLE = frozenset("LogSoftmax NllLoss NllLoss2D BinaryCrossEntropyWithLogits BinaryCrossEntropy Softmax".split())
 """Functions whose input must not have gone through a softmax or a sigmoid, or not through two."""
 _TWICE = {"BinaryCrossEntropy": "Sigmoid"}
 """Of a function that takes probabilities: the activation that must not be applied twice before it."""

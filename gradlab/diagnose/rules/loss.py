@@ -31,10 +31,6 @@ _SENTENCES = {
         "nll_loss is given the outputs of a sigmoid{place} where it expects logarithms of probabilities",
         "Use cross_entropy on the outputs from before the sigmoid.",
     ),
-    ("KlDiv", "Softmax"): (
-        "kl_div is given probabilities of a softmax{place} where it expects their logarithms",
-        "Use log_softmax in place of softmax.",
-    ),
     ("BinaryCrossEntropyWithLogits", "Sigmoid"): (
         "the outputs go through a sigmoid{place}, and then through the sigmoid that binary_cross_entropy_with_logits "
         "applies itself",
@@ -63,7 +59,7 @@ def double_softmax(context: Context) -> Iterator[Evidence]:
     """A softmax or sigmoid before a loss function that applies its own.
 
     **What it sees.** The graph of the loss: a softmax whose result goes, through nothing but other shapes, bounds or a
-    small number that is added, into log_softmax, nll_loss, kl_div or a second softmax; a sigmoid that goes into
+    small number that is added, into log_softmax, nll_loss or a second softmax; a sigmoid that goes into
     binary_cross_entropy_with_logits, or a second one before binary_cross_entropy. Its place is the module that applies
     it, or that of the layer before it.
 
