@@ -152,3 +152,14 @@ def test_accelerate(kind: str) -> None:
     bare, its_losses = train(None)
     assert losses == its_losses and all(torch.equal(a, b) for a, b in zip(weights, bare, strict=True))
     agree(numbers(sink.frames))
+
+
+def test_a_finding_is_a_line_in_the_log_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradlab.integrations import huggingface
+
+    lines: list[tuple[str, str]] = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(huggingface._log, level, lambda *args, at=level: lines.append((at, args[0] % args[1:])))
+    for severity in ("info", "error"):
+        huggingface._log_line("it is so.", gradlab.Finding(name="n", first_step=0, message="m", severity=severity))
+    assert lines == [("info", "gradlab: it is so."), ("warning", "gradlab: it is so.")]
