@@ -28,7 +28,7 @@ import torch
 from torch.utils._device import DeviceContext
 
 from gradlab.autograd_engine import functorch_level
-from gradlab.hooks import mute
+from gradlab.hooks import mute, own_ranges
 
 _is_compiling = torch.compiler.is_compiling
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
@@ -130,12 +130,15 @@ class outside_modes:
 class own_ops:
     """`with own_ops():` runs ops of gradlab's own, such as reductions: no mode sees them, and they build no graph.
 
-    Cost: half a microsecond, where there are no modes.
+    In a profile window they have a range of their own. Cost: half a microsecond, where there are no modes.
     """
 
-    __slots__ = ("_dispatch", "_grad", "_no_function")
+    __slots__ = ("_dispatch", "_grad", "_no_function", "_range")
 
     def __enter__(self) -> None:
+        self._range = None if own_ranges.make is None else own_ranges.make(own_ranges.OWN_WORK)
+        if self._range is not None:
+            self._range.__enter__()
         count = num_dispatch_modes()
         self._dispatch: Sequence[Any] = [_pop_dispatch_mode(None) for _ in range(count)] if count else ()
         self._no_function = without_torch_function()
@@ -148,3 +151,5 @@ class own_ops:
         self._no_function.__exit__(None, None, None)
         for mode in reversed(self._dispatch):
             _push_dispatch_mode(mode)
+        if self._range is not None:
+            self._range.__exit__(None, None, None)

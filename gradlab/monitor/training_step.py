@@ -24,6 +24,7 @@ from gradlab.facts.collection import Facts
 from gradlab.finding import Finding
 from gradlab.hooks.call_hooks import Hook
 from gradlab.hooks.interpreter import must_not_record, outside_modes, own_ops
+from gradlab.hooks.own_ranges import own_range
 from gradlab.jacobians.options import DepthGrowth, Measurement, Sharpness
 from gradlab.monitor.delivery import Delivery, Pending
 from gradlab.monitor.lifetime import WayBack
@@ -305,11 +306,12 @@ class TrainingStep:
             self.engine.report_unmatched(taken.plan)
 
     def _between_steps(self, ended: int) -> None:
-        self.delivery.deliver(hurry=self.delivery.is_prompt)
-        if self.jacobians is not None:
-            self.jacobians.end(ended)
-            if self.steps.is_attached:
-                self.jacobians.begin(self.number)
+        with own_range():  # not around the profiler, which may end its window inside
+            self.delivery.deliver(hurry=self.delivery.is_prompt)
+            if self.jacobians is not None:
+                self.jacobians.end(ended)
+                if self.steps.is_attached:
+                    self.jacobians.begin(self.number)
         if self._unit == "batch":
             return
         if self.performance is not None:

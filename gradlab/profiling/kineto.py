@@ -34,6 +34,7 @@ def read_window(recorded: RecordedWindow) -> WindowEvents:
         memory_before=recorded.memory_before,
         memory_after=recorded.memory_after,
         expects_kernels=recorded.expects_kernels,
+        num_parameters=recorded.num_parameters,
         device_name=device_name,
         torch_version=torch.__version__,
     )

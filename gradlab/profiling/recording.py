@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradlab.errors import without_warnings
+from gradlab.hooks import own_ranges
 from gradlab.perf.devices import device_of
 from gradlab.profiling.analysis.events import DATA_WAIT, STEP, STEP_BODY, PersistentMemory, ProfiledModule
 from gradlab.profiling.options import Profile
@@ -42,6 +43,8 @@ class RecordedWindow:
     """The persistent memory when it ended."""
     expects_kernels: bool = False
     """Whether the model is on a device whose kernels torch.profiler can record."""
+    num_parameters: int | None = None
+    """How many numbers the model's parameters hold; None without a model."""
 
 
 def someone_else_is_profiling() -> bool:
@@ -89,6 +92,7 @@ class Recording:
         self._memory_before = self._persistent_memory()
         self._profiler.start_trace()
         self.started = True
+        own_ranges.make = Range
 
     def begin_step(self, step: int, *, waits_for_data: bool) -> None:
         """A step begins, and its wait for data with it if `data_ready` will be called to end that."""
@@ -128,6 +132,7 @@ class Recording:
             memory_before=self._memory_before,
             memory_after=self._persistent_memory(),
             expects_kernels=self._model is not None and device_of(self._model).type == "cuda",
+            num_parameters=None if self._model is None else sum(p.numel() for p in self._model.parameters()),
         )
 
     def discard(self) -> None:
@@ -148,6 +153,7 @@ class Recording:
         return persistent_memory(self._model, self._optimizers()) if self._with_memory else {}
 
     def _close_ranges(self) -> None:
+        own_ranges.make = None
         try:
             self._exit_all()
         finally:

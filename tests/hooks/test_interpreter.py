@@ -43,6 +43,7 @@ ENTRY_POINTS = {
     "jacobians/retained_grads.py:RetainGradWatcher": "jacobians/retained_grads.py:RetainGradWatcher.enter()",
     "lightning/phases.py:PhaseActions.attach": NO_TENSOR,
     "monitor/training_step.py:TrainingStep.attach": "monitor/training_step.py:TakeProbe.__call__()",
+    "monitor/training_step.py:TrainingStep.measure_once": "monitor/training_step.py:TakeProbe.__call__()",
     "monitor/training_step.py:TakeProbe": "monitor/training_step.py:TakeProbe.__call__()",
     "monitor/lifetime.py:Owner": NO_TENSOR,
     "monitor/lifetime.py:Owner.__init__": NO_TENSOR,

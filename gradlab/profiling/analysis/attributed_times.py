@@ -103,6 +103,14 @@ class AttributedTimes:
     """How much of `span` at least one collective was under way, on the device or in a thread of the host."""
     outside_operators: int = 0
     """Host time in no operator and not waiting for data: Python, the autograd engine, other waits."""
+    own_spans: list[Span] = field(default_factory=list)
+    """When gradlab's own hooks worked, in order of time; their operators are in no other number but `other`."""
+    own: int = 0
+    """How much of the recorded steps that was."""
+    own_idle: int = 0
+    """How much of `span` the device was idle while they did."""
+    own_device: int = 0
+    """How much of `span` the device ran kernels of theirs and no others."""
 
     @property
     def idle_by_cause(self) -> Counter[Cause]:

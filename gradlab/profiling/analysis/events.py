@@ -17,6 +17,9 @@ UNFINISHED_STEP = "unfinished step "
 STEP_BODY = "[pl][profile]train_step"
 DATA_WAIT = "enumerate(DataLoader)#gradlab.__next__"
 
+OWN_WORK = "gradlab: own work"
+"""The range around whatever gradlab's hooks do, as `gradlab.hooks.own_ranges` names it."""
+
 Span = tuple[int, int]
 """From when to when, nanoseconds."""
 
@@ -95,6 +98,8 @@ class WindowEvents:
     """The persistent memory when recording ended."""
     expects_kernels: bool = False
     """Whether the model is on a device whose kernels torch.profiler can record."""
+    num_parameters: int | None = None
+    """How many numbers the model's parameters hold; None where that is not known."""
     device_name: str | None = None
     """Of the CUDA device, where there is one."""
     torch_version: str = ""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from gradlab.perf.phases import Phase
 from gradlab.profiling.analysis.attributed_times import TRACED_PHASES, AttributedTimes, ModuleCall, Owner, StepSpan
-from gradlab.profiling.analysis.events import DATA_WAIT, STEP, STEP_BODY, Event, ProfiledModule, Span
+from gradlab.profiling.analysis.events import DATA_WAIT, OWN_WORK, STEP, STEP_BODY, Event, ProfiledModule, Span
 from gradlab.profiling.analysis.kernels import HOST_COLLECTIVES
 
 _BACKWARD = "autograd::engine::evaluate_function: "
@@ -26,10 +26,11 @@ _SHORT_NS = 5_000
 
 
 class Launcher(NamedTuple):
-    """The operator that launched a kernel, and its owner."""
+    """The operator that launched a kernel, its owner, and whether it is gradlab's own work."""
 
     owner: Owner
     operator: str
+    is_own: bool = False
 
 
 class HostTimeline:
@@ -65,7 +66,7 @@ class HostTimeline:
             self._close_until(event.start)
             opened = self._push(event, self._owner(event))
             if keep_launchers and event.correlation and opened.step is not None:
-                self.launchers[event.correlation] = Launcher(opened.owner, event.name)
+                self.launchers[event.correlation] = Launcher(opened.owner, event.name, opened.is_own)
         self._close_until(None)
 
     def _push(self, event: Event, owner: Owner) -> _OpenEvent:
@@ -74,14 +75,19 @@ class HostTimeline:
         step = self._steps.get(event.name, around.step if around is not None else None)
         # The backward may run on a thread of its own while the training thread waits: cut to what is around it, the
         # two are one timeline.
-        opened = _OpenEvent(event, event.end if around is None else min(event.end, around.end), owner, step)
+        is_own = event.name == OWN_WORK or (around is not None and around.is_own)
+        end = event.end if around is None else min(event.end, around.end)
+        opened = _OpenEvent(event, end, Owner("other") if is_own else owner, step, is_own=is_own)
         if event.name in self._steps:
             self._open_step(opened, self._steps[event.name])
         if around is not None:
             self._nest(opened, around)
-        if owner.phase != "forward":
+        if is_own and step is not None and not (around is not None and around.is_own):
+            self.times.own_spans.append((event.start, opened.end))
+            self.times.own += opened.end - event.start
+        if opened.owner.phase != "forward":
             self._note_span(opened, around.owner.phase if around is not None else None)
-        if step is not None and event.name in self._modules and owner.phase == "forward":
+        if step is not None and event.name in self._modules and opened.owner.phase == "forward":
             self.times.calls.append(ModuleCall(event.name, event.start, opened.end))
         self._stack.append(opened)
         return opened
@@ -107,7 +113,8 @@ class HostTimeline:
         elif around.owner.phase == "optimizer" and opened.owner.phase in ("forward", "backward"):
             self._credit_gap(Owner("other"), gap, around)  # a closure of the optimizer that runs the whole step
         around.children_ns += opened.end - opened.event.start
-        around.reached, around.follows_node = opened.end, is_node
+        around.reached = opened.end
+        around.follows_node = is_node or (opened.is_own and around.follows_node)
 
     def _credit_gap(self, owner: Owner, gap: int, around: _OpenEvent) -> None:
         around.children_ns += gap
@@ -125,6 +132,8 @@ class HostTimeline:
             return
         own = opened.end - opened.event.start - opened.children_ns
         self._credit(opened.owner, own, opened.step)
+        if opened.is_own:
+            return
         if _is_operator(opened.event.name):
             operator = self.times.operators[opened.event.name]
             operator.calls += 1
@@ -189,10 +198,10 @@ class HostTimeline:
 class _OpenEvent:
     """An event that has begun and not ended at the instant that the pass has reached."""
 
-    __slots__ = ("children_ns", "end", "event", "follows_node", "owner", "reached", "step")
+    __slots__ = ("children_ns", "end", "event", "follows_node", "is_own", "owner", "reached", "step")
 
-    def __init__(self, event: Event, end: int, owner: Owner, step: int | None) -> None:
-        self.event, self.end, self.owner, self.step = event, end, owner, step
+    def __init__(self, event: Event, end: int, owner: Owner, step: int | None, *, is_own: bool) -> None:
+        self.event, self.end, self.owner, self.step, self.is_own = event, end, owner, step, is_own
         self.children_ns = 0
         self.reached = event.start  # where its last child ended
         self.follows_node = False  # whether that child was a backward node

@@ -80,8 +80,9 @@ def _describe(
         "device": _device(attributed, window),
         "memory": _memory(peak),
         "collectives_ms": _ms(attributed.collectives, num_steps),
+        "gradlab_ms": _ms(attributed.own, num_steps),
         "ranks": None,
-        "verdict": _verdict(attributed, mean),
+        "verdict": _verdict(attributed, mean, window.num_parameters),
         "notes": [],
     }
 
@@ -215,19 +216,28 @@ def _memory(peak: PeakMemory | None) -> dict[str, Any] | None:
     }
 
 
-def _verdict(attributed: AttributedTimes, mean: Mapping[str, float]) -> dict[str, Any]:
-    computing = max(mean["ms"] - mean["data_ms"], 1e-9)
+def _verdict(attributed: AttributedTimes, mean: Mapping[str, float], num_parameters: int | None) -> dict[str, Any]:
+    own_ms = _ms(attributed.own, len(attributed.steps))
+    theirs_ms = max(mean["ms"] - own_ms, 1e-9)  # without what gradlab does in a step
     on_device = bool(attributed.device)
     idle = attributed.idle_by_cause
     shares = Shares(
-        data=mean["data_ms"] / mean["ms"],
-        overhead=_ms(attributed.overhead, len(attributed.steps)) / computing,
-        device_busy=_share_of_span(attributed.device_busy, attributed) if on_device else None,
+        data=min(1.0, mean["data_ms"] / theirs_ms),
+        overhead=_ms(attributed.overhead, len(attributed.steps)) / max(theirs_ms - mean["data_ms"], 1e-9),
+        device_busy=_share_of_theirs(attributed.device_busy - attributed.own_device, attributed) if on_device else None,
         dense=_dense_share(attributed),
         sync=idle["sync"] / idle.total() if on_device and idle.total() else None,
-        communication=_share_of_span(attributed.exposed_collectives, attributed) if on_device else None,
+        communication=_share_of_theirs(attributed.exposed_collectives, attributed) if on_device else None,
+        gradlab=own_ms / mean["ms"],
     )
-    return judge(shares, step_ms=mean["ms"], largest=_largest_part(attributed)).record(asdict(shares))
+    found = judge(shares, step_ms=theirs_ms, largest=_largest_part(attributed), num_parameters=num_parameters)
+    return found.record(asdict(shares))
+
+
+def _share_of_theirs(nanoseconds: int, attributed: AttributedTimes) -> float:
+    """A share of the span without the time in which the device did gradlab's work or waited for it."""
+    start, end = attributed.span
+    return nanoseconds / max(1, end - start - attributed.own_device - attributed.own_idle)
 
 
 def _dense_share(attributed: AttributedTimes) -> float | None:
