@@ -361,8 +361,9 @@ class Context:
     """Of the last batches that were looked at, the newest last."""
     readings: History = field(default_factory=History)
     """Numbers of parameters: `weight.norm`, `weight_grad.norm`, `weight_grad.norm@clipped`, `update.norm`,
-    `weight_grad.zero_rows` (share of rows without gradient), `weight.equal_rows` (spread of rows by their rms),
-    `weight_grad.tiny` (of what is used in float16: share of gradients that are zero or have lost digits there)."""
+    `weight_grad.zero_rows` (share of rows without gradient), `weight.equal_rows` (how far a row is from the next one,
+    by the rms, as a median), `weight_grad.tiny` (of what is used in float16: share of gradients that are zero or have
+    lost digits there)."""
     samples: History = field(default_factory=History)
     """Numbers at a few fixed places of some matrices, [looks, matrices, places]: `weight`, `weight_grad`, `update`."""
     rows: History = field(default_factory=History)

@@ -79,7 +79,7 @@ class ParameterReading:
             for place, p in values:
                 if p.dim() > 1 and len(p) > 1:
                     rows = p.flatten(1)[:, :_MOST_COLUMNS]
-                    self._add("weight.equal_rows", place, (rows - rows[:1]).abs().amax() / _rms(rows))
+                    self._add("weight.equal_rows", place, (rows[1:] - rows[:-1]).abs().amax(1).median() / _rms(rows))
         self._before = [p.clone() for _, p in values]
 
     def after_update(self) -> None:

@@ -12,8 +12,8 @@ from gradlab.diagnose.registry import Evidence, rule
 
 _LOOKS = 5
 """In so many looks in a row outputs must be constant."""
-_SETTLED = 5
-"""A head of zeros gives the same for every input before its first step."""
+_SETTLED = 40
+"""Before this step a slow start may look so: a head of zeros, a deep plain net."""
 _STEPS = 80
 """So many losses are looked at."""
 _NAMES = {"Softmax": "softmax", "LogSoftmax": "log_softmax (or cross_entropy)"}
@@ -26,14 +26,15 @@ def constant_output(context: Context) -> Iterator[Evidence]:
 
     **What it sees.** A softmax over a dimension that holds one number, right before the loss: its result is 1 whatever
     goes in. Otherwise the predictions that the loss has got: over a batch they differ by less than a ten-thousandth of
-    their size, in five looks in a row after the first steps.
+    their size, in five looks in a row after 40 steps.
 
     **Why it hurts.** The loss can reach no more than what the best constant gives: log 2 for two classes.
 
     **What to do.** Of one output unit take the sigmoid, with binary_cross_entropy_with_logits. Otherwise look for what
     cuts the input off: dead units, a vanishing signal, an input that is overwritten or multiplied by zero.
 
-    **What looks like it and is healthy.** A head of zeros, before its first step. Most often it is the symptom of
+    **What looks like it and is healthy.** A head of zeros before its first step, the first steps of a deep
+    net. Most often it is the symptom of
     another finding, under which it is then told.
     """
     for graph in context.graphs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,21 +13,22 @@ from gradlab.frame import Frame
 
 ZERO_FRAMES = 3
 """In so many logged steps in a row a gradient must be exactly zero before there is a finding."""
-_LOOKS = 5
+_LOOKS = 6
 """In so many looks a signal must be lost."""
 _HOPS = 3
 """Growth from layer to layer is told of so many layers or more."""
 _METRICS = ("output_grad.norm", "weight_grad.norm")
 
 
-# GL402. What a layer's output gets as gradient, by what that of the last layer gets: faulty up to 1e-9, healthy from
-# 3e-4 on.
-@rule("GL402", "vanishing-gradient", certainty="scale-free", explains=("GL302", "GL501", "GL502"))
+# GL402. What a layer's output gets as gradient, by what that of the last layer gets, as a geometric mean over the first
+# 20 steps or more: faulty 1e-11 to 2e-6, healthy from 1e-3 on; deep nets of default init, which learn late, from 2e-5.
+@rule("GL402", "vanishing-gradient", certainty="scale-free", explains=("GL302", "GL407", "GL501", "GL502"))
 def vanishing_gradient(context: Context) -> Iterator[Evidence]:
     """The gradient is lost on its way from the loss to the first layers.
 
     **What it sees.** The gradient that arrives at the output of each layer, estimated from that of its weight and from
-    its input: in the first five looks and more, that of an early layer is less than a ten-thousandth of the last one's.
+    its input: over 20 steps or more, that of an early layer is less than a hundred-thousandth of the last one's, as a
+    geometric mean.
 
     **Why it hurts.** Nothing tells the first layers what to do, and what they make of the input is lost in the same
     way on its way forward: the output hardly depends on the input.
@@ -47,8 +49,8 @@ def vanishing_gradient(context: Context) -> Iterator[Evidence]:
     share[~np.isfinite(share) | (share == 0)] = np.nan
     known = (~np.isnan(share)).sum(0) >= _LOOKS
     middle = np.full(len(sites), np.nan)
-    middle[known] = np.nanmedian(share[-20:, known], axis=0)
-    lost = np.flatnonzero(middle < context.limit(1e-4))
+    middle[known] = np.exp(np.nanmean(np.log(share[-20:, known]), axis=0))
+    lost = np.flatnonzero(middle < context.limit(1e-5))
     if not len(lost):
         return
     place = int(lost[np.argmin(middle[lost])])
@@ -56,7 +58,7 @@ def vanishing_gradient(context: Context) -> Iterator[Evidence]:
     yield Evidence(
         sites=tuple(sites[one] for one in sorted(lost, key=lambda one: middle[one])),
         message=f"the gradient shrinks {1 / middle[place]:.0e} times from {last} back to {first}: its outputs get "
-        f"{middle[place]:.1e} of what the last layer's get ({len(lost)} of {len(sites)} layers get less than 1e-4).",
+        f"{middle[place]:.1e} of what the last layer's get ({len(lost)} of {len(sites)} layers get as little).",
         numbers={"share of the gradient": float(middle[place]), "layers": float(len(lost))},
         remedy="Scale the init to width and activation (Xavier for tanh, He for ReLU), or put norms or residual sums "
         "between the layers.",
@@ -84,7 +86,8 @@ def _arriving(context: Context) -> tuple[np.ndarray, list[str], np.ndarray]:
     return np.stack(columns, 1), [site for _, site in order], steps
 
 
-# GL405. Growth of the rms from layer to layer at the first step: faulty 3e4 to 3e5, healthy up to 20.
+# GL405. Growth of the rms over three layers or more, each larger than the one before, at the first step: faulty 3e4 to
+# 3e5; healthy none (between any two layers up to 6).
 @rule(
     "GL405",
     "exploding-signal",
@@ -95,8 +98,9 @@ def _arriving(context: Context) -> tuple[np.ndarray, list[str], np.ndarray]:
 def exploding_signal(context: Context) -> Iterator[Evidence]:
     """The signal grows from layer to layer, from the init on.
 
-    **What it sees.** The inputs of the layers at the first step: their root mean square grows a thousandfold over three
-    layers or more. The same for one layer that a forward calls again and again, as in a recurrent network.
+    **What it sees.** The inputs of the layers, and the output of the model, at the first step: their root mean square
+    grows a hundredfold over three layers or more, each time by some; a thousandfold is an error. The same for one layer
+    that a forward calls again and again, as in a recurrent network.
 
     **Why it hurts.** The first losses are astronomic, and so are their gradients: the optimizer spends its steps on
     undoing the init, or makes NaN of the weights.
@@ -109,29 +113,61 @@ def exploding_signal(context: Context) -> Iterator[Evidence]:
     """
     if not len(context.inputs) or context.inputs.steps[0] > 2:
         return
-    rms = context.inputs["rms"][0]
+    rms = np.append(context.inputs["rms"][0], _output(context))
     begin, end, growth = _growth(rms)
-    sites, limit = context.inputs.sites, context.limit(1e3)
+    sites, limit = context.inputs.sites, context.limit(1e2)
     if growth > limit:
         hops = end - begin
+        where = f"that of {_module(sites[end])}" if end < len(sites) else "the output of the model"
         yield Evidence(
             sites=tuple(sites[begin:end]),
             message=f"the signal grows {growth:.1e} times over {hops} layers at the first step, about "
             f"{growth ** (1 / hops):.2g} times a layer: the input of {_module(sites[begin])} has an rms of "
-            f"{rms[begin]:.2g}, that of {_module(sites[end])} one of {rms[end]:.2g}.",
+            f"{rms[begin]:.2g}, {where} one of {rms[end]:.2g}.",
             numbers={"growth": growth, "layers": float(hops)},
             remedy="Divide the standard deviation of the init by the square root of the fan-in (Xavier, He), or put "
             "norms between the layers.",
+            severity="error" if growth > 1e3 else "warning",
             first_step=0,
         )
         return
-    yield from _growth_over_calls(context, limit)
+    yield from _growth_over_calls(context, 10 * limit)
+    yield from _growth_backwards(context)
+
+
+def _growth_backwards(context: Context) -> Iterator[Evidence]:
+    """Gradients that grow on their way back, where the signal is kept from growing by saturation or norms."""
+    arriving, sites, _ = _arriving(context)
+    if len(arriving) < 2:
+        return
+    (begin, end, growth), (_, _, again) = _growth(arriving[0, ::-1]), _growth(arriving[1, ::-1])
+    if min(growth, again) > 1e3:
+        first, last = sites[len(sites) - 1 - end], sites[len(sites) - 1 - begin]
+        yield Evidence(
+            sites=(first,),
+            message=f"the gradient grows {growth:.1e} times over {end - begin} layers on its way back at the first "
+            f"step, from {_module(last)} to {_module(first)}.",
+            numbers={"growth": growth, "layers": float(end - begin)},
+            remedy="Divide the standard deviation of the init by the square root of the fan-in (Xavier, He).",
+            severity="warning",
+            first_step=0,
+        )
+
+
+def _output(context: Context) -> float:
+    """The rms of the first predictions; NaN where it is not known."""
+    first = context.targets[0][0] if context.targets and context.targets[0] else None
+    if first is None or first.prediction_mean is None or first.prediction_std is None:
+        return math.nan
+    return math.hypot(first.prediction_mean, first.prediction_std)
 
 
 def _growth_over_calls(context: Context, limit: float) -> Iterator[Evidence]:
     rms, last = context.inputs["rms"][0], context.inputs["rms@last"][0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        growth = np.where(rms > 0, last / np.maximum(rms, 1e-2 * np.nanmax(rms)), np.nan)
+    # A state begins at zero: it is compared with what goes into the model.
+    is_data = context.inputs["is_data"][0] == 1 if "is_data" in context.inputs else np.zeros(len(rms), bool)
+    usual = rms[is_data & (rms > 0)].max(initial=0.0) or np.nan
+    growth = last / np.maximum(rms, usual)
     if not np.isnan(growth).all() and np.nanmax(growth) > limit:
         place = int(np.nanargmax(growth))
         module = _module(context.inputs.sites[place])
@@ -190,7 +226,7 @@ def fp16_underflow(context: Context) -> Iterator[Evidence]:
         )
 
 
-@rule("GL407", "zero-gradient", certainty="exact", clock="frame", ends_after=1)
+@rule("GL407", "zero-gradient", certainty="exact", clock="frame", ends_after=20)
 def zero_gradient(context: Context) -> Iterator[Evidence]:
     """A gradient that arrives is exactly zero, step after step.
 

@@ -14,7 +14,7 @@ from gradlab.diagnose.registry import Evidence, rule
 
 _LOOKS, _MANY_LOOKS = 6, 10
 """In so many looks nearly all units of a layer must have had no gradient; in so many a part of them."""
-_NEARLY_ALL = 0.9
+_NEARLY_ALL = 0.95
 _NEAR = 3
 """The layer that a unit's output goes into is among the next so many, in the order of the forward."""
 _SETTLED = 5
@@ -32,15 +32,15 @@ class _Dead:
     num_looks: int
 
 
-# GL401. Share of rows without gradient in ten looks in a row: faulty .88 to 1.0, healthy up to .44 (experts, a sparse
-# encoder), .2 in deep ReLU nets.
-@rule("GL401", "dead-units", certainty="scale-free", explains=_DEAD)
+# GL401. Share of rows without gradient in ten looks in a row: faulty .88 to 1.0, healthy up to .64 (Q-learning), .44
+# (experts, a sparse encoder), .2 (deep ReLU nets).
+@rule("GL401", "dead-units", certainty="scale-free", ends_after=10, explains=_DEAD)
 def dead_units(context: Context) -> Iterator[Evidence]:
     """Units whose output is the same for every input, so that no gradient comes back through them.
 
     **What it sees.** Rows of a weight whose gradient has been exactly zero at each of the last six looks or more, and
-    the next layer, which gets the same number from them whatever goes into the model. 90 % of a layer is an error,
-    70 % at ten looks a warning.
+    the next layer, which gets the same number from them whatever goes into the model. 95 % of a layer is an error,
+    85 % at ten looks a warning.
 
     **Why it hurts.** A ReLU whose input is below zero for all data passes nothing on and no gradient back: its unit
     never comes back to life. What is before a dead layer does not learn either.
@@ -53,7 +53,7 @@ def dead_units(context: Context) -> Iterator[Evidence]:
     Embeddings and experts that a batch does not use, heads of tasks that it does not have, outputs that are not asked
     for: the layer after them is not silent.
     """
-    limit = context.limit(0.7)
+    limit = context.limit(0.85)
     found = sorted(_dead_layers(context, limit), key=lambda one: -one.share)
     if not found:
         return
@@ -200,9 +200,8 @@ def zero_init(context: Context) -> Iterator[Evidence]:
         if len(known) > 2 and len(own) and (known == 0).all() and (own == 0).all():
             stuck.append(site)
     follow = any(first in stuck and then in stuck for first, then in pairwise(chain))
-    alone = len(context.readings) >= _LOOKS and all(
-        one in stuck for site in stuck for one in chain if _pattern(one) == _pattern(site)
-    )
+    alike = [one for site in stuck for one in chain if _pattern(one) == _pattern(site)]
+    alone = len(context.readings) >= _LOOKS and all(one in stuck and _is_all_zero(context, one) for one in alike)
     if stuck and (follow or alone):
         names = [_module(site) for site in stuck]
         yield Evidence(
@@ -213,6 +212,13 @@ def zero_init(context: Context) -> Iterator[Evidence]:
             remedy="Give all but the last of them a random init: a layer of zeros gives the one before it no gradient.",
             first_step=0,
         )
+
+
+def _is_all_zero(context: Context, site: str) -> bool:
+    """Whether the other parameters of its module are zero as well, so that it passes nothing on."""
+    module, norms = site.rpartition(".")[0], context.readings["weight.norm"][-1]
+    beside = [place for place, one in enumerate(context.readings.sites) if one.rpartition(".")[0] == module]
+    return bool((norms[beside] == 0).all())
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -228,7 +234,7 @@ def _listed(names: Sequence[str]) -> str:
     "GL404",
     "symmetric-init",
     certainty="exact",
-    explains=("GL401", "GL402", "GL407", "GL501", "GL502", "GL302"),
+    explains=("GL302", "GL401", "GL402", "GL405", "GL407", "GL501", "GL502"),
 )
 def symmetric_init(context: Context) -> Iterator[Evidence]:
     """A layer whose units are all alike, and are moved alike.
