@@ -9,7 +9,7 @@ HAS_NPM = $(shell command -v npm)
 SPREAD := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench gpu board clean
+.PHONY: help run test check bench gpu docs board clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: $(READY)  ## Measure what gradlab claims about its cost, against what peo
 
 gpu:  ## Run the GPU tests and benchmarks with this machine's own torch; needs no network
 	@PYTHON=$(PYTHON) benchmarks/gpu.sh
+
+docs: $(READY)  ## Make the pages of docs/rules from what the rules say of themselves
+	@$(BIN)/python -m gradlab.cli.rules_pages
 
 board: $(READY)  ## Open TensorBoard on the runs
 	@$(BIN)/gradlab board

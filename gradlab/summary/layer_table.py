@@ -61,7 +61,7 @@ def layer_table(
     """
     norms = latest.get("weight_grad.norm", {})
     ratios = latest.get("update_ratio", {})
-    nonfinite = {finding.site for finding in findings if "nonfinite" in finding.kind}
+    nonfinite = {site for one in findings if one.name.startswith("nonfinite") for site in one.sites[:1]}
     layers = [
         Layer(
             site=name,
