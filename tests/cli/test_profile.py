@@ -99,7 +99,7 @@ def test_a_request_that_nobody_answers_is_taken_back(gradlab, tmp_path):
 
 def test_the_verdict_is_a_finding_of_the_run(gradlab, profiled):
     shown = gradlab("show", profiled.id).stdout
-    assert "info step 4: the profile of steps 3 to 4 is " in shown
+    assert "info GL801 since step 3: the profile of steps 3 to 4 is " in shown
     tags = {event.tag for file in event_files(profiled.events) for event in read_events(file)}
     assert {"perf/step_ms", "perf/data_ms", "perf/forward_ms", "perf/backward_ms", "perf/optimizer_ms"} <= tags
 
