@@ -35,7 +35,7 @@ from gradlab.errors import UsageError, voices
 from gradlab.facts import loaded_parameters
 from gradlab.identity import is_among
 from gradlab.monitor.process_end import follow
-from gradlab.optimizers import parameter_ids
+from gradlab.optimizers import parameter_ids, parameters_of
 from gradlab.sites.names import unwrapped
 
 if TYPE_CHECKING:
@@ -113,8 +113,36 @@ class Session:
         if self._optimizers.is_settled(optimizer) or self._is_busy or is_in_backward() or not is_ready(optimizer):
             return
         others = [one for one in self._optimizers.waiting() if one is not optimizer and is_ready(one)]
-        self._attach([optimizer, *others], None)
+        model = self._trained_instead(optimizer)
+        if model is not None:
+            self._attach_to_stranger(optimizer, model)
+        else:
+            self._attach([optimizer, *others], None)
         self._end_waiting()
+
+    def _trained_instead(self, optimizer: Optimizer) -> nn.Module | None:
+        """A model that was called and has gradients, where the optimizer has none of its parameters and its own have
+        no gradient: it was made for another model than the one that the loop trains."""
+        if any(p.grad is not None for p in parameters_of(optimizer) if p.is_leaf):
+            return None
+        called = [one for ref in self._unrelated.values() if (one := ref()) is not None]
+        reached = {id(one): sum(p.is_leaf and p.grad is not None for p in one.parameters()) for one in called}
+        known = {id(one.model()) for one in self.watched}
+        called = [one for one in called if reached[id(one)] and id(one) not in known and unwrapped(one) is one]
+        return max(called, key=lambda one: (reached[id(one)], sum(1 for _ in one.modules())), default=None)
+
+    def _attach_to_stranger(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Watch a model as long as there is an optimizer that has nothing of it: the diagnosis has to say so."""
+        self._is_busy = True
+        try:
+            self._optimizers.settle([optimizer])
+            if len(self.watched) < _MOST_MODELS:
+                self._watch(None, model, [], model)
+                self._follow(self.watched[-1], [optimizer])
+        except Exception as error:
+            self._print(f"{class_name(model)} is not watched: {error}")
+        finally:
+            self._is_busy = False
 
     def _attach(self, optimizers: Sequence[Optimizer], called: nn.Module | None) -> None:
         """Watch what some optimizers train; whatever goes wrong, the script goes on.
