@@ -183,7 +183,9 @@ class Facts:
         self._graph_readings: list[GraphReading] = []
         self._read_in_step: Counter[tuple[str, frozenset[int]]] = Counter()
         self._shares_forward = False
-        """Whether two losses of the step came from one forward."""
+        """Whether two losses of the step came from one forward, or gradients were reset between them."""
+        self._last_gradient: tuple[weakref.ref[Tensor], int] | None = None
+        """One gradient and its version, after the last backward of this step."""
         self._accumulation: int | None = None
         self._pending: tuple[str, Tensor | None, frozenset[int] | None] | None = None
         self._looks: deque[_Look] = deque()
@@ -272,8 +274,21 @@ class Facts:
         reaches = reaches_any(root, self._ours)
         return bool(reaches) or (signature in self._graphs and (reaches is None or self._hides))
 
+    def _note_gradient(self) -> None:
+        """Note one gradient, by which is known whether the next backward of the step adds to it."""
+        gradient = next((p.grad for p in self._known().values() if p.grad is not None), None)
+        self._last_gradient = None if gradient is None else (weakref.ref(gradient), gradient._version)
+
     def _note_forward(self, graph: ReadGraph) -> None:
-        """Note whether another loss of this step came from the same forward: its nodes are marked."""
+        """Note whether another loss of this step came from the same forward: its nodes are marked.
+
+        Or whether gradients were reset since, as in a closure that an optimizer calls several times.
+        """
+        if self._last_gradient is not None:
+            reference, version = self._last_gradient
+            gradient = reference()
+            is_kept = gradient is not None and gradient._version == version
+            self._shares_forward |= not is_kept or all(p.grad is not gradient for p in self._known().values())
         for _, _, node in graph.layers:
             self._shares_forward |= "gradlab_forward" in node.metadata
             node.metadata["gradlab_forward"] = True
@@ -439,6 +454,7 @@ class Facts:
                 losses.waiting.append((step, value))
             if leaves is not None:
                 self._read_in_step[signature, leaves] += 1
+                self._note_gradient()
         if is_look(step):
             if self._reading is None or self._reading.step != step:
                 self._reading = ParameterReading(self._known(), step, self._numbers)
@@ -503,7 +519,7 @@ class Facts:
             ours = [count for count in self._read_in_step.values()]
             self._accumulation = ours[0] if len(ours) == 1 and not self._shares_forward else None
         self._read_in_step.clear()
-        self._shares_forward = False
+        self._shares_forward, self._last_gradient = False, None
         if is_look(step) or any(one.is_alarm for one in self._graph_readings):
             reading, self._reading = self._reading, None
             self._send_look(step, reading if reading is not None and reading.step == step else None)

@@ -303,3 +303,19 @@ def test_a_softmax_of_attention_is_not_the_place() -> None:
     assert [one.sites for one in double_softmax(Context(graphs=[replace(graph, activation_modules=("soft",))]))] == [
         ("soft",)
     ]
+
+
+def test_a_closure_that_resets_gradients_adds_nothing_up() -> None:
+    model = mlp()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(X), Y)
+        loss.backward()
+        return loss
+
+    with gradlab.watch(model, optimizer, strict=True) as monitor:
+        for _ in range(5):
+            optimizer.step(closure)
+    assert "GL204" not in {one.code for one in monitor.findings}
