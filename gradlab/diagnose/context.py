@@ -56,6 +56,16 @@ class ParameterFacts:
     less than 1000 numbers may do so when they are trained."""
     is_called: bool | None = None
     """Whether its module was called in a forward with gradients since it was found silent; None: not looked at."""
+    is_used: bool | None = None
+    """Whether a function was called with it since it was found to have no gradient; None: not looked at."""
+    is_cut: bool = False
+    """Whether its values were seen to go into a loss, or a call of another parameter, by ways without history alone."""
+    cut_by: str = ""
+    """What took the history away: `detach`, `data`, `no_grad`, `numpy`, `argmin`, ..."""
+    cut_before: str = ""
+    """The first parameter whose call got such values; "" where they went into the loss itself."""
+    num_detached_calls: int = 0
+    """How often in one pass it got values of its own earlier result without history, where it never got any with."""
 
     @property
     def is_matrix(self) -> bool:

@@ -45,6 +45,7 @@ from gradlab.facts.optimizer_facts import WatchedOptimizer, living_optimizers
 from gradlab.facts.parameter_facts import Leaf, foreign_leaves, owners_of
 from gradlab.facts.readings import ParameterReading, Parameters
 from gradlab.facts.shared_steps import SharedSteps
+from gradlab.facts.value_flow import ValueFlow
 from gradlab.hooks import backward_calls
 from gradlab.hooks.interpreter import must_not_record, own_ops
 from gradlab.optimizers import parameter_ids
@@ -65,6 +66,8 @@ _MOST_SCANS = 4
 _ACTIVATIONS = {"Softmax": (nn.Softmax, nn.Softmax2d), "LogSoftmax": (nn.LogSoftmax,), "Sigmoid": (nn.Sigmoid,)}
 _MOST_SEARCHES = 6
 """So often it is looked for everywhere whose a parameter is that the model does not have."""
+_SILENT_FROM = 10
+"""A parameter that has had no gradient in so many steps is looked for in the forward."""
 
 
 def is_look(step: int) -> bool:
@@ -158,6 +161,7 @@ class Facts:
         self._called = CalledModules()
         self._movement = Movement()
         self._shared = SharedSteps()
+        self._values = ValueFlow()
         self._graphs: dict[str, LossGraph] = {}
         self._held = HeldGraphs(model)
         self._losses: dict[str, _Losses] = {}
@@ -206,6 +210,7 @@ class Facts:
         backward_calls.ignore(self)
         self._held.detach()
         self._called.close()
+        self._values.remove()
 
     def _fail(self, error: BaseException) -> None:
         self.detach()
@@ -222,6 +227,7 @@ class Facts:
             return
         try:
             with own_ops():
+                self._values.backward_begins([tensors] if isinstance(tensors, Tensor) else list(tensors))
                 self._look_at_loss(tensors)
         except Exception as error:
             self._fail(error)
@@ -470,6 +476,7 @@ class Facts:
 
     def update_begins(self, optimizer: Any) -> None:
         """An optimizer's `step` has been entered."""
+        self._values.remove()
         if self._is_on and self._reading is not None:
             self._guarded(self._reading.update_begins)
 
@@ -494,6 +501,7 @@ class Facts:
         """An optimizer has stepped."""
         if self._is_on:
             self._guarded(lambda: self._after_update(optimizer))
+            self._begin_pass()
 
     def _after_update(self, optimizer: Any) -> None:
         known = self._optimizers.get(id(optimizer))
@@ -502,6 +510,16 @@ class Facts:
         self._shared.after_update(optimizer, self._numbers)
         if self._reading is not None:
             self._reading.after_update()
+
+    def _begin_pass(self) -> None:
+        """Between an update and the backward that follows, values of parameters are followed on some steps."""
+        if self._is_on and self._num_steps > 0 and self._values.wants_pass(has_silent=self._num_steps >= _SILENT_FROM):
+            silent = self._num_steps >= _SILENT_FROM and any(
+                p.requires_grad and id(p) not in self._arrived for p in self._known().values()
+            )
+            if self._values.wants_pass(has_silent=silent):
+                foreign = [p for ref in self._foreign_refs.values() if (p := ref()) is not None]
+                self._values.begin([*self._known().values(), *foreign], has_silent=silent)
 
     def in_backward(self) -> None:
         """An optimizer steps while the backward goes on: gradients are gone when it has ended."""
@@ -678,6 +696,8 @@ class Facts:
                 distributions=self._distributions.known(),
                 random=self._distributions.random(),
                 called=self._called.known,
+                flow=self._values.flow,
+                is_flow_told=self._values.is_told,
                 leaves=self._foreign_refs,
             ),
             modules=self._modes.facts(self._batch_norm_samples, self._batch_norms) if self._modes is not None else (),

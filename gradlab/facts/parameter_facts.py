@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gradlab.diagnose.context import ParameterFacts
 from gradlab.facts.loss_graph import leaf_of_view
+from gradlab.facts.value_flow import Flow
 from gradlab.sites.names import module_names
 
 _MOST_FRAMES = 32
@@ -151,6 +152,8 @@ def facts_of(
     distributions: Mapping[str, bool],
     random: Mapping[str, bool],
     called: Mapping[str, bool],
+    flow: Flow,
+    is_flow_told: bool,
     leaves: Mapping[int, Any],
 ) -> tuple[ParameterFacts, ...]:
     """The facts of the model's parameters, then of those that are not the model's.
@@ -169,8 +172,11 @@ def facts_of(
         distributions: by name, whether it is still as torch initialises it.
         random: by name, whether it looks like independent random numbers.
         called: by module, whether it was called.
+        flow: where values of parameters went in the passes that were followed.
+        is_flow_told: whether these were passes in which a parameter without gradient could be looked for.
         leaves: weak references to those that are not the model's, by id.
     """
+    every = {id(p): name for name, p in names.items()} | {key: leaf.name for key, leaf in foreign.items()}
     everything: list[tuple[str, Any, str, str, Leaf | None]]
     everything = [(name, p, *owners.get(id(p), ("", "")), None) for name, p in names.items()]
     for key, leaf in foreign.items():
@@ -195,6 +201,7 @@ def facts_of(
             is_at_default_init=distributions.get(name),
             looks_random=random.get(name),
             is_called=called.get(module),
+            **_flow_facts(id(p), flow, every, is_told=is_flow_told),
         )
         for name, p, module, module_class, leaf in everything
     )
@@ -203,3 +210,15 @@ def facts_of(
 def _shape(p: Tensor) -> tuple[int, ...]:
     """Its shape; () where it has none yet (lazy), or none at all (nested)."""
     return () if p.is_nested or isinstance(p, nn.UninitializedParameter) else tuple(p.shape)
+
+
+def _flow_facts(key: int, flow: Flow, names: Mapping[int, str], *, is_told: bool) -> dict[str, Any]:
+    """What following values has shown of one parameter."""
+    cut_by, before = flow.cut.get(key, ("", None))
+    return {
+        "is_used": key in flow.used if is_told else None,
+        "is_cut": key in flow.cut,
+        "cut_by": cut_by,
+        "cut_before": names.get(before, "") if before is not None else "",
+        "num_detached_calls": 0 if key in flow.recurrent else flow.detached_calls.get(key, 0),
+    }
