@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradlab.autograd_engine import is_in_backward
 from gradlab.hooks.call_hooks import ModuleHook
-from gradlab.hooks.interpreter import must_not_record
+from gradlab.hooks.interpreter import must_not_record, without_torch_function
 
 OLD = 5
 """A graph counts as held from so many steps after its own step on: rollouts of an episode are let go before."""
@@ -74,9 +74,10 @@ class HeldGraphs:
     def _after_forward(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if must_not_record() or not torch.is_grad_enabled() or is_in_backward():
             return
-        node = _node_of(output)
-        if node is not None:
-            node.metadata["gradlab_output"] = _Mark(self._outputs, self._step)
+        with without_torch_function():
+            node = _node_of(output)
+            if node is not None:
+                node.metadata["gradlab_output"] = _Mark(self._outputs, self._step)
 
     def num_held(self, step: int) -> int:
         """How many graphs of five steps ago and before are held."""
