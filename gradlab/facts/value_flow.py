@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import DeviceContext
 
 from gradlab.hooks.interpreter import must_not_record, pop_function_mode, push_function_mode
 
@@ -114,9 +113,13 @@ class FlowMode(TorchFunctionMode):
     # Coming and going.
 
     def put_on(self) -> bool:
-        """Put it on, where no mode of anybody's is on but that of the default device."""
+        """Put it on, where no mode is on but the default device of the process; whether it is.
+
+        Whoever leaves `with torch.device(...)` takes off the innermost mode, which has to be their own.
+        """
+        default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
         for place in range(torch._C._len_torch_function_stack()):
-            if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
+            if torch._C._get_function_stack_at(place) is not default:
                 return False
         push_function_mode(self)
         return True

@@ -433,3 +433,21 @@ def test_each_rule_says_what_it_needs_to_say() -> None:
         for part in ("What it sees.", "Why it hurts.", "What to do.", "What looks like it and is healthy."):
             assert f"**{part}**" in all_rules()[code].about
     assert not any(seen(code) for code in OURS)
+
+
+def test_modes_of_the_user_are_on_and_off_as_they_would_be() -> None:
+    model = Halves("mlp")
+    optimizer = sgd(model.parameters())
+
+    def step(number: int) -> None:
+        with torch.device("cpu"):
+            x, y = batch()
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            if number % 2:
+                optimizer.step()
+        if not number % 2:
+            optimizer.step()
+
+    trained(model, 8, step, optimizer)
+    assert torch._C._len_torch_function_stack() == 0
