@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradlab.diagnose.context import ModuleFacts, NonfiniteFacts
 from gradlab.facts.numbers import Numbers
-from gradlab.sites.names import module_names
+from gradlab.sites.names import all_modules, module_names
 
 _KINDS = (_NormBase, _DropoutNd, nn.RNNBase, nn.MultiheadAttention)
 
@@ -57,7 +57,7 @@ class ModuleModes:
     def __init__(self, model: nn.Module, numbers: Numbers) -> None:
         self._seen: list[_Seen] = []
         names = module_names(model)
-        owners = {id(child): one for one in names for child in one.children()}
+        owners = {id(child): one for one in names for child in one._modules.values()}  # no hash of theirs is asked
         is_first = True
         for one, name in names.items():
             if isinstance(one, _KINDS):
@@ -141,7 +141,7 @@ def _settings(module: nn.Module) -> dict[str, float]:
 def with_suspects(found: NonfiniteFacts, model: nn.Module) -> NonfiniteFacts:
     """The facts with the modules that may have made what is not finite: those between bad parameters and good ones."""
     bad = set(found.weights)
-    named = list(model.named_modules())
+    named = [(name, one) for one, name in module_names(model).items()]
     own = [{f"{name}.{p}" if name else p for p, _ in one.named_parameters(recurse=False)} for name, one in named]
     last = max((place for place, names in enumerate(own) if names & bad), default=None)
     if last is None:
@@ -151,6 +151,6 @@ def with_suspects(found: NonfiniteFacts, model: nn.Module) -> NonfiniteFacts:
         name, one = named[place]
         if own[place]:
             return replace(found, suspects=tuple(suspects))
-        if not any(True for _ in one.parameters()) and not type(one).__module__.startswith("torch.nn"):
+        if not any(inner._parameters for inner in all_modules(one)) and not type(one).__module__.startswith("torch.nn"):
             suspects.append(name)
     return found
