@@ -63,7 +63,10 @@ def _before_backward(found: NonfiniteFacts) -> Evidence:
     """What the first loss that is not finite tells, by the weights and the inputs of layers at that time."""
     count = f"{len(found.weights)} of {found.num_weights} weights are not finite"
     sites: tuple[str, ...] = ()
-    if found.weights and len(found.weights) < found.num_weights:
+    if found.weights and found.step == 0:
+        sites = found.weights[:1]
+        message = f"{count} before the first step, {found.weights[0]} the first of them."
+    elif found.weights and len(found.weights) < found.num_weights:
         sites = (*found.suspects, found.weights[-1])
         message = (
             f"the gradient of the step before step {found.step} was not finite: {count}, {found.weights[-1]} the last "
@@ -76,7 +79,7 @@ def _before_backward(found: NonfiniteFacts) -> Evidence:
         message = f"what {found.layer} is given is not finite at step {found.step}, while all weights are."
     else:
         message = f"the loss is not finite at step {found.step}, while all weights and all inputs of layers are."
-    return Evidence(sites=sites, message=message, remedy=_REMEDY, first_step=found.step - bool(found.weights))
+    return Evidence(sites=sites, message=message, remedy=_REMEDY, first_step=max(found.step - bool(found.weights), 0))
 
 
 def first(frame: Frame) -> Evidence | None:
