@@ -283,11 +283,11 @@ _LEFT = 0.7
 """Of the loss. Measured: 0.87 to 1; healthy: at most 0.67 after as many steps."""
 
 
-@rule("GL302", "step-too-small", certainty="scale-free", after=100, holds=2, in_warmup=False)
+@rule("GL302", "step-too-small", certainty="scale-free", after=80, holds=2, in_warmup=False, explains=("GL502",))
 def step_too_small(context: Context) -> Iterator[Evidence]:
     """The steps are so small that training goes straight on, hardly gets anywhere, and could go far faster.
 
-    **What it sees.** All of this, after a hundred steps: the norm of a step is below 0.03 % of that of the weights; in
+    **What it sees.** All of this, after eighty steps: the norm of a step is below 0.03 % of that of the weights; in
     all steps together the weights have moved by less than 5 %; the ways of the first and of the second half have the
     same direction (a cosine above 0.9); the loss has kept at least 70 % of its first value.
 
