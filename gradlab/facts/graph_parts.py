@@ -18,6 +18,8 @@ from gradlab.facts.numbers import Numbers
 
 _MOST_PARTS = 16
 _MOST_QUERIES = 64
+_MOST_PROBABILITIES = 1 << 18
+_FEWEST_KEYS = 4
 _MOST_VECTORS = 1024
 _ATTENTION = ("max_probability", "keys", "max_logit")
 
@@ -65,9 +67,7 @@ class PartsReading:
             if query is None or key is None or query.dim() != 4:
                 return
             probabilities, logit = _probabilities(node, query, key)
-        probabilities = _rows(probabilities.detach(), _MOST_VECTORS)
-        largest = probabilities.amax(-1).float().mean()
-        keys = largest.new_tensor(float(probabilities.shape[-1]))
+        largest, keys = _sharpness(probabilities.detach())
         self._numbers.add(
             ("attention", self._number, below[0]), torch.stack([largest, keys, largest.new_tensor(0.0) + logit])
         )
@@ -114,6 +114,20 @@ class PartsReading:
             EmbeddingFacts(name=site, rows=rows, num_ids=count, distinct=int(values["ids", self._number, site]))
             for site, (rows, count) in self.ids.items()
         )
+
+
+def _sharpness(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest probability of a query in the mean, and how many keys a query may see.
+
+    A key that no sample and no head sees is masked. Queries that may see fewer than four are left out.
+    """
+    square = probabilities.reshape(-1, *probabilities.shape[-2:])
+    square = square[:: max(1, square.numel() // _MOST_PROBABILITIES)]
+    keys = torch.count_nonzero(square.amax(0), -1).float()
+    weights = (keys >= _FEWEST_KEYS).float()
+    total = weights.sum().clamp(min=1.0)
+    largest = (square.amax(-1).float().mean(0) * weights).sum() / total
+    return largest, (keys * weights).sum() / total
 
 
 def _probabilities(node: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ class Movement:
         """Begin to read some parameters, by id. Cost: 3 microseconds each."""
         left = {key: p.detach() for key, p in parameters.items() if key not in self._moved and is_readable(p)}
         for key, p in list(left.items())[:_MOST]:
-            numbers.add(("moves", key), torch.linalg.vector_norm(p, dtype=torch.float32))
+            numbers.add(("moves", key), torch.linalg.vector_norm(p))
 
     def take(self, values: Mapping[Hashable, np.ndarray]) -> None:
         """Numbers of a look have arrived."""

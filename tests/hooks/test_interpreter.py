@@ -38,6 +38,7 @@ OWN_RUN = "called in runs of gradlab's own alone, which are outside of the modes
 NO_TENSOR = "touches no tensor: it marks a moment"
 ENTRY_POINTS = {
     "attach/watching.py:Session.begin": "attach/watching.py:Session._called()",
+    "facts/called_modules.py:_Calls": "facts/called_modules.py:_Calls.__call__()",
     "facts/held_graphs.py:HeldGraphs.attach": "facts/held_graphs.py:HeldGraphs._after_forward()",
     "facts/value_flow.py:FlowMode": "facts/value_flow.py:FlowMode._follow()",
     "jacobians/orthonormal_backward.py:_orthonormalised": OWN_RUN,
