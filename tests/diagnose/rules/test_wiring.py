@@ -129,7 +129,8 @@ def test_one_of_two_that_never_steps_is_named_with_what_it_has():
     ("facts", "severity"),
     [
         ({"num_same_gradients": 5, "cosine": 0.9}, "warning"),
-        ({"cosine": -0.3}, "warning"),
+        ({"cosine": -0.5}, "warning"),
+        ({"cosine": -0.2}, "info"),
         ({"cosine": 0.2}, "info"),
         ({"num_looks": 2, "cosine": -0.9}, None),
     ],
@@ -140,6 +141,13 @@ def test_two_optimizers_disturb_where_they_repeat_or_oppose_each_other(facts: di
     found = list(wiring.two_optimizers(context(model(), optimizer(), optimizer("SGD"), shared_updates=(pair,))))
     assert [one.severity for one in found] == ([severity] if severity else [])
     assert all(one.sites == ("head",) for one in found)
+
+
+def test_a_step_uphill_beside_one_downhill_opposes_it_sooner():
+    pair = SharedUpdates(optimizers=(0, 1), parameters=("head.weight",), num_looks=5, cosine=-0.2)
+    uphill = replace(optimizer(), groups=({"maximize": 1.0},))
+    (one,) = wiring.two_optimizers(context(model(), optimizer(), uphill, shared_updates=(pair,)))
+    assert one.severity == "warning"
 
 
 FROZEN: dict[str, object] = {"requires_grad": False, "optimizers": (), "has_gradient_arrived": False}
