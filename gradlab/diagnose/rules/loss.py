@@ -9,7 +9,7 @@ import numpy as np
 from gradlab.diagnose.context import Abstain, Context, LossGraph, LossSeries, LossTerm
 from gradlab.diagnose.registry import Evidence, rule
 
-_SYMPTOMS = ("GL3", "GL4", "GL5", "GL6", "GL702", "GL703", "GL704")
+_SYMPTOMS = ("GL3", "GL4", "GL5", "GL6", "GL702", "GL703", "GL704", "GL705", "GL706")
 """A loss that is wrong, or none, shows as steps, signals, outputs and in the end numbers that look wrong."""
 
 _SENTENCES = {
@@ -118,8 +118,8 @@ _LOSSES = {
 _SEEN_OFTEN = 0.05
 """Other losses count that have at least this share of the backwards."""
 _UPHILL_BEFORE, _UPHILL = 10, 0.5
-"""Updates that go along the gradient by this cosine, in all looks before this step, make a loss larger. Measured over
-the corpus: -1 to -0.3 where it is minimised, 0.5 to 1 where it is maximised."""
+"""Updates that go along the gradient by this cosine, in all looks before this step, make a loss larger. A first step
+of SGD has -1, one of Adam about -0.8 (the cosine of numbers and their signs); uphill it is as much above zero."""
 _RUNAWAY_LOSSES, _RUNAWAY_GROWTH, _RUNAWAY_PACE = 60, 10.0, 1.5
 
 
@@ -354,7 +354,7 @@ def _is_zero(name: str, context: Context) -> bool:
 
 _AVERAGED = 2.0
 """So many times the sum of the factors of a step's losses is what a mean would have, 1. Measured over the corpus: 1.0
-where they are averaged, 8 where they are not."""
+where they are averaged, 4 to 8 where they are not."""
 _FEWEST = 3
 """Two backwards may be two halves of one loss, as of a discriminator's real and fake inputs: no more than `info`."""
 _UNCHANGED = 0.02
