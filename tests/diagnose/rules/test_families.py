@@ -64,6 +64,11 @@ def test_experts_that_a_router_leaves_out_are_named():
     assert finding.message.startswith("2 of the 4 experts in moe.experts have had no gradient since")
 
 
+def test_one_idle_expert_alone_is_a_note():
+    (finding,) = looked(mixture({2: [0, 1]}), "GL602")
+    assert finding.severity == "info"
+
+
 @pytest.mark.parametrize(
     "made",
     [
