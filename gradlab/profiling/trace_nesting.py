@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from gradlab.profiling.analysis.events import DATA_WAIT, STEP, STEP_BODY, UNFINISHED_STEP
+from gradlab.profiling.analysis.events import DATA_WAIT, OWN_WORK, STEP, STEP_BODY, UNFINISHED_STEP
 
 _RANGE_EVENT = re.compile(
     rb'"ph":\s*"X",\s*"cat":\s*"(cpu_op|user_annotation|python_function)",\s*"name":\s*"((?:[^"\\]|\\.)*)",'
@@ -24,6 +24,7 @@ _RANGE_EVENT = re.compile(
 )
 _STEPS = tuple(name.encode() for name in (STEP, UNFINISHED_STEP))
 _STEP_BODY, _DATA_WAIT, _MODULE = STEP_BODY.encode(), DATA_WAIT.encode(), b"[pl][module]"
+_OWN_WORK = OWN_WORK.encode()
 _OPTIMIZER = b"Optimizer.step#"
 _APART_NS = 4
 """Nanoseconds between the ends of two ranges. The tab adds microseconds since an epoch as floats, whose resolution
@@ -48,6 +49,11 @@ class _Range:
     def is_own(self) -> bool:
         """Whether gradlab has recorded it."""
         return self.name in (_STEP_BODY, _DATA_WAIT) or self.name.startswith((*_STEPS, _MODULE))
+
+    @property
+    def is_annotation(self) -> bool:
+        """Whether it is opened and closed in Python, anywhere; that around gradlab's own work is filed as an op."""
+        return self.kind == b"user_annotation" or self.name == _OWN_WORK
 
     @property
     def is_moved(self) -> bool:
@@ -84,7 +90,7 @@ def _nest(ranges: list[_Range]) -> None:
     own = [range_ for range_ in ranges if range_.is_own]
     movable = [range_ for range_ in own if range_.name != _STEP_BODY]
     if frames:
-        annotations = [range_ for range_ in ranges if range_.kind == b"user_annotation" and not range_.is_own]
+        annotations = [range_ for range_ in ranges if range_.is_annotation and not range_.is_own]
         _move_all(annotations, frames)
     _move_all(movable, [range_ for range_ in ranges if not range_.is_own])
     _keep_bodies_in_their_steps(own)
