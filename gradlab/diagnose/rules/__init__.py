@@ -2,7 +2,7 @@
 loss.py the loss, its sign and its way to the weights ·
 modes.py batch norms and dropouts ·
 gradients.py not reset, not arriving, cut in time ·
-optimization.py the size of a step ·
+step_size.py, schedule.py, optimizer_settings.py how far steps go ·
 data.py what goes into the model, and its target · families.py attention, experts, adversaries, embeddings ·
 history.py the loss against its past ·
 units.py dead, zero or alike · outputs.py constant outputs ·
@@ -19,10 +19,12 @@ from gradlab.diagnose.rules import (
     loss,
     modes,
     numbers,
-    optimization,
+    optimizer_settings,
     outputs,
     ranks,
+    schedule,
     signal,
+    step_size,
     units,
     wiring,
 )
@@ -35,10 +37,12 @@ __all__ = [
     "loss",
     "modes",
     "numbers",
-    "optimization",
+    "optimizer_settings",
     "outputs",
     "ranks",
+    "schedule",
     "signal",
+    "step_size",
     "units",
     "wiring",
 ]
