@@ -297,6 +297,11 @@ class History:
         self._looks.append((step, dict(numbers)))
         self._stacked.clear()
 
+    def clear(self) -> None:
+        """Forget all looks."""
+        self._looks.clear()
+        self._stacked.clear()
+
     def __len__(self) -> int:
         return len(self._looks)
 

@@ -31,7 +31,7 @@ class Steps:
             raise Abstain("no matrix is trained")
         self.steps = readings.steps
         self.sites = tuple(readings.sites[place] for place in self.places)
-        rows = {one.name: one.shape[0] for one in context.parameters}
+        rows = {one.name: one.shape[0] for one in context.parameters if one.shape}
         # Weights that begin at zero have no size of their own: theirs is that of torch's default init at least, by
         # which a matrix has a norm of sqrt(rows / 3).
         usual = np.array([(rows[site] / 3) ** 0.5 for site in self.sites])

@@ -242,7 +242,10 @@ class Facts:
                 self._note_graph("", LossGraph(root="", is_leaf=True))
             return
         signature = signature_of(roots[0])
-        if (known := self._graphs.get(signature)) is not None and known.is_of_no_parameter:
+        known = self._graphs.get(signature)
+        if known is not None and known.is_of_no_parameter and reaches_any(roots[0], self._ours):
+            signature, known = f"{signature} of parameters", None  # a loss that begins alike, of the model
+        if known is not None and known.is_of_no_parameter:
             self._graphs[signature] = replace(known, num_backwards=known.num_backwards + 1)
             if not is_look(self._step()):
                 return
@@ -377,6 +380,8 @@ class Facts:
         """The model's parameters, with the names of all that is known renewed where they are others than before."""
         now = self._parameters()
         if now is not self._of:
+            if self._of is not None and [*map(id, now.values())] != [*map(id, self._of.values())]:
+                self._forget_past()
             self._of = now
             self._owners = owners_of(self._model)
             self._names = {id(p): name for name, p in now.items()}
@@ -389,6 +394,14 @@ class Facts:
             for p in now.values():
                 self._versions.setdefault(id(p), p._version)
         return now
+
+    def _forget_past(self) -> None:
+        """The model has other parameters by now: what was measured before is no past of theirs."""
+        self._losses.clear()
+        self._rates.clear()
+        self._targets.clear()
+        for history in (self._readings, self._samples, self._inputs, self._attentions, self._embeddings, self._rows):
+            history.clear()
 
     def _note_leaves(self, graph: ReadGraph) -> None:
         """Note which leaves are reached; of those that are not the model's, find out whose they are."""
@@ -630,6 +643,8 @@ class Facts:
     def _take(self, look: _Look) -> None:
         values = look.numbers.values()
         for signature, steps in look.loss_steps.items():
+            if signature not in self._losses:
+                continue  # of the model as it was before
             self._losses[signature].steps.extend(steps)
             self._losses[signature].values.extend(values["loss", signature].tolist())
         self._distributions.take(values)

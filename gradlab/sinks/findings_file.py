@@ -54,8 +54,8 @@ class FindingsFile:
 
     def abstained(self, reasons: Mapping[str, str]) -> None:
         """Keep, by code, why rules could not tell; the file is written anew where other rules abstain than before."""
-        if reasons.keys() == self._abstained.keys():
-            return
+        if reasons.keys() == self._abstained.keys() or not self._beside.parent.is_dir():
+            return  # a folder that is gone is not made anew, and the run itself says so
         self._abstained = dict(reasons)
         draft = self._beside.with_name(f".{self._beside.name}.{os.getpid()}")
         draft.write_text(json.dumps(self._abstained, indent=2) + "\n", encoding="utf-8")

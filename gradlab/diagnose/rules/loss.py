@@ -295,8 +295,8 @@ def _leaf_loss(graphs: Sequence[LossGraph], context: Context) -> Iterator[Eviden
     num_without, num = sum(one.num_backwards for one in without), sum(one.num_backwards for one in graphs)
     if not without or num_without < _NO_PATH_SHARE * num:
         return
-    if any(one.has_gradient_arrived for one in context.parameters) and any(one.num_parameters for one in graphs):
-        return
+    if any(one.has_gradient_arrived for one in context.parameters):
+        return  # another loss trains the model, or a hook of the backward does
     if without[0].is_leaf:
         what = "the loss is a tensor without a graph, made anew from numbers"
     else:
