@@ -1,4 +1,7 @@
-"""The corpus of `benchmarks/diagnosis`: no alarm on a healthy training, the right code and place on a faulty one."""
+"""A part of the corpus of `benchmarks/diagnosis`: no alarm on a healthy training, the right code on a faulty one.
+
+`python benchmarks/diagnosis.py` runs all of it, and says how often the diagnosis is right.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,13 @@ HEALTHY = sorted(path.stem for path in (CORPUS / "healthy").glob("*.py"))
 FAULTY = sorted(path.stem for path in (CORPUS / "faulty").glob("GL*.py"))
 FIRST = sorted({name[:5]: name for name in reversed(FAULTY)}.values())
 """One script a code."""
-ONE_TIME = 10
+ONE_TIME = 7
 """So many scripts are run by one process."""
+TRICKY = """
+checkpointing compiled dqn frozen_pretrained gan lbfgs linear_probe moe multi_head ppo raw_units sam simsiam
+set_to_none_false transformer_warmup truncated_bptt unfreezing wgan_clip
+""".split()
+"""Healthy trainings that have come close to an alarm, or are of a kind of their own."""
 NOT_NAMED: set[str] = set()
 """Faults of the first architecture that are known to be missed."""
 
@@ -38,18 +46,19 @@ def lines_of(folder: str, names: list[str], *options: str) -> dict[str, str]:
 
 def test_there_are_trainings_of_both_kinds() -> None:
     assert len(HEALTHY) >= 30
+    assert set(TRICKY) <= set(HEALTHY)
     assert len(FIRST) >= 30
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", pieces(HEALTHY), ids=lambda names: names[0])
+@pytest.mark.parametrize("names", pieces(TRICKY), ids=lambda names: names[0])
 def test_a_healthy_training_gets_no_warning(names: list[str]) -> None:
     wrong = [line for line in lines_of("healthy", names, "--seed", "3").values() if " silent " not in line]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", pieces(FIRST), ids=lambda names: names[0])
+@pytest.mark.parametrize("names", pieces(FIRST[::2]), ids=lambda names: names[0])
 def test_a_fault_is_named_first_and_at_its_place(names: list[str]) -> None:
     lines = lines_of("faulty", names)
     wrong = [line for name, line in lines.items() if " right " not in line and name not in NOT_NAMED]
