@@ -4,7 +4,7 @@
     python benchmarks/diagnosis.py --mutants 200            so many mutants of the healthy scripts, too
     python benchmarks/diagnosis.py --healthy-seeds 10       each healthy training ten times
     python benchmarks/diagnosis.py --peers                  the rules of others on the same trainings
-    python benchmarks/diagnosis.py --quick                  one architecture a fault: what CI runs
+    python benchmarks/diagnosis.py --quick --every 3        one architecture a fault, a third of the scripts
 
 A fault counts as right where the first finding has its code, and as placed where this points at the right module. The
 limits of the rules were set on seed 0 of the scripts and on mutants with an even checksum; seeds from 1 on and mutants
@@ -136,15 +136,16 @@ def main() -> None:
     parser.add_argument("--healthy-seeds", type=int, default=1, help="of each healthy training, from 1 on")
     parser.add_argument("--mutants", type=int, default=0)
     parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one architecture a fault, no repaired twins")
+    parser.add_argument("--every", type=int, default=1, help="take each so many-th script only")
     args = parser.parse_args()
     import torch
 
     import gradlab.attach.watching  # noqa: F401 - so that no child has to
 
     torch.set_num_threads(1)
-    planted = outcomes_of(faulty(range(1, 1 + args.seeds), quick=args.quick))
-    quiet = outcomes_of(healthy(range(1, 1 + args.healthy_seeds)))
+    planted = outcomes_of(faulty(range(1, 1 + args.seeds), quick=args.quick)[:: args.every])
+    quiet = outcomes_of(healthy(range(1, 1 + args.healthy_seeds))[:: args.every])
     repaired = [] if args.quick else outcomes_of(replace(one.training, repaired=True) for one in planted)
     rows = [row("faults", planted)]
     families: dict[str, list[Outcome]] = defaultdict(list)
@@ -166,7 +167,7 @@ def main() -> None:
         for peer in PEERS:
             rows += peer_row(peer, named, [one.training for one in quiet])
     rows = [{"group": one["group"]} | {name: one.get(name) for name in COLUMNS} for one in rows]
-    write_result("diagnosis", rows, "gradlab", seeds=args.seeds, healthy_seeds=args.healthy_seeds)
+    write_result("diagnosis", rows, "gradlab", seeds=args.seeds, healthy_seeds=args.healthy_seeds, every=args.every)
 
 
 if __name__ == "__main__":
