@@ -123,6 +123,8 @@ class Session:
     def _trained_instead(self, optimizer: Optimizer) -> nn.Module | None:
         """A model that was called and has gradients, where the optimizer has none of its parameters and its own have
         no gradient: it was made for another model than the one that the loop trains."""
+        if world_size() > 1:
+            return None  # sharding puts other parameters in the place of those that the optimizer was made for
         if any(p.grad is not None for p in parameters_of(optimizer) if p.is_leaf):
             return None
         called = [one for ref in self._unrelated.values() if (one := ref()) is not None]

@@ -117,6 +117,8 @@ class FlowMode(TorchFunctionMode):
 
         Whoever leaves `with torch.device(...)` takes off the innermost mode, which has to be their own.
         """
+        if _is_anything_compiled():
+            return False
         default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
         for place in range(torch._C._len_torch_function_stack()):
             if torch._C._get_function_stack_at(place) is not default:
@@ -164,6 +166,8 @@ class FlowMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Call the function, and follow what it makes of its arguments."""
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         if self._is_following:
             try:
@@ -334,3 +338,9 @@ def _has_compiled() -> bool:
     """Whether Dynamo has compiled anything: it would compile again for the mode."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return dynamo is not None and bool(dynamo.counters.get("frames"))
+
+
+def _is_anything_compiled() -> bool:
+    """Whether anybody has asked for `torch.compile`: a mode would be traced, and be a part of what guards a graph."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return any(backend is not None for backend in getattr(frames, "cached_backends", {}).values())

@@ -192,7 +192,7 @@ def work(folder: Path) -> None:
         weights, losses = train(case, folder / "bare" / name, None)
         watched, its_losses = train(case, folder / name, sink)
         is_same = are_equal(weights, watched) and losses == its_losses
-        skipped = [one.step for one in sink.findings if one.kind == "skipped_update"]
+        skipped = sorted({one.step for one in sink.findings if one.kind == "skipped_update"})
         found[name] = {"is_same": is_same, "numbers": numbers(sink.frames, "net."), "skipped": skipped}
     two_ranks.save(found)
 
