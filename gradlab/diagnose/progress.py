@@ -78,7 +78,7 @@ def first_loss(values: np.ndarray) -> float:
 
 def peak_of(values: np.ndarray) -> float:
     """The same of one loss; 1 where it has been below zero, as that of a critic, whose first value is no measure."""
-    if np.nanmin(values) < 0:
+    if (values < 0).any():
         return 1.0
     if not np.isfinite(values).all():
         return float("inf") if np.isfinite(values[0]) else 1.0
