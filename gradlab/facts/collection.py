@@ -115,7 +115,8 @@ class Facts:
         step: gives the number of the step under way.
         on_look: gets the context of each look.
         on_failure: gets the error where gathering fails, after which nothing is gathered any more.
-    Cost: 5 microseconds a backward; at a look 2 microseconds a node of the graph, about 30 a parameter and 50 a layer.
+    Cost: 0.2 to 0.4 milliseconds a step in the first 60 steps, and at a look 17 milliseconds for 149 small parameters,
+    85 for a transformer of 10 million numbers, a third of them before the backward (one thread of a CPU).
     """
 
     def __init__(

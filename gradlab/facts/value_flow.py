@@ -172,7 +172,7 @@ class FlowMode(TorchFunctionMode):
         if self._is_following:
             try:
                 self._follow(func, args, kwargs or {}, result)
-            except Exception:
+            except Exception:  # the user's own call must not fail for what is only noted about it
                 self._is_following = False
         return result
 
